@@ -1,0 +1,1 @@
+"""The commands `boundd` and `boundctl`."""

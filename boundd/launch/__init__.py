@@ -1,0 +1,1 @@
+"""Starting, finding again and ending the processes of attempts."""

@@ -1,0 +1,1 @@
+"""The picture of a whole run, drawn from an export."""

@@ -1,0 +1,1 @@
+"""What the outside sees: JSON logs, Prometheus metrics, exports."""
