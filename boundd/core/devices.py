@@ -1,0 +1,74 @@
+"""Devices and their readings, as values.
+
+Rules: a device is known by its UUID (the index changes at reboot and is for display). A reading that failed makes a
+device unavailable and says why; it is never 0 bytes and never a full device. All sizes are integers of bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class DeviceState(StrEnum):
+    """Whether cells may be placed on a device."""
+
+    READY = "ready"
+    CORDONED = "cordoned"
+    UNAVAILABLE = "unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReading:
+    """One device at one instant.
+
+    `total_bytes` and `free_bytes` are None exactly where `unavailable` says why. `process_bytes` maps host pids to the
+    device memory that each holds; a value of None means that the driver doesn't tell, and None in its place means that
+    the process list was not read this time. `max_cells` bounds the attempts at a time (1 for the CPU and for compute
+    mode EXCLUSIVE_PROCESS); None means that memory alone decides.
+    """
+
+    uuid: str
+    index: int
+    name: str
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+    process_bytes: Mapping[int, int | None] | None = None
+    max_cells: int | None = None
+    unavailable: str = ""
+    backend: str = "nvml"
+    """nvml, cpu or simulated: numbers measured on a simulated device are named as such."""
+    driver: str = ""
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes in use; 0 for a device that could not be read (ask `unavailable` first)."""
+        return (self.total_bytes or 0) - (self.free_bytes or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device as the daemon knows it: its latest reading, and whether somebody took it out of service."""
+
+    reading: DeviceReading
+    cordon_reason: str | None = None
+    observed_bytes: Mapping[str, int | None] = field(default_factory=dict)
+    """Attempt id to the device memory that its processes hold, read in one pass with `free`; None: unknown."""
+
+    @property
+    def uuid(self) -> str:
+        """The device's identity."""
+        return self.reading.uuid
+
+    @property
+    def state(self) -> DeviceState:
+        """Cordoned by a person, unavailable by its reading, or ready."""
+        if self.cordon_reason is not None:
+            return DeviceState.CORDONED
+        return DeviceState.UNAVAILABLE if self.reading.unavailable else DeviceState.READY
+
+    @property
+    def reason(self) -> str:
+        """Why the device is not ready; empty where it is."""
+        return self.cordon_reason if self.cordon_reason is not None else self.reading.unavailable

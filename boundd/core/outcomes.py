@@ -1,0 +1,94 @@
+"""How an attempt can end, and what is kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Outcome(StrEnum):
+    """How an attempt ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+    REJECTED = "rejected"
+
+
+class ErrorKind(StrEnum):
+    """What was wrong with an attempt that did not succeed. It decides who pays for it (`retry`)."""
+
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMEOUT = "timeout"
+    MODEL_UNAVAILABLE = "model_unavailable"
+    BAD_DATA = "bad_data"
+    KILLED_BY_SIGNAL = "killed_by_signal"
+    NO_RESULT = "no_result"
+    MALFORMED_RESULT = "malformed_result"
+    NOT_STARTED = "not_started"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+    OTHER = "other"
+
+
+class Isolation(StrEnum):
+    """Whether anything else used the device while it was timed. Only `exclusive` makes a bound."""
+
+    EXCLUSIVE = "exclusive"
+    CONTENDED = "contended"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class PointRecord:
+    """One measured point of the search, as the worker reported it."""
+
+    parameters: Mapping[str, Any]
+    speedup: float
+    score_loss: float | None
+    isolation: Isolation
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What a successful attempt measured. Speed-ups are ratios (2.0 is twice as fast)."""
+
+    max_speedup: float | None
+    max_speedup_within_tolerance: float | None
+    best: Mapping[str, Any] | None
+    isolation: Isolation
+    imported_upper_bound: float | None = None
+    """Set where the figure was imported from an old file, which kept nothing but the upper bound."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptError:
+    """Why an attempt did not succeed, for people and for `retry`. `at_unix_s` is UTC seconds."""
+
+    kind: ErrorKind
+    message: str
+    at_unix_s: float
+    phase: str | None = None
+    requested_bytes: int | None = None
+    free_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The outcome of an attempt with its evidence: either a measurement or an error, never both."""
+
+    outcome: Outcome
+    measurement: Measurement | None = None
+    error: AttemptError | None = None
+    exit_status: int | None = None
+    signal: int | None = None
+    wall_s: float | None = None
+    peak_allocated_bytes: int | None = None
+    peak_reserved_bytes: int | None = None

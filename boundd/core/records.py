@@ -1,0 +1,66 @@
+"""What a step asks the store to keep. All records of one `Commit` are kept in one transaction, or none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from boundd.core.attempts import Attempt, CellRecord
+from boundd.core.footprint import Observation
+from boundd.core.outcomes import PointRecord, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class SaveCell:
+    """Insert or replace a cell's row, by its key."""
+
+    record: CellRecord
+
+
+@dataclass(frozen=True, slots=True)
+class SaveAttempt:
+    """Insert or replace a live attempt's row, by its id. The first save of an attempt is its intent."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class SaveEnd:
+    """Record how an attempt ended. A second one for the same attempt is an error: one result an attempt."""
+
+    attempt: Attempt
+    verdict: Verdict
+    ended_unix_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SavePoint:
+    """Keep a measured point; `index` counts the attempt's points from 0."""
+
+    attempt_id: str
+    index: int
+    point: PointRecord
+
+
+@dataclass(frozen=True, slots=True)
+class SaveObservation:
+    """Keep what an attempt's memory was seen to be."""
+
+    observation: Observation
+
+
+@dataclass(frozen=True, slots=True)
+class SaveCordon:
+    """Keep that a device is out of service, and why; None puts it back."""
+
+    device: str
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SavePaused:
+    """Keep whether new attempts are held back."""
+
+    paused: bool
+
+
+Record = SaveCell | SaveAttempt | SaveEnd | SavePoint | SaveObservation | SaveCordon | SavePaused

@@ -1,0 +1,187 @@
+"""The Protocols between the core and the shell, and the errors that cross them.
+
+Who implements what: `devices` a DeviceProbe, `launch` a Launcher, `store` a Store, `telemetry` an Observer. `service`
+sees these and nothing behind them; `main` puts them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from boundd.core.attempts import Attempt, CellRecord
+from boundd.core.devices import DeviceReading
+from boundd.core.effects import Note
+from boundd.core.events import Now
+from boundd.core.footprint import Observation
+from boundd.core.outcomes import PointRecord, Verdict
+from boundd.core.records import Record
+
+
+class ConfigError(Exception):
+    """The operator's: one or more errors in a config, each with its key path. Exit code 2."""
+
+    def __init__(self, errors: Sequence[str]) -> None:
+        super().__init__("\n".join(errors))
+        self.errors = tuple(errors)
+
+
+class DeviceError(Exception):
+    """The environment's: no device can be worked on. Exit code 6."""
+
+
+class StoreError(Exception):
+    """The environment's: the store can't be used (corrupt, foreign, newer). Exit code 5. The file is untouched."""
+
+
+class StoreBusyError(Exception):
+    """The environment's, and passing: this commit did not happen (disk full, I/O error), a later one may."""
+
+
+class HeldError(Exception):
+    """The operator's: another daemon holds this state; the message names its pid. Exit code 4."""
+
+
+class LaunchError(Exception):
+    """The environment's: a worker could not be started; the message says what was tried and why not."""
+
+
+class InvariantError(AssertionError):
+    """Ours: something that can't happen did."""
+
+
+class Clock(Protocol):
+    """Both clocks."""
+
+    def now(self) -> Now:
+        """This instant."""
+
+
+class DeviceProbe(Protocol):
+    """Reads every device. A device that can't be read is a reading that says why, never an exception."""
+
+    async def read(self, *, processes: bool) -> tuple[DeviceReading, ...]:
+        """One pass over all devices, in index order; with `processes`, their process lists too.
+
+        Raises:
+            DeviceError: the backend as a whole is gone (no driver, no device).
+        """
+
+    async def aclose(self) -> None:
+        """End the probe and its child, if it has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSpec:
+    """All that the shim needs to run one attempt. `folder` is the attempt's own."""
+
+    attempt_id: str
+    folder: Path
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: Path
+    timeout_s: float
+    grace_s: float
+    log_limit_bytes: int = 16 * 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessEnd:
+    """How the worker's process ended, as its shim saw it, or `lost` with a reason where no shim lived to tell."""
+
+    exit_status: int | None = None
+    signal: int | None = None
+    timed_out: bool = False
+    ended_on_request: bool = False
+    start_error: str = ""
+    """Set where the worker could not be executed at all."""
+    wall_s: float | None = None
+    lost: str = ""
+
+
+class Launcher(Protocol):
+    """Starts attempts, finds them again after a restart, ends them."""
+
+    async def launch(self, spec: LaunchSpec) -> None:
+        """Start the attempt's shim; returns once it has taken over.
+
+        Raises:
+            LaunchError: nothing was started.
+        """
+
+    async def wait(self, attempt_id: str) -> ProcessEnd:
+        """How it ended, once nothing of the attempt is alive; for attempts of this daemon or of an earlier one."""
+
+    def is_alive(self, attempt_id: str) -> bool:
+        """Whether anything of the attempt lives, whoever started it."""
+
+    async def end(self, attempt_id: str) -> None:
+        """Ask the shim for TERM, grace, KILL on the whole tree. Returns at once; `wait` tells when it is over."""
+
+    def pids(self, attempt_id: str) -> frozenset[int]:
+        """The host pids of the attempt's processes, as far as they can be told."""
+
+    def results_path(self, attempt_id: str) -> Path:
+        """The file that the worker appends its lines to."""
+
+    def log_path(self, attempt_id: str) -> Path:
+        """The file that the worker's two output streams end up in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the store knew when the daemon started. Cells of the store that no config names are there too."""
+
+    cells: tuple[CellRecord, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    """Attempts without an end."""
+    observations: tuple[Observation, ...] = ()
+    cordons: Mapping[str, str] = field(default_factory=dict)
+    paused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EndedAttempt:
+    """An attempt's row, for `show`: how it went. `verdict` is None while it is live."""
+
+    attempt: Attempt
+    verdict: Verdict | None
+    ended_unix_s: float | None
+
+
+class Store(Protocol):
+    """Keeps the state. One writer."""
+
+    async def load(self) -> Snapshot:
+        """Everything that a starting daemon needs."""
+
+    async def commit(self, records: Sequence[Record]) -> None:
+        """Keep all of them, durably, in one transaction that no cancellation splits.
+
+        Raises:
+            StoreBusyError: nothing was kept; try again later.
+        """
+
+    async def attempts_of(self, key: str) -> tuple[EndedAttempt, ...]:
+        """Every attempt of a cell, oldest first."""
+
+    async def points_of(self, attempt_id: str) -> tuple[PointRecord, ...]:
+        """The points that an attempt measured, in order."""
+
+    async def remember(self, name: str, value: str) -> None:
+        """Keep a small fact about this store (such as the digest of the last export)."""
+
+    async def recall(self, name: str) -> str | None:
+        """A fact kept by `remember`."""
+
+    async def aclose(self) -> None:
+        """Close the database; safe to call twice."""
+
+
+class Observer(Protocol):
+    """Hears of everything worth telling. Never blocks and never raises."""
+
+    def note(self, note: Note, now: Now) -> None:
+        """One thing that happened."""
