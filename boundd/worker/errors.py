@@ -1,0 +1,90 @@
+"""How the worker fails on purpose: kinds of failure, their exit codes, and recognising memory that ran out.
+
+Importing this module loads no heavy library: exceptions are told apart by name and text, because the forms
+differ from one version of torch to the next.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from boundd.protocol.lines import Error, ErrorKind
+
+EXIT_CODES: Mapping[ErrorKind, int] = {"other": 1, "out_of_memory": 3, "model_unavailable": 4, "bad_data": 5}
+"""0 is success and 2 is usage."""
+
+_MESSAGE_CHARACTERS = 4000
+
+_OUT_OF_MEMORY = re.compile(
+    r"CUDA out of memory|HIP out of memory|CUDA error: out of memory|cudaErrorMemoryAllocation"
+    r"|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
+    r"|DefaultCPUAllocator: (?:can't allocate memory|not enough memory)"
+)
+_REQUESTED = re.compile(r"[Tt]ried to allocate (\d+(?:\.\d+)?) ?(bytes|[KMGT]iB)")
+_FREE = re.compile(r"(\d+(?:\.\d+)?) ?(bytes|[KMGT]iB) (?:is )?free")
+_UNIT_BYTES = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+
+class WorkerError(Exception):
+    """A failure the worker reports: `kind` says who can do something about it."""
+
+    kind: ErrorKind = "other"
+
+    def line(self, phase: str | None) -> Error:
+        """The line that reports it."""
+        return Error(error=self.kind, message=printable(str(self)), phase=phase)
+
+
+class ModelUnavailableError(WorkerError):
+    """The model or the scorer could not be had; the message says what was looked for, where, and how to give
+    it."""
+
+    kind: ErrorKind = "model_unavailable"
+
+
+class BadDataError(WorkerError):
+    """What was asked for can't be measured: NaN images, a method that does not fit the model, a file of no
+    prompts."""
+
+    kind: ErrorKind = "bad_data"
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """Memory that ran out: the library's own words, and the sizes they name (None where they name none)."""
+
+    message: str
+    requested_bytes: int | None
+    free_bytes: int | None
+
+    def line(self, phase: str | None) -> Error:
+        """The line that reports it."""
+        return Error(
+            error="out_of_memory",
+            message=self.message,
+            phase=phase,
+            requested_bytes=self.requested_bytes,
+            free_bytes=self.free_bytes,
+        )
+
+
+def shortage_of(error: BaseException) -> Shortage | None:
+    """What ran short, when `error` says that memory did; None for any other error."""
+    text = str(error)
+    named = {"OutOfMemoryError", "MemoryError"} & {parent.__name__ for parent in type(error).__mro__}
+    if not named and not (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(text)):
+        return None
+    message = printable(text) or type(error).__name__
+    return Shortage(message, _size_bytes(_REQUESTED, text), _size_bytes(_FREE, text))
+
+
+def printable(text: str) -> str:
+    """`text` as a line may hold it: no lone surrogates, and not endless."""
+    return text.encode("utf-8", "replace").decode()[:_MESSAGE_CHARACTERS]
+
+
+def _size_bytes(pattern: re.Pattern[str], text: str) -> int | None:
+    found = pattern.search(text)
+    return int(float(found[1]) * _UNIT_BYTES[found[2]]) if found else None

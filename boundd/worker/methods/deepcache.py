@@ -1,0 +1,64 @@
+"""DeepCache (Ma et al., 2023, arXiv:2312.00858): deep features are computed every few steps and reused in
+between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from boundd.worker.methods.base import Call, GridSize, ModelContext, Parameters, Restored
+
+_STANDARD_INTERVALS = (2, 3, 5, 7, 10)
+_STANDARD_BRANCHES = (0, 1, 2, 3)
+_COARSE = ((2, 0), (3, 0), (5, 1), (10, 0))
+
+
+class DeepCacheMethod:
+    """DeepCache by its own helper, in its 'uniform' mode."""
+
+    name = "deepcache"
+    distribution = "DeepCache"
+    parameter_names = ("cache_interval", "cache_branch_id")
+    composes_with = frozenset({"tgate", "tome"})
+
+    def requires(self, context: ModelContext) -> str | None:
+        """It finds the step it is at by its timestep, which a second-order scheduler visits twice."""
+        if context.scheduler_order != 1:
+            return (
+                "DeepCache tells steps apart by their timestep, and this scheduler visits each one "
+                f"{context.scheduler_order} times"
+            )
+        if context.cache_branches < 1:
+            return "DeepCache needs a UNet with down blocks to cache at"
+        return None
+
+    def grid(self, context: ModelContext, size: GridSize) -> Sequence[Parameters]:
+        """Intervals below the number of steps, and branches that the UNet has: past the last one they all
+        mean it."""
+        pairs: Sequence[tuple[int, int]] = _COARSE
+        if size == "standard":
+            pairs = [(interval, branch) for interval in _STANDARD_INTERVALS for branch in _STANDARD_BRANCHES]
+        return [
+            {"cache_interval": interval, "cache_branch_id": branch}
+            for interval, branch in pairs
+            if interval < context.steps and branch < context.cache_branches
+        ]
+
+    def identity(self, context: ModelContext) -> Parameters:  # noqa: ARG002 - the same for every model
+        """Every step is computed."""
+        return {"cache_interval": 1, "cache_branch_id": 0}
+
+    @contextmanager
+    def applied(self, pipe: Any, parameters: Parameters, call: Call) -> Iterator[Call]:
+        """Wrap the UNet's blocks; enabled once, because enabling twice recurses for ever."""
+        from DeepCache import DeepCacheSDHelper
+
+        with Restored(pipe.unet):
+            helper = DeepCacheSDHelper(pipe=pipe)
+            helper.set_params(**parameters, skip_mode="uniform")
+            helper.enable()
+            try:
+                yield call
+            finally:
+                helper.disable()
