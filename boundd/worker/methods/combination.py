@@ -50,13 +50,16 @@ class Combination:
     @contextmanager
     def applied(self, pipe: Any, parameters: Parameters, call: Call) -> Iterator[Call]:
         """Apply every part; DeepCache and T-GATE go together, by the loader made for the pair."""
-        own = {
-            method.name: {name: parameters[name] for name in method.parameter_names} for method in
-            self._methods } remaining = sorted(self._methods, key=lambda method: method.name not in
-            _REPLACES_CALL) with ExitStack() as stack: if own.keys() >= deepcache_tgate.PAIR: pair =
-            deepcache_tgate.applied(pipe, own["deepcache"], own["tgate"]) call = stack.enter_context(pair)
-            remaining = [method for method in remaining if method.name not in deepcache_tgate.PAIR] for method
-            in remaining: call = stack.enter_context(method.applied(pipe, own[method.name], call)) yield call
+        own = {method.name: {name: parameters[name] for name in method.parameter_names} for method in self._methods}
+        remaining = sorted(self._methods, key=lambda method: method.name not in _REPLACES_CALL)
+        with ExitStack() as stack:
+            if own.keys() >= deepcache_tgate.PAIR:
+                pair = deepcache_tgate.applied(pipe, own["deepcache"], own["tgate"])
+                call = stack.enter_context(pair)
+                remaining = [method for method in remaining if method.name not in deepcache_tgate.PAIR]
+            for method in remaining:
+                call = stack.enter_context(method.applied(pipe, own[method.name], call))
+            yield call
 
 
 def _union(points: Sequence[Parameters]) -> Parameters:
