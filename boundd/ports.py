@@ -7,17 +7,21 @@ sees these and nothing behind them; `main` puts them together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from anyio.streams.memory import MemoryObjectReceiveStream
+
 from boundd.core.attempts import Attempt, CellRecord
 from boundd.core.devices import DeviceReading
 from boundd.core.effects import Note
-from boundd.core.events import Now
+from boundd.core.events import Event, Now
 from boundd.core.footprint import Observation
 from boundd.core.outcomes import PointRecord, Verdict
 from boundd.core.records import Record
+from boundd.core.state import State
 
 
 class ConfigError(Exception):
@@ -185,3 +189,51 @@ class Observer(Protocol):
 
     def note(self, note: Note, now: Now) -> None:
         """One thing that happened."""
+
+
+class Service(Protocol):
+    """What the control API sees of the daemon."""
+
+    @property
+    def state(self) -> State:
+        """The committed state, as of now."""
+
+    @property
+    def store(self) -> Store:
+        """For what the state doesn't hold: the history of a cell and its points."""
+
+    @property
+    def launcher(self) -> Launcher:
+        """For the logs of an attempt."""
+
+    @property
+    def clock(self) -> Clock:
+        """Both clocks."""
+
+    @property
+    def started_unix_s(self) -> float:
+        """When this daemon started, UTC."""
+
+    @property
+    def store_problem(self) -> str:
+        """Why nothing can be stored at the moment; empty where all is well."""
+
+    async def submit(self, event: Event) -> None:
+        """Apply an event; returns once it is committed and what follows from it is planned.
+
+        Raises:
+            StoreBusyError: it could not be stored, so it did not happen.
+        """
+
+    def request_stop(self, *, end_workers: bool) -> None:
+        """Begin to shut down; with `end_workers`, end them and put their cells back, else leave them running."""
+
+    async def reload(self) -> str:
+        """Read the config anew, all or nothing; returns what changed, for people.
+
+        Raises:
+            ConfigError: it has errors; the config before it stays in force.
+        """
+
+    def subscribe(self) -> AbstractContextManager[MemoryObjectReceiveStream[tuple[Note, Now]]]:
+        """The notes from now on; a subscriber that doesn't read misses notes and holds nobody up."""
