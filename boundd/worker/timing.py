@@ -26,7 +26,6 @@ RETIMINGS = 2
 """How many times a contended point is timed again."""
 MAX_HELD_S = 60.0
 """How long the device's lease may be held alone at a stretch, where a call can be had in less."""
-TARGET_RELATIVE_HALF_WIDTH = 0.01
 
 Timed = Callable[[], Stopwatch]
 """Runs one call and says what it took."""
@@ -80,15 +79,15 @@ class PairTimer:
         the last.
         """
         started_s = self.clock()
-        for attempt in range(RETIMINGS + 1):
+        retimings = 0
+        pairs, isolation = self._round(baseline, variant)
+        while isolation == "contended" and retimings < RETIMINGS and not self._is_spent(started_s):
+            retimings += 1
             pairs, isolation = self._round(baseline, variant)
-            spent = self.budget_s and self.clock() - started_s >= self.budget_s
-            if isolation != "contended" or spent:
-                break
         speedup = median_ratio(
             [pair.baseline.elapsed_s for pair in pairs], [pair.variant.elapsed_s for pair in pairs], self.seed
         )
-        return Timing(speedup, pairs, isolation, attempt)
+        return Timing(speedup, pairs, isolation, retimings)
 
     def _round(
         self, baseline: Callable[[int], Stopwatch], variant: Callable[[int], Stopwatch]
@@ -98,14 +97,16 @@ class PairTimer:
         pairs: list[Pair] = []
         self.witness.begin()
         while len(pairs) < max(MIN_PAIRS, self.repeats):
-            spent = self.budget_s and self.clock() - started_s >= self.budget_s
-            if len(pairs) >= MIN_PAIRS and spent:
+            if len(pairs) >= MIN_PAIRS and self._is_spent(started_s):
                 break
             index = len(pairs)
             longest_s = max((pair.baseline.wall_s + pair.variant.wall_s for pair in pairs), default=0.0)
             pairs.append(self._pair(lambda: baseline(index), lambda: variant(index), order, longest_s))  # noqa: B023
         watches = [watch for pair in pairs for watch in (pair.baseline, pair.variant)]
         return pairs, self.witness.judge(watches)
+
+    def _is_spent(self, started_s: float) -> bool:
+        return self.budget_s > 0 and self.clock() - started_s >= self.budget_s
 
     def _pair(self, baseline: Timed, variant: Timed, order: random.Random, expected_s: float) -> Pair:
         """One pair: under one hold of the lease, unless that would be held too long; then each under its

@@ -1,0 +1,150 @@
+"""The worker's command line. Only what it needs to answer `--help` and wrong usage is imported at its
+start."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import click
+
+from boundd.protocol.catalogue import PIPELINE_CLASSES, SCHEDULERS, installed_methods
+from boundd.protocol.environment import WorkerEnvironment
+from boundd.protocol.lines import Error, Line, ResultsWriter
+from boundd.worker.errors import EXIT_CODES, WorkerError, printable, shortage_of
+from boundd.worker.report import JsonCollector, Reporter, ResultsReporter, Screen, SpeedupPrinter
+from boundd.worker.settings import DTYPES, GRIDS, Settings, SettingsError, resolve
+
+EXIT_USAGE = 2
+
+_EPILOG = """\b
+Example:
+  python -m boundd.worker --pipe digits-sd15 --sched DDIM --steps 20 \\
+      --search_targets deepcache --num_samples 8 --grid coarse
+
+\b
+Exit codes: 0 done, 1 an error, 2 usage, 3 out of memory, 4 model not available,
+5 data that can't be measured.
+"""
+
+
+def _option(name: str, **attributes: Any) -> Callable[[Any], Any]:
+    """An option by its old name with underscores, and with dashes too."""
+    spellings = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
+    return click.option(*spellings, name, **attributes)
+
+
+@click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@_option("pipe", help=f"Model: {', '.join(PIPELINE_CLASSES)}, a pipeline class, or any name with --source.")
+@_option("sched", help=f"Scheduler: {', '.join(SCHEDULERS)}, or its class.")
+@_option("steps", type=int, help="Denoising steps.")
+@_option("search_targets", help=f"Method: {', '.join(installed_methods())}; several joined by '+'.")
+@_option("num_samples", type=int, help="Images to generate and score.  [default: 32]")
+@_option("batch_size", type=int, help="Images a call, the same for baseline and variant.  [default: 4]")
+@_option("tolerance", type=float, help="Largest score loss of a point that may be the bound.  [default: 0.02]")
+@_option("seed", type=int, help="Image i is made from the seed SEED + i.  [default: 42]")
+@_option("guidance_scale", type=float, help="[default: 7.5]")
+@_option("resolution", type=int, help="Pixels of a side.  [default: the model's own]")
+@_option("dtype", type=click.Choice(DTYPES), help="[default: float16 on a GPU, else float32]")
+@_option("device", help="cpu, cuda or cuda:N.  [default: the GPU if there is one]")
+@_option("source", help="Where the model is: a hub id or a folder.")
+@_option("weights", help="'pretrained'.")
+@_option("scorer", help="A CLIP model's hub id or folder, 'builtin' for the digits models', '' for no score.")
+@_option("grid", type=click.Choice(GRIDS), help="How many points to measure.  [default: standard]")
+@_option("budget_s", type=float, help="Seconds to spend timing a point; 0 for no limit.  [default: 0]")
+@_option("repeats", type=int, help="Pairs of baseline and variant to time a point by.  [default: 5]")
+@_option("threads", type=int, help="Threads on the CPU; only one can be attested.  [default: 1]")
+@_option("prompts", type=click.Path(), help="A file of prompts, one a line.")
+@_option("output_dir", type=click.Path(), help="A folder for contact sheets of the images.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document at the end, and nothing else.")
+def main(as_json: bool, **options: Any) -> None:
+    """Find how much faster a diffusion model can go with an acceleration method, before it shows.
+
+    Generates and scores a baseline, then measures every point of the method's grid: its speed-up over the
+    baseline, timed in interleaved pairs, and the score it loses. Prints `speedup: 2.31` for each point.
+    Started by boundd it takes what is not given here from the environment (BOUNDD_CELL and its like), and
+    appends its results to $BOUNDD_RESULTS.
+    """
+    try:
+        environment = WorkerEnvironment.from_environ(os.environ)
+        settings = resolve(options, environment)
+    except SettingsError as error:
+        _report_usage(str(error))
+        raise click.UsageError(str(error)) from None
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    with ExitStack() as stack:
+        reporters = _reporters(stack, environment, as_json)
+        sys.exit(_run(settings, environment, _Fan(reporters)))
+
+
+class _Fan:
+    """Passes every line to several reporters."""
+
+    def __init__(self, reporters: Sequence[Reporter]) -> None:
+        self._reporters = reporters
+
+    def report(self, line: Line) -> None:
+        for reporter in self._reporters:
+            reporter.report(line)
+
+
+def _reporters(stack: ExitStack, environment: WorkerEnvironment, as_json: bool) -> list[Reporter]:
+    reporters: list[Reporter] = []
+    if environment.results is not None:
+        reporters.append(ResultsReporter(stack.enter_context(ResultsWriter(environment.results))))
+    reporters.append(JsonCollector(sys.stdout) if as_json else SpeedupPrinter(sys.stdout))
+    if sys.stderr.isatty():
+        reporters.append(stack.enter_context(Screen()))
+    return reporters
+
+
+def _run(settings: Settings, environment: WorkerEnvironment, reporter: Reporter) -> int:
+    """Search, and turn whatever goes wrong into a line and an exit code."""
+    _quieten()
+    from boundd.worker.search import OutOfMemoryError, Search
+
+    search = Search(settings, environment, reporter)
+    try:
+        search.run()
+        return 0
+    except OutOfMemoryError as error:
+        line = error.shortage.line(search.phase)
+    except WorkerError as error:
+        line = error.line(search.phase)
+    except Exception as error:
+        shortage = shortage_of(error)
+        if shortage is None:
+            logging.getLogger(__name__).exception("the worker failed while it was at: %s", search.phase)
+        message = printable(f"{type(error).__name__}: {error}")
+        line = shortage.line(search.phase) if shortage else Error(error="other", message=message, phase=search.phase)
+    reporter.report(line)
+    print(f"boundd.worker: {line.error} ({line.phase}): {line.message}", file=sys.stderr, flush=True)
+    return EXIT_CODES[line.error]
+
+
+def _report_usage(message: str) -> None:
+    """Wrong usage by the daemon is a result too: without a line it would look like a worker that crashed."""
+    path = os.environ.get("BOUNDD_RESULTS")
+    if path:
+        with ResultsWriter(WorkerEnvironment.from_environ({"BOUNDD_RESULTS": path}).results) as writer:  # type: ignore[arg-type]
+            writer.write(Error(error="bad_data", message=printable(message), phase="usage"))
+
+
+def _quieten() -> None:
+    """Keep the libraries' import chatter and bars off the output; their errors still come through."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    warnings.filterwarnings("ignore")
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()

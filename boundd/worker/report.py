@@ -1,0 +1,142 @@
+"""What the worker says while it works: lines for the daemon, speed-ups for scripts, a bar and a table for a
+person."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self, TextIO
+
+from boundd.protocol.lines import Error, Line, Memory, Point, Progress, Result, ResultsWriter, encode
+
+
+class Reporter(Protocol):
+    """Takes every line as it comes."""
+
+    def report(self, line: Line) -> None:
+        """Pass the line on."""
+
+
+class ResultsReporter:
+    """Appends every line to the results file."""
+
+    def __init__(self, writer: ResultsWriter) -> None:
+        self._writer = writer
+
+    def report(self, line: Line) -> None:
+        """Append it."""
+        self._writer.write(line)
+
+
+class SpeedupPrinter:
+    """Prints `speedup: 2.31` for each point, for scripts which read the old script's output."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def report(self, line: Line) -> None:
+        """Print a point's speed-up, and nothing for other lines."""
+        if isinstance(line, Point):
+            print(f"speedup: {line.speedup:.2f}", file=self._stream, flush=True)
+
+
+class JsonCollector:
+    """Keeps what was measured and prints it at the end as one JSON document."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._points: list[Any] = []
+        self._document: dict[str, Any] = {}
+
+    def report(self, line: Line) -> None:
+        """Keep it, and print the document when the last line has come."""
+        value = json.loads(encode(line))
+        kind = value.pop("type")
+        if isinstance(line, Point):
+            self._points.append(value)
+        elif isinstance(line, Memory | Result | Error):
+            self._document[kind] = value
+        if isinstance(line, Result | Error):
+            print(json.dumps({"points": self._points, **self._document}, indent=2), file=self._stream, flush=True)
+
+
+class Screen:
+    """A progress bar on stderr while it runs, and a table of the points after it. Made only for a
+    terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        self._console = Console(file=sys.stderr)
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("starting", total=None)
+        self._points: list[Point] = []
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def report(self, line: Line) -> None:
+        """Move the bar, or show the table."""
+        if isinstance(line, Progress):
+            description = str(line.extra.get("phase", ""))
+            self._bar.update(self._task, completed=line.done, total=line.total, description=description)
+        elif isinstance(line, Point):
+            self._points.append(line)
+        elif isinstance(line, Result):
+            self._bar.stop()
+            self._console.print(_table(self._points, line))
+
+    def explain(self, text: str) -> None:
+        """Say what went wrong."""
+        self._bar.stop()
+        self._console.print(text, style="red", markup=False, highlight=False)
+
+
+def _table(points: Sequence[Point], result: Result) -> Any:
+    from rich.table import Table
+
+    best = result.best or {}
+    table = Table(title=f"speed-up of {result.extra.get('label', '')}", caption=_caption(result), title_justify="left")
+    for heading in ("parameters", "speed-up", "95% interval", "score loss", "PSNR", "SSIM", "device"):
+        table.add_column(heading, justify="left" if heading in ("parameters", "device") else "right")
+    for point in points:
+        extra: Any = point.extra
+        is_best = point.parameters == best.get("parameters")
+        table.add_row(
+            " ".join(f"{name}={value}" for name, value in point.parameters.items()),
+            f"{point.speedup:.2f}x",
+            f"{extra['speedup_low']:.2f} to {extra['speedup_high']:.2f}",
+            "" if point.score_loss is None else f"{100 * point.score_loss:.2f}%",
+            "same" if extra["psnr_db"] is None else f"{extra['psnr_db']:.1f} dB",
+            f"{extra['ssim']:.3f}",
+            point.isolation,
+            style="bold green" if is_best else "dim" if extra["identity"] else None,
+        )
+    return table
+
+
+def _caption(result: Result) -> str:
+    tolerance = result.extra.get("tolerance")
+    if result.max_speedup_within_tolerance is None:
+        bound = "no score was computed, so no point can be said to be within the tolerance"
+    else:
+        bound = f"{result.max_speedup_within_tolerance:.2f}x within a score loss of {tolerance}"
+    fastest = "" if result.max_speedup is None else f"; {result.max_speedup:.2f}x at any loss"
+    return bound + fastest
