@@ -1,0 +1,100 @@
+"""What a shim left in its attempt's folder, read with suspicion: a power cut or another release may have written it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from boundd.launch import shim
+from boundd.ports import ProcessEnd
+from boundd.protocol.strict_json import Json, StrictJsonError, loads
+
+_MOST_BYTES = 65536
+_QUOTED_CHARACTERS = 200
+
+
+class RecordError(Exception):
+    """The environment's: a file is there and can't be understood; the message quotes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShimRecord:
+    """Who the shim and its worker are, or were: boot id, pid and start time name one process for good."""
+
+    boot_id: str
+    pid: int
+    start_ticks: int
+    worker_pid: int
+    worker_start_ticks: int
+
+    def of_this_boot(self) -> bool:
+        """Whether the pids can mean anything now."""
+        return self.boot_id == shim.boot_id()
+
+
+def read_shim(folder: Path) -> ShimRecord | None:
+    """The shim's own record; None where it has not written one.
+
+    Raises:
+        RecordError: it is there and can't be understood.
+        OSError: it can't be read.
+    """
+    found = _read(folder / shim.SHIM)
+    if found is None:
+        return None
+    text, value = found
+    boot_id = value.get("boot_id")
+    numbers = [value.get(name) for name in ("pid", "start_ticks", "worker_pid", "worker_start_ticks")]
+    whole = [number for number in numbers if isinstance(number, int) and number > 0 and not isinstance(number, bool)]
+    if not isinstance(boot_id, str) or len(whole) != len(numbers):
+        raise RecordError(f"{shim.SHIM} lacks a field or has a wrong one: {_quoted(text)}")
+    return ShimRecord(boot_id, *whole)
+
+
+def read_outcome(folder: Path) -> ProcessEnd | None:
+    """The outcome; None where there is none.
+
+    Raises:
+        RecordError: it is there and can't be understood.
+        OSError: it can't be read.
+    """
+    found = _read(folder / shim.OUTCOME)
+    if found is None:
+        return None
+    text, value = found
+    exit_status, signal, wall_s = value.get("exit_status"), value.get("signal"), value.get("wall_s")
+    timed_out, on_request = value.get("timed_out"), value.get("ended_on_request")
+    start_error = value.get("start_error")
+    if (
+        not (exit_status is None or isinstance(exit_status, int))
+        or not (signal is None or isinstance(signal, int))
+        or not (wall_s is None or isinstance(wall_s, int | float))
+        or not isinstance(timed_out, bool)
+        or not isinstance(on_request, bool)
+        or not isinstance(start_error, str)
+        or (exit_status is None and signal is None and not start_error)
+    ):
+        raise RecordError(f"{shim.OUTCOME} lacks a field or has a wrong one: {_quoted(text)}")
+    return ProcessEnd(exit_status, signal, timed_out, on_request, start_error, wall_s)
+
+
+def _read(path: Path) -> tuple[str, Mapping[str, Json]] | None:
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES).decode(errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        value = loads(text)
+    except StrictJsonError as error:
+        raise RecordError(f"{path.name} is damaged ({error}): {_quoted(text)}") from None
+    if not isinstance(value, Mapping):
+        raise RecordError(f"{path.name} is not an object: {_quoted(text)}")
+    if value.get("format") != shim.FORMAT:
+        raise RecordError(f"{path.name} has format {value.get('format')!r}, known is {shim.FORMAT}: {_quoted(text)}")
+    return text, value
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= _QUOTED_CHARACTERS else text[:_QUOTED_CHARACTERS] + "…")
