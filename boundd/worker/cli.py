@@ -3,22 +3,24 @@ start."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import click
 
 from boundd.protocol.catalogue import PIPELINE_CLASSES, SCHEDULERS, installed_methods
-from boundd.protocol.environment import WorkerEnvironment
+from boundd.protocol.environment import RESULTS, WorkerEnvironment
 from boundd.protocol.lines import Error, Line, ResultsWriter
 from boundd.worker.errors import EXIT_CODES, WorkerError, printable, shortage_of
 from boundd.worker.report import JsonCollector, Reporter, ResultsReporter, Screen, SpeedupPrinter
-from boundd.worker.settings import DTYPES, GRIDS, Settings, SettingsError, resolve
+from boundd.worker.settings import DTYPES, GRIDS, Settings, resolve
 
 EXIT_USAGE = 2
 
@@ -73,10 +75,8 @@ def main(as_json: bool, **options: Any) -> None:
     try:
         environment = WorkerEnvironment.from_environ(os.environ)
         settings = resolve(options, environment)
-    except SettingsError as error:
-        _report_usage(str(error))
-        raise click.UsageError(str(error)) from None
     except ValueError as error:
+        _report_usage(str(error))
         raise click.UsageError(str(error)) from None
     with ExitStack() as stack:
         reporters = _reporters(stack, environment, as_json)
@@ -130,9 +130,9 @@ def _run(settings: Settings, environment: WorkerEnvironment, reporter: Reporter)
 
 def _report_usage(message: str) -> None:
     """Wrong usage by the daemon is a result too: without a line it would look like a worker that crashed."""
-    path = os.environ.get("BOUNDD_RESULTS")
-    if path:
-        with ResultsWriter(WorkerEnvironment.from_environ({"BOUNDD_RESULTS": path}).results) as writer:  # type: ignore[arg-type]
+    path = os.environ.get(RESULTS)
+    if path and os.path.isabs(path):  # noqa: PTH117 - a variable that may hold anything
+        with ResultsWriter(Path(path)) as writer:
             writer.write(Error(error="bad_data", message=printable(message), phase="usage"))
 
 
@@ -143,8 +143,5 @@ def _quieten() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     warnings.filterwarnings("ignore")
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
+    for library in ("diffusers", "transformers"):
+        importlib.import_module(f"{library}.utils.logging").disable_progress_bar()

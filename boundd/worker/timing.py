@@ -60,9 +60,10 @@ class PairTimer:
     """Times pairs under the lease.
 
     Attributes:
-        repeats: pairs to time a point by; more than that only where the interval asks for it and the budget
-        allows. budget_s: seconds after which no pair is begun, past the fewest; 0 for none. seed: of the
-        order within pairs and of the bootstrap. clock: seconds, monotonic.
+        repeats: pairs to time a point by, at least MIN_PAIRS.
+        budget_s: seconds after which no pair is begun, past the fewest; 0 for none.
+        seed: of the order within pairs and of the bootstrap.
+        clock: seconds, monotonic.
     """
 
     lease: Lease
