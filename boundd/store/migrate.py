@@ -1,0 +1,275 @@
+"""Makes a store, checks one before it is used, and brings an older one up to date.
+
+Rules: nothing is written to a file that isn't known to be ours, whole, and of a history that we know; a refusal says
+what is wrong, where, and what to do. A migration and its record are one transaction, statement by statement
+(`executescript` would commit what is open). An upgrade keeps a copy of what was there. A new store is made under a
+temporary name and renamed, so that a crash leaves either no store or a whole one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import boundd
+from boundd.ports import StoreError
+from boundd.store import queries
+
+APPLICATION_ID = 0x626F756E
+"""'boun', as migration 1 sets it."""
+
+_MAGIC = b"SQLite format 3\x00"
+_HEADER_BYTES = 100
+_APPLICATION_ID_OFFSET = 68
+"""https://www.sqlite.org/fileformat2.html, 1.3: four bytes, big-endian."""
+_FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
+_START_AFRESH = "Restore a backup of it, or move it away to start with an empty store."
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One step of the schema: its number from 1, its name, its text and the text's SHA-256."""
+
+    number: int
+    name: str
+    sql: str
+    sha256: str
+
+
+def migrations_folder() -> Path:
+    """Where the migrations are: inside the package in an installed wheel, beside it in a checkout.
+
+    Raises:
+        StoreError: in neither.
+    """
+    package = Path(boundd.__file__).parent
+    for folder in (package / "_migrations", package.parent / "migrations"):
+        if folder.is_dir():
+            return folder
+    raise StoreError(f"{package}: the migrations are missing from this installation. Install boundd again.")
+
+
+def read_migrations(folder: Path) -> tuple[Migration, ...]:
+    """The migrations in a folder, `NNNN_name.sql` each, in order.
+
+    Raises:
+        StoreError: there are none, or their numbers aren't 1, 2, 3 and so on.
+    """
+    found = []
+    for path in sorted(folder.iterdir()):
+        match = _FILE_NAME.fullmatch(path.name)
+        if match:
+            content = path.read_bytes()
+            found.append(Migration(int(match[1]), match[2], content.decode(), hashlib.sha256(content).hexdigest()))
+    if not found or [m.number for m in found] != list(range(1, len(found) + 1)):
+        raise StoreError(f"{folder}: the migrations aren't numbered 1, 2, 3, ... Install boundd again.")
+    return tuple(found)
+
+
+def prepare(path: Path, migrations: Sequence[Migration] | None = None) -> None:
+    """See that `path` is a whole store with today's schema: make it, upgrade it, or leave it as it is. Blocks.
+
+    Raises:
+        StoreError: it can't be used, and was not touched; or it can't be made or upgraded, and nothing changed.
+    """
+    wanted = read_migrations(migrations_folder()) if migrations is None else tuple(migrations)
+    try:
+        if not os.path.lexists(path):
+            _create(path, wanted)
+            return
+        pending = wanted[_inspect(path, wanted) :]
+        if pending:
+            _upgrade(path, pending)
+    except (sqlite3.Error, OSError) as error:
+        raise StoreError(f"{path}: the store can't be opened: {error}. See to the disk and its permissions.") from error
+
+
+def schema_text(connection: sqlite3.Connection) -> str:
+    """The schema as one SQL text, as committed in `migrations/schema.sql`."""
+    texts = [row[0] for row in connection.execute(queries.LOAD_SCHEMA)]
+    number = connection.execute("PRAGMA application_id").fetchone()[0]
+    header = "-- What all the migrations make. Written from them; never edited by hand.\n"
+    return header + "\n".join(f"\n{text};" for text in [f"PRAGMA application_id = 0x{number:08X}", *texts]) + "\n"
+
+
+def apply(connection: sqlite3.Connection, migration: Migration) -> None:
+    """Apply a migration and its record in one transaction.
+
+    Raises:
+        StoreError: it leaves references that point to nothing; nothing was kept.
+        sqlite3.Error: a statement failed; nothing was kept.
+    """
+    connection.execute(queries.BEGIN)
+    try:
+        for statement in split(migration.sql):
+            connection.execute(statement)
+        broken = connection.execute(queries.FOREIGN_KEY_CHECK).fetchall()
+        if broken:
+            raise StoreError(f"migration {migration.number} would leave {len(broken)} broken reference(s)")
+        record = {"number": migration.number, "name": migration.name, "sha256": migration.sha256}
+        connection.execute(queries.INSERT_MIGRATION, record)
+        connection.execute(queries.COMMIT)
+    except BaseException:
+        # SQLite has already rolled back by itself after some errors, such as a full disk.
+        if connection.in_transaction:
+            connection.execute(queries.ROLLBACK)
+        raise
+
+
+def split(sql: str) -> Iterator[str]:
+    """The statements of a text, one by one. Semicolons in strings, comments and triggers don't end one."""
+    statement = ""
+    for piece in re.split(r"(?<=;)", sql):
+        statement += piece
+        if sqlite3.complete_statement(statement):
+            yield statement.strip()
+            statement = ""
+    # Only comments may follow the last one; anything else is left for SQLite to refuse.
+    if re.sub(r"--[^\n]*", "", statement).strip():
+        yield statement.strip()
+
+
+def _inspect(path: Path, known: Sequence[Migration]) -> int:
+    """How many of the known migrations made this store. Writes nothing to it.
+
+    Raises:
+        StoreError: it isn't a store, or not one that can be used.
+    """
+    _check_header(path)
+    wal = _beside(path, "-wal")
+    # Without a log to read, `immutable` leaves not even a -shm file beside what may be refused.
+    options = "mode=ro" if wal.exists() and wal.stat().st_size else "mode=ro&immutable=1"
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?{options}", uri=True)) as connection:
+            damage = [row[0] for row in connection.execute(queries.QUICK_CHECK)]
+            if damage != ["ok"]:
+                raise StoreError(f"{path}: the store is damaged: {'; '.join(damage[:3])}. {_START_AFRESH}")
+            history = connection.execute(queries.LOAD_HISTORY).fetchall()
+    except sqlite3.OperationalError as error:
+        raise StoreError(f"{path}: the store can't be read: {error}. {_START_AFRESH}") from error
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"{path}: the store is damaged: {error}. {_START_AFRESH}") from error
+    _check_history(path, history, known)
+    return len(history)
+
+
+def _check_header(path: Path) -> None:
+    """Refuse what isn't a file, isn't SQLite's, or is another program's, from the file's first bytes alone."""
+    if not path.is_file():
+        raise StoreError(f"{path}: not a regular file. Give another path for the store.")
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    if not header:
+        raise StoreError(f"{path}: the file is empty (0 bytes), so its content was lost. {_START_AFRESH}")
+    if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
+        raise StoreError(f"{path}: not a SQLite database. Give another path for the store, or move this file away.")
+    number = int.from_bytes(header[_APPLICATION_ID_OFFSET : _APPLICATION_ID_OFFSET + 4], "big")
+    if number != APPLICATION_ID:
+        raise StoreError(
+            f"{path}: another program's database (application_id 0x{number:08X}, not 0x{APPLICATION_ID:08X}). "
+            "Give another path for the store."
+        )
+
+
+def _check_history(path: Path, history: Sequence[tuple[int, str, str]], known: Sequence[Migration]) -> None:
+    """Refuse a history that isn't the beginning of the one that this version knows."""
+    numbers = [number for number, _, _ in history]
+    if numbers != list(range(1, len(numbers) + 1)) or not numbers:
+        raise StoreError(f"{path}: its history of migrations has gaps: {numbers}. {_START_AFRESH}")
+    if len(numbers) > len(known):
+        raise StoreError(
+            f"{path}: made by a newer boundd (schema {len(numbers)}; this one knows {len(known)}). "
+            f"Install that version again, or put back the copy that its upgrade left ({path.name}.before-*)."
+        )
+    for (number, name, sha256), migration in zip(history, known, strict=False):
+        if (name, sha256) != (migration.name, migration.sha256):
+            raise StoreError(
+                f"{path}: made by an edited migration {number} ({name}, sha256 {sha256[:12]}; "
+                f"this version's is {migration.name}, {migration.sha256[:12]}). "
+                "Use the version of boundd that made it, or move it away to start with an empty store."
+            )
+
+
+def _create(path: Path, migrations: Sequence[Migration]) -> None:
+    """Make a new store under a temporary name, sync it, and rename it into place."""
+    for suffix in ("-wal", "-journal"):
+        stray = _beside(path, suffix)
+        # SQLite would replay another database's log into the new one.
+        if stray.exists():
+            raise StoreError(f"{path}: missing, but its log {stray.name} is there. Put the file back, or move the log.")
+    temporary = _beside(path, ".new")
+    _discard(temporary)
+    try:
+        with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+            connection.execute(queries.JOURNAL_WAL)
+            for migration in migrations:
+                apply(connection, migration)
+        _sync(temporary)
+        temporary.rename(path)
+    except BaseException:
+        _discard(temporary)
+        raise
+    _sync(path.parent)
+
+
+def _upgrade(path: Path, pending: Sequence[Migration]) -> None:
+    """Keep a copy, then apply what is missing."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for pragma in queries.PRAGMAS:
+            connection.execute(pragma)
+        # A migration may have to rebuild a table; `apply` checks the references itself.
+        connection.execute("PRAGMA foreign_keys = OFF")
+        backup = _back_up(connection, path, pending[0].number)
+        for migration in pending:
+            try:
+                apply(connection, migration)
+            except (sqlite3.Error, StoreError) as error:
+                raise StoreError(
+                    f"{path}: migration {migration.number} ({migration.name}) failed and was undone: {error}. "
+                    f"The store as it was before is in {backup}."
+                ) from error
+
+
+def _back_up(connection: sqlite3.Connection, path: Path, number: int) -> Path:
+    """Copy the store to `<path>.before-NNNN`, or the next free name after it; an older copy is never overwritten."""
+    target = _beside(path, f".before-{number:04d}")
+    again = 1
+    while target.exists():
+        again += 1
+        target = _beside(path, f".before-{number:04d}-{again}")
+    temporary = _beside(target, ".new")
+    _discard(temporary)
+    try:
+        with contextlib.closing(sqlite3.connect(temporary)) as copy:
+            connection.backup(copy)
+        _sync(temporary)
+        temporary.rename(target)
+    except BaseException:
+        _discard(temporary)
+        raise
+    _sync(path.parent)
+    return target
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _discard(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        _beside(path, suffix).unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Sync a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

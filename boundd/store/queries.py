@@ -1,0 +1,158 @@
+"""Every SQL statement of the store, by name. The schema is in `migrations/`.
+
+Rules: values are always bound, never written into the text; a row that may be saved again is upserted, never
+`REPLACE`d, since that would delete it and its order; `ends` is the one table with a plain insert.
+"""
+
+from __future__ import annotations
+
+BEGIN = "BEGIN IMMEDIATE"
+"""Take the write lock at once, so that a transaction can't fail half-way for want of it."""
+
+COMMIT = "COMMIT"
+"""Make the transaction durable (WAL, synchronous=FULL: synced before it returns). Deferred references are checked."""
+
+ROLLBACK = "ROLLBACK"
+"""Forget the transaction."""
+
+NOTHING = "SELECT 1"
+"""Touches no table: once it returns, every statement queued before it has been run."""
+
+PRAGMAS = (
+    "PRAGMA busy_timeout = 5000",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA foreign_keys = ON",
+    "PRAGMA trusted_schema = OFF",
+)
+"""What every connection needs, as none of it is kept in the file. The timeout is in milliseconds."""
+
+JOURNAL_WAL = "PRAGMA journal_mode = WAL"
+"""Switch to the write-ahead log; answers with the mode that is now used."""
+
+SAVE_CELL = """
+INSERT INTO cells (
+    key, digest, label, parameters, state, attempts, charged_failures, free_failures, memory_level, alone, batch_size,
+    error_kind, error_message, error_at_unix_s, error_phase, error_requested_bytes, error_free_bytes,
+    measurement, measured_device, measured_batch_size, duration_s
+) VALUES (
+    :key, :digest, :label, :parameters, :state, :attempts, :charged_failures, :free_failures, :memory_level, :alone,
+    :batch_size, :error_kind, :error_message, :error_at_unix_s, :error_phase, :error_requested_bytes,
+    :error_free_bytes, :measurement, :measured_device, :measured_batch_size, :duration_s
+) ON CONFLICT (key) DO UPDATE SET
+    digest = excluded.digest, label = excluded.label, parameters = excluded.parameters, state = excluded.state,
+    attempts = excluded.attempts, charged_failures = excluded.charged_failures,
+    free_failures = excluded.free_failures, memory_level = excluded.memory_level, alone = excluded.alone,
+    batch_size = excluded.batch_size, error_kind = excluded.error_kind, error_message = excluded.error_message,
+    error_at_unix_s = excluded.error_at_unix_s, error_phase = excluded.error_phase,
+    error_requested_bytes = excluded.error_requested_bytes, error_free_bytes = excluded.error_free_bytes,
+    measurement = excluded.measurement, measured_device = excluded.measured_device,
+    measured_batch_size = excluded.measured_batch_size, duration_s = excluded.duration_s
+"""
+"""Insert a cell or replace all of its row but the key."""
+
+SAVE_ATTEMPT = """
+INSERT INTO attempts (
+    id, key, label, number, device, reservation_bytes, cap_bytes, batch_size, exclusive, timeout_s, grace_s,
+    started_unix_s, started_boot_s, whole_device, had_company, state, end_reason, progress_done, progress_total, points
+) VALUES (
+    :id, :key, :label, :number, :device, :reservation_bytes, :cap_bytes, :batch_size, :exclusive, :timeout_s, :grace_s,
+    :started_unix_s, :started_boot_s, :whole_device, :had_company, :state, :end_reason, :progress_done,
+    :progress_total, :points
+) ON CONFLICT (id) DO UPDATE SET
+    key = excluded.key, label = excluded.label, number = excluded.number, device = excluded.device,
+    reservation_bytes = excluded.reservation_bytes, cap_bytes = excluded.cap_bytes, batch_size = excluded.batch_size,
+    exclusive = excluded.exclusive, timeout_s = excluded.timeout_s, grace_s = excluded.grace_s,
+    started_unix_s = excluded.started_unix_s, started_boot_s = excluded.started_boot_s,
+    whole_device = excluded.whole_device, had_company = excluded.had_company, state = excluded.state,
+    end_reason = excluded.end_reason, progress_done = excluded.progress_done,
+    progress_total = excluded.progress_total, points = excluded.points
+"""
+"""Insert an attempt or replace all of its row but the id. Two ids with one (key, number) are refused."""
+
+INSERT_END = """
+INSERT INTO ends (
+    attempt_id, ended_unix_s, outcome, measurement, error_kind, error_message, error_at_unix_s, error_phase,
+    error_requested_bytes, error_free_bytes, exit_status, signal, wall_s, peak_allocated_bytes, peak_reserved_bytes
+) VALUES (
+    :attempt_id, :ended_unix_s, :outcome, :measurement, :error_kind, :error_message, :error_at_unix_s, :error_phase,
+    :error_requested_bytes, :error_free_bytes, :exit_status, :signal, :wall_s, :peak_allocated_bytes,
+    :peak_reserved_bytes
+)
+"""
+"""Record how an attempt ended. A second one for the same attempt breaks the primary key."""
+
+SAVE_POINT = """
+INSERT INTO points (attempt_id, idx, parameters, speedup, score_loss, isolation, details)
+VALUES (:attempt_id, :idx, :parameters, :speedup, :score_loss, :isolation, :details)
+ON CONFLICT (attempt_id, idx) DO UPDATE SET
+    parameters = excluded.parameters, speedup = excluded.speedup, score_loss = excluded.score_loss,
+    isolation = excluded.isolation, details = excluded.details
+"""
+"""Keep a point. A results file that is read again after a restart saves the same points again."""
+
+INSERT_OBSERVATION = """
+INSERT INTO observations (subject, batch_size, peak_bytes, censored)
+VALUES (:subject, :batch_size, :peak_bytes, :censored)
+"""
+"""Keep one attempt's memory."""
+
+SAVE_CORDON = """
+INSERT INTO cordons (device, reason) VALUES (:device, :reason)
+ON CONFLICT (device) DO UPDATE SET reason = excluded.reason
+"""
+"""Put a device out of service, or change why."""
+
+DELETE_CORDON = "DELETE FROM cordons WHERE device = :device"
+"""Put a device back; nothing happens where it was not cordoned."""
+
+SAVE_META = "INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDATE SET value = :value"
+"""Set one of the daemon's switches."""
+
+SAVE_FACT = "INSERT INTO facts (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDATE SET value = :value"
+"""Remember a fact, instead of what it was before."""
+
+LOAD_CELLS = "SELECT * FROM cells ORDER BY rowid"
+"""Every cell, in the order in which they were first saved."""
+
+LOAD_LIVE_ATTEMPTS = """
+SELECT * FROM attempts WHERE NOT EXISTS (SELECT 1 FROM ends WHERE ends.attempt_id = attempts.id) ORDER BY rowid
+"""
+"""The attempts without an end, in the order in which they were begun."""
+
+LOAD_OBSERVATIONS = "SELECT * FROM observations ORDER BY id"
+"""Every observation, oldest first."""
+
+LOAD_CORDONS = "SELECT device, reason FROM cordons ORDER BY device"
+"""The devices out of service and why."""
+
+LOAD_META = "SELECT value FROM meta WHERE name = :name"
+"""One of the daemon's switches; no row where it was never set."""
+
+LOAD_FACT = "SELECT value FROM facts WHERE name = :name"
+"""A fact; no row where it was never remembered."""
+
+LOAD_ATTEMPTS_OF = "SELECT * FROM attempts WHERE key = :key ORDER BY number"
+"""Every attempt of a cell, oldest first."""
+
+LOAD_ENDS_OF = "SELECT ends.* FROM ends JOIN attempts ON attempts.id = ends.attempt_id WHERE attempts.key = :key"
+"""The ends of a cell's attempts."""
+
+LOAD_POINTS_OF = "SELECT * FROM points WHERE attempt_id = :attempt_id ORDER BY idx"
+"""The points of an attempt, in the order in which they were measured."""
+
+LOAD_HISTORY = "SELECT number, name, sha256 FROM migrations ORDER BY number"
+"""The migrations that made this store what it is."""
+
+INSERT_MIGRATION = "INSERT INTO migrations (number, name, sha256) VALUES (:number, :name, :sha256)"
+"""Record a migration, in the transaction that applies it."""
+
+LOAD_SCHEMA = (
+    "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid"
+)
+"""The text of every table and index, in the order in which they were made."""
+
+QUICK_CHECK = "PRAGMA quick_check"
+"""One row 'ok', or what is damaged."""
+
+FOREIGN_KEY_CHECK = "PRAGMA foreign_key_check"
+"""No row, or the references that point to nothing."""

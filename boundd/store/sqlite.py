@@ -1,0 +1,241 @@
+"""The store: one connection, one lock, one short transaction at a time.
+
+Rules: aiosqlite runs statements in a thread, in the order in which they were asked for, whatever becomes of who asked.
+So a cancelled BEGIN would leave a transaction open and a cancelled COMMIT may have committed: a commit is therefore one
+shielded unit, nothing is awaited inside but the database, and whatever ends it early waits for the thread and leaves no
+transaction open. All values are made into rows before the transaction begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiosqlite
+import anyio
+import anyio.to_thread
+
+from boundd.core.outcomes import PointRecord
+from boundd.core.records import Record
+from boundd.ports import EndedAttempt, InvariantError, Snapshot, StoreBusyError, StoreError
+from boundd.store import queries, rows
+from boundd.store.migrate import prepare
+from boundd.store.rows import Statement
+
+_PASSING = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
+"""Primary result codes of what may be over later: the disk's state and other processes' locks."""
+
+_T = TypeVar("_T")
+
+
+class SqliteStore:
+    """The `Store` of boundd.ports, in a SQLite file. Made by `open`; close it, or its thread keeps the process."""
+
+    def __init__(self, connection: aiosqlite.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+        self._lock = anyio.Lock()
+        self._closed = False
+
+    @classmethod
+    async def open(cls, path: Path) -> SqliteStore:
+        """Open the store at `path`; makes it where there is none, and upgrades an older one, keeping a copy.
+
+        Raises:
+            StoreError: it can't be used; the message says what is wrong and what to do. The file is untouched.
+        """
+        await anyio.to_thread.run_sync(prepare, path)
+        # A connection that nobody holds would keep the process from ending, so that no cancellation comes between.
+        with anyio.CancelScope(shield=True):
+            try:
+                connection = await aiosqlite.connect(path, isolation_level=None)
+            except sqlite3.Error as error:
+                raise StoreError(f"{path}: the store can't be opened: {error}") from error
+            try:
+                await cls._configure(connection, path)
+            except BaseException as error:
+                await connection.close()
+                if isinstance(error, sqlite3.Error):
+                    raise StoreError(f"{path}: the store can't be opened: {error}") from error
+                raise
+        return cls(connection, path)
+
+    @staticmethod
+    async def _configure(connection: aiosqlite.Connection, path: Path) -> None:
+        connection.row_factory = sqlite3.Row
+        for pragma in queries.PRAGMAS:
+            await connection.execute_fetchall(pragma)
+        mode = [row[0] for row in await connection.execute_fetchall(queries.JOURNAL_WAL)]
+        if mode != ["wal"]:
+            raise StoreError(f"{path}: no write-ahead log is possible here (mode {mode}). Use a local file system.")
+
+    async def load(self) -> Snapshot:
+        """Everything that a starting daemon needs. Policies are the defaults: the config's are laid over them.
+
+        Raises:
+            StoreBusyError: it can't be read now.
+            StoreError: it can't be read at all.
+        """
+        async with self._lock:
+            cells = await self._read(queries.LOAD_CELLS, rows.cell_of)
+            attempts = await self._read(queries.LOAD_LIVE_ATTEMPTS, rows.attempt_of)
+            observations = await self._read(queries.LOAD_OBSERVATIONS, rows.observation_of)
+            cordons = await self._read(queries.LOAD_CORDONS, lambda row: (str(row["device"]), str(row["reason"])))
+            paused = await self._read(queries.LOAD_META, _value, {"name": rows.PAUSED})
+        return Snapshot(cells, attempts, observations, dict(cordons), paused == ("1",))
+
+    async def commit(self, records: Sequence[Record]) -> None:
+        """Keep all of them, durably, in one transaction that no cancellation splits.
+
+        The order of the records matters only among those of one row.
+
+        Raises:
+            StoreBusyError: nothing was kept; try again later.
+            StoreError: nothing was kept; the file is damaged.
+            InvariantError: nothing was kept; a record can't be (a second end, an unknown attempt, a NaN).
+        """
+        try:
+            statements = [statement for record in records for statement in rows.statements_of(record)]
+        except (ValueError, TypeError) as error:
+            raise InvariantError(f"a record can't be kept: {error}") from error
+        await self._write(statements)
+
+    async def attempts_of(self, key: str) -> tuple[EndedAttempt, ...]:
+        """Every attempt of a cell, oldest first.
+
+        Raises:
+            StoreBusyError: it can't be read now.
+            StoreError: it can't be read at all.
+        """
+        async with self._lock:
+            attempts = await self._read(queries.LOAD_ATTEMPTS_OF, rows.attempt_of, {"key": key})
+            found = await self._read(
+                queries.LOAD_ENDS_OF,
+                lambda row: (str(row["attempt_id"]), (rows.verdict_of(row), float(row["ended_unix_s"]))),
+                {"key": key},
+            )
+        ends = dict(found)
+        return tuple(EndedAttempt(attempt, *ends.get(attempt.id, (None, None))) for attempt in attempts)
+
+    async def points_of(self, attempt_id: str) -> tuple[PointRecord, ...]:
+        """The points that an attempt measured, in order.
+
+        Raises:
+            StoreBusyError: it can't be read now.
+            StoreError: it can't be read at all.
+        """
+        async with self._lock:
+            return await self._read(queries.LOAD_POINTS_OF, rows.point_of, {"attempt_id": attempt_id})
+
+    async def remember(self, name: str, value: str) -> None:
+        """Keep a small fact about this store (such as the digest of the last export).
+
+        Raises:
+            StoreBusyError: it was not kept; try again later.
+            StoreError: it was not kept; the file is damaged.
+        """
+        await self._write([(queries.SAVE_FACT, {"name": name, "value": value})])
+
+    async def recall(self, name: str) -> str | None:
+        """A fact kept by `remember`.
+
+        Raises:
+            StoreBusyError: it can't be read now.
+            StoreError: it can't be read at all.
+        """
+        async with self._lock:
+            values = await self._read(queries.LOAD_FACT, _value, {"name": name})
+        return values[0] if values else None
+
+    async def aclose(self) -> None:
+        """Close the database, once what is being committed is; safe to call twice."""
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                if self._closed:
+                    return
+                self._closed = True
+                # What was committed is on the disk already: a close that fails loses nothing.
+                with contextlib.suppress(sqlite3.Error):
+                    await self._connection.close()
+
+    async def _read(
+        self, sql: str, decode: Callable[[sqlite3.Row], _T], values: Mapping[str, Any] | None = None
+    ) -> tuple[_T, ...]:
+        """The rows of a query, decoded. The lock is held by the caller."""
+        self._check_open()
+        try:
+            found = await self._connection.execute_fetchall(sql, values)
+            return tuple(decode(row) for row in found)
+        except sqlite3.Error as error:
+            raise self._translated(error) from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise StoreError(f"{self._path}: a row can't be understood: {error}. Restore a backup of it.") from error
+
+    async def _write(self, statements: Sequence[Statement]) -> None:
+        if not statements:
+            return
+        async with self._lock:
+            self._check_open()
+            with anyio.CancelScope(shield=True):
+                try:
+                    await self._transaction(statements)
+                except sqlite3.Error as error:
+                    raise self._translated(error) from error
+                except (OverflowError, UnicodeEncodeError) as error:
+                    raise InvariantError(f"a record can't be kept: {error}") from error
+
+    async def _transaction(self, statements: Sequence[Statement]) -> None:
+        """Run the statements between BEGIN and COMMIT; whatever goes wrong, no transaction is left open."""
+        # A task cancelled from outside anyio (`Task.cancel`) isn't held off by the shield, and twice cancelled may
+        # not even have finished undoing.
+        await self._undo()
+        try:
+            await self._connection.execute_fetchall(queries.BEGIN)
+            # Neighbours of one text go to the thread in one journey: a new matrix is thousands of cells.
+            for sql, run in itertools.groupby(statements, key=lambda statement: statement[0]):
+                await (await self._connection.executemany(sql, [values for _, values in run])).close()
+            await self._connection.execute_fetchall(queries.COMMIT)
+        except BaseException:
+            await self._undo()
+            raise
+
+    async def _undo(self) -> None:
+        """Leave no transaction open."""
+        # Only once the thread has run what was queued does `in_transaction` tell the truth. After SQLITE_FULL and
+        # SQLITE_IOERR SQLite has rolled back by itself, and a ROLLBACK would be an error of its own.
+        await self._connection.execute_fetchall(queries.NOTHING)
+        if self._connection.in_transaction:
+            with contextlib.suppress(sqlite3.Error):
+                await self._connection.execute_fetchall(queries.ROLLBACK)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InvariantError(f"{self._path}: the store was used after it was closed")
+
+    def _translated(self, error: sqlite3.Error) -> Exception:
+        """The port's error for one of SQLite's."""
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError | sqlite3.InterfaceError):
+            return InvariantError(f"{self._path}: refused, nothing was kept: {error}")
+        if code in _PASSING:
+            return StoreBusyError(f"{self._path}: nothing was kept, a later commit may be: {error}")
+        return StoreError(f"{self._path}: the store can't be used any more: {error}. Restore a backup of it.")
+
+
+def _value(row: sqlite3.Row) -> str:
+    return str(row["value"])
