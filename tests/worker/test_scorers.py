@@ -1,0 +1,62 @@
+"""Scorers: the built-in one, and a real CLIP model of toy size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from boundd.worker.errors import ModelUnavailableError
+from boundd.worker.scorers import load_scorer
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP model with random weights and a tokenizer of letters, saved as a hub model is."""
+    folder = tmp_path_factory.mktemp("clip")
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = text | {"image_size": 32, "patch_size": 8}
+    text |= {"vocab_size": len(tokens), "max_position_embeddings": 12, "bos_token_id": 0, "eos_token_id": 1}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+    return folder
+
+
+def test_clip_scores_between_0_and_100(clip_folder: Path) -> None:
+    """Any size and shape of image, any length of prompt; the same pair always scores the same."""
+    scorer = load_scorer(str(clip_folder), "cpu")
+    assert scorer is not None
+    images = torch.rand(3, 3, 64, 48, generator=torch.Generator().manual_seed(0))
+    prompts = ["a dog", "a very long prompt that goes on and on past the end of it", ""]
+    scores = scorer.score(images, prompts)
+    assert scores.shape == (3,)
+    assert scores.dtype == torch.float32
+    assert ((scores >= 0) & (scores <= 100)).all()
+    assert torch.allclose(scorer.score(images[1:2], prompts[1:2]), scores[1:2], atol=1e-3)
+
+
+def test_the_builtin_scorer_loads() -> None:
+    """'builtin' is the digits' scorer, from the package."""
+    scorer = load_scorer("builtin", "cpu")
+    assert scorer is not None
+    assert scorer.score(torch.rand(2, 3, 32, 32), ["a 3", "a 4"]).shape == (2,)
+
+
+def test_no_scorer_is_no_scorer() -> None:
+    """The empty name."""
+    assert load_scorer("", "cpu") is None
+
+
+def test_a_scorer_that_is_not_there_says_how_to_give_it(tmp_path: Path) -> None:
+    """The error names what was looked for and the config key."""
+    with pytest.raises(ModelUnavailableError, match=r"\[scorer\]") as caught:
+        load_scorer(str(tmp_path), "cpu")
+    assert str(tmp_path) in str(caught.value)
