@@ -39,6 +39,8 @@ class LocalLauncher:
     def __init__(self, attempts_folder: Path) -> None:
         self._attempts_folder = attempts_folder.absolute()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._failures: dict[str, int] = {}
+        """How shims of ours ended that should not have: a status, or a signal's number below 0."""
 
     async def launch(self, spec: LaunchSpec) -> None:
         """Start the attempt's shim; returns once it has taken over: from then on this process may die.
@@ -55,15 +57,17 @@ class LocalLauncher:
             self._children[spec.attempt_id] = child
         try:
             await anyio.wait_readable(ready)
-            if os.read(ready, len(shim.READY)):
+            said = os.read(ready, _TOLD_BYTES)
+            if said == shim.READY:
                 return
         finally:
             os.close(ready)
-        await self._until_exit(child)
-        del self._children[spec.attempt_id]
+        await _until_exit(child)
+        self._reap()
+        self._failures.pop(spec.attempt_id, None)
         raise LaunchError(
             f"the shim of attempt {spec.attempt_id} ended with status {child.returncode} before it started the worker: "
-            f"{_last_words(spec.folder)}"
+            f"{said.decode(errors='replace') or _last_words(spec.folder)}"
         )
 
     async def wait(self, attempt_id: str) -> ProcessEnd:
@@ -75,12 +79,11 @@ class LocalLauncher:
             OSError: the system refuses to tell (no descriptors left, an I/O error).
         """
         await self._until_shim_gone(attempt_id)
-        child = self._children.get(attempt_id)
         try:
             outcome = self.outcome(attempt_id)
             if outcome is not None:
                 return outcome
-            reason = self._why_lost(attempt_id, child)
+            reason = self._why_lost(attempt_id)
         except RecordError as error:
             reason = str(error)
         await self._until_nothing_left(attempt_id)
@@ -114,16 +117,23 @@ class LocalLauncher:
         """
         pause_s = _FIRST_PAUSE_S
         with anyio.move_on_after(_END_PATIENCE_S):
-            while True:
-                if self._ask_to_end(attempt_id):
-                    return
-                # Alive, and nobody to ask: the shim has yet to write its record, or is gone.
-                if self._record(attempt_id) is not None or not self.is_alive(attempt_id):
-                    break
+            # Alive, and nobody to ask: the shim has yet to write its record, and until then it doesn't listen.
+            while (record := self._record(attempt_id)) is None and self.is_alive(attempt_id):
                 await anyio.sleep(pause_s)
                 pause_s *= 2
-        if self._record(attempt_id) is not None and self.is_alive(attempt_id):
-            await to_thread.run_sync(self._kill_remnants, attempt_id)
+        if record is None:
+            return
+        pidfd = self._open_shim(attempt_id, record)
+        if pidfd is None:
+            if self.is_alive(attempt_id):
+                await to_thread.run_sync(self._kill_remnants, attempt_id)
+            return
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        except ProcessLookupError:
+            return
+        finally:
+            os.close(pidfd)
 
     def pids(self, attempt_id: str) -> frozenset[int]:
         """The host pids of the attempt's processes, its shim among them, as far as they can be told."""
@@ -174,36 +184,22 @@ class LocalLauncher:
         except RecordError:
             return None
 
-    def _open_shim(self, attempt_id: str) -> int | None:
+    def _open_shim(self, attempt_id: str, record: ShimRecord | None) -> int | None:
         """A pidfd of the attempt's shim; None where it is gone or not known."""
         child = self._children.get(attempt_id)
         if child is not None and child.poll() is None:
             # A child that has not been reaped keeps its pid.
             return os.pidfd_open(child.pid)
-        record = self._record(attempt_id)
         if record is None or not record.of_this_boot():
             return None
         return shim.open_verified(record.pid, record.start_ticks)
 
-    def _ask_to_end(self, attempt_id: str) -> bool:
-        """Send TERM to the shim, once it listens; False where there is none to ask."""
-        if self._record(attempt_id) is None:
-            return False
-        pidfd = self._open_shim(attempt_id)
-        if pidfd is None:
-            return False
-        try:
-            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-        except ProcessLookupError:
-            return False
-        finally:
-            os.close(pidfd)
-        return True
-
     async def _until_shim_gone(self, attempt_id: str) -> None:
         pause_s = _FIRST_PAUSE_S
         while True:
-            pidfd = self._open_shim(attempt_id)
+            # Read once: a record that appears between two looks would make a starting shim seem a dead one.
+            record = self._record(attempt_id)
+            pidfd = self._open_shim(attempt_id, record)
             if pidfd is not None:
                 try:
                     await anyio.wait_readable(pidfd)
@@ -211,7 +207,7 @@ class LocalLauncher:
                     os.close(pidfd)
                 self._reap()
                 return
-            if self._record(attempt_id) is not None or not self.is_alive(attempt_id):
+            if record is not None or not self.is_alive(attempt_id):
                 return
             # Somebody holds the lock and we can't tell who: a shim that has yet to write its record, or one of a
             # later release. Its lock will tell.
@@ -235,7 +231,7 @@ class LocalLauncher:
         lock = self._folder(attempt_id) / shim.LOCK
         return processes.remnants(lock, self.results_path(attempt_id), self._record(attempt_id))
 
-    def _why_lost(self, attempt_id: str, child: subprocess.Popen[bytes] | None) -> str:
+    def _why_lost(self, attempt_id: str) -> str:
         """Why there is no outcome, in words.
 
         Raises:
@@ -248,25 +244,30 @@ class LocalLauncher:
         if not record.of_this_boot():
             return "the machine was restarted while it ran"
         how = "is gone without an outcome"
-        if child is not None and child.returncode is not None:
-            code = child.returncode
+        code = self._failures.get(attempt_id)
+        if code is not None:
             how = f"ended with status {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
         words = _last_words(folder)
         return f"its shim (pid {record.pid}) {how}" + (f": {words}" if words else "")
 
-    async def _until_exit(self, child: subprocess.Popen[bytes]) -> None:
-        if child.poll() is None:
-            pidfd = os.pidfd_open(child.pid)
-            try:
-                await anyio.wait_readable(pidfd)
-            finally:
-                os.close(pidfd)
-            child.poll()
-
     def _reap(self) -> None:
         """Take the exits of shims of ours, waited for or not, so that none stays a zombie."""
-        for child in self._children.values():
-            child.poll()
+        for attempt_id, child in list(self._children.items()):
+            code = child.poll()
+            if code is not None:
+                del self._children[attempt_id]
+            if code:
+                self._failures[attempt_id] = code
+
+
+async def _until_exit(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        pidfd = os.pidfd_open(child.pid)
+        try:
+            await anyio.wait_readable(pidfd)
+        finally:
+            os.close(pidfd)
+        child.poll()
 
 
 def _claim(folder: Path, lock: int, attempt_id: str) -> None:

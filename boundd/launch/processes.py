@@ -50,12 +50,14 @@ def remnants(lock: Path, results: Path, record: ShimRecord | None) -> list[Stat]
     wanted = f"{environment.RESULTS}={results}".encode(errors="surrogateescape")
     session = record.worker_pid if record is not None and record.of_this_boot() else 0
     own = os.getpid()
+    # The kernel names a descriptor's file without the links on the way to it.
+    held = str(lock.resolve())
     return [
         stat
         for stat in shim.all_stats()
         if stat.pid != own
         and stat.state not in "ZX"
-        and ((stat.session == session and wanted in _environment(stat.pid)) or _holds(stat.pid, str(lock)))
+        and ((stat.session == session and wanted in _environment(stat.pid)) or _holds(stat.pid, held))
     ]
 
 

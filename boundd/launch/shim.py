@@ -27,7 +27,7 @@ FORMAT = 1
 """The version of spec.json, shim.json and outcome.json."""
 SPEC, SHIM, OUTCOME, LOG, LOCK = "spec.json", "shim.json", "outcome.json", "output.log", "lock"
 READY = b"ready\n"
-"""Said on standard output once shim.json is there and before the worker runs."""
+"""Said on standard output once shim.json is there and before the worker runs; anything else there is why not."""
 
 _OUTCOME_DRAFT = OUTCOME + ".draft"
 _OUTCOME_ROOM_BYTES = 8192
@@ -192,10 +192,13 @@ class CappedLog:
         if self._ring is None:
             return
         mark = b"\n[boundd: %d bytes left out here]\n" % self._cut_bytes
-        text = mark + self._ring[self._ring_at :] + self._ring[: self._ring_at]
+        ring = memoryview(self._ring)
+        offset = self._head_bytes
         try:
-            self._put(text, self._head_bytes)
-            os.ftruncate(self._descriptor, self._head_bytes + len(text))
+            for part in (mark, ring[self._ring_at :], ring[: self._ring_at]):
+                self._put(part, offset)
+                offset += len(part)
+            os.ftruncate(self._descriptor, offset)
         except OSError:
             # A full disk: what is in the file stays, and the next flush tries again.
             return
@@ -221,7 +224,7 @@ class CappedLog:
         else:
             self._written_bytes += len(data)
 
-    def _put(self, data: bytes, offset: int) -> None:
+    def _put(self, data: bytes | memoryview, offset: int) -> None:
         view = memoryview(data)
         while view:
             count = os.pwrite(self._descriptor, view, offset)
@@ -564,4 +567,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as failure:
+        # Not only to the log of failures: the disk that is too full for the one is too full for the other. After
+        # the worker has been let go, this is the null device.
+        os.write(1, f"{type(failure).__name__}: {failure}".encode(errors="replace")[:2000])
+        raise

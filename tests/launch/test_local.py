@@ -143,16 +143,16 @@ async def test_the_deadline_is_kept_against_a_worker_that_ignores_it(
     launcher: LocalLauncher, make_spec: MakeSpec
 ) -> None:
     """TERM, grace, KILL: a worker deaf to TERM is gone after deadline and grace."""
-    end = await run(launcher, make_spec, "sh", "-c", "trap '' TERM; while :; do sleep 0.05; done", timeout_s=0.3)
+    end = await run(launcher, make_spec, "sh", "-c", "trap '' TERM; while :; do sleep 0.05; done", timeout_s=0.5)
     assert (end.timed_out, end.signal, end.ended_on_request) == (True, signal.SIGKILL, False)
     assert end.wall_s is not None
-    assert 0.6 <= end.wall_s < 3
+    assert 0.8 <= end.wall_s < 5
 
 
 async def test_a_worker_may_use_its_grace(launcher: LocalLauncher, make_spec: MakeSpec) -> None:
     """A worker that cleans up at TERM ends with its own status, and is still timed out."""
     script = "trap 'sleep 0.2; echo clean; exit 7' TERM; while :; do sleep 0.02; done"
-    end = await run(launcher, make_spec, "sh", "-c", script, timeout_s=0.2, grace_s=5.0)
+    end = await run(launcher, make_spec, "sh", "-c", script, timeout_s=0.5, grace_s=5.0)
     assert (end.timed_out, end.exit_status) == (True, 7)
     assert b"clean" in launcher.log_path("1").read_bytes()
 
@@ -218,7 +218,7 @@ async def test_a_command_that_cannot_be_executed(
 
 async def test_end_on_request(launcher: LocalLauncher, make_spec: MakeSpec) -> None:
     """Asked once or often, the worker gets TERM, and `pids` names it until then; asking later changes nothing."""
-    await launcher.launch(make_spec("sleep", "30"))
+    await launcher.launch(make_spec("sleep", "30", grace_s=20.0))
     record = shim_record(launcher.log_path("1").parents[1])
     assert launcher.pids("1") == {record["pid"], record["worker_pid"]}
     started_s = time.monotonic()
@@ -226,7 +226,7 @@ async def test_end_on_request(launcher: LocalLauncher, make_spec: MakeSpec) -> N
     await launcher.end("1")
     end = await launcher.wait("1")
     assert (end.ended_on_request, end.signal, end.timed_out) == (True, signal.SIGTERM, False)
-    assert time.monotonic() - started_s < 0.3
+    assert time.monotonic() - started_s < 5
     await launcher.end("1")
 
 
@@ -272,12 +272,13 @@ async def test_another_launcher_adopts(launcher: LocalLauncher, make_spec: MakeS
 
 async def test_an_attempt_outlives_the_daemon(launcher: LocalLauncher, attempts: Path) -> None:
     """The daemon is killed: the worker goes on, the next daemon finds it, ends it, and gets its outcome."""
-    first = another(attempts, "launch", "sh", "-c", "trap 'exit 6' TERM; while :; do sleep 0.02; done")
+    first = another(attempts, "launch", "sh", "-c", "trap 'exit 6' TERM; echo up; while :; do sleep 0.02; done")
     assert first.stdout is not None
     assert first.stdout.readline() == "launched\n"
     first.kill()
     first.wait()
     record = shim_record(attempts)
+    until(lambda: launcher.log_path("1").read_bytes() == b"up\n")
     assert launcher.is_alive("1")
     assert {record["pid"], record["worker_pid"]} <= launcher.pids("1")
     await launcher.end("1")
@@ -296,6 +297,33 @@ async def test_an_attempt_that_ended_while_no_daemon_lived(launcher: LocalLaunch
     until(lambda: not launcher.is_alive("1"))
     with anyio.fail_after(1):
         assert (await launcher.wait("1")).exit_status == 8
+
+
+@pytest.mark.parametrize("after_ms", range(0, 80, 10))
+async def test_a_daemon_killed_while_it_launches(launcher: LocalLauncher, attempts: Path, after_ms: int) -> None:
+    """Wherever it dies, the attempt ran to its end or was never started, and never is called lost while it runs."""
+    first = another(attempts, "launch", "sh", "-c", "echo ran > 1/ran; exit 9")
+    until(lambda: (attempts / "1").exists())
+    await anyio.sleep(after_ms / 1000)
+    first.kill()
+    first.wait()
+    with anyio.fail_after(10):
+        end = await launcher.wait("1")
+    assert end.exit_status == 9 or end.lost == "it was never started"
+    assert (attempts / "1" / "ran").exists() == (end.exit_status == 9)
+    assert not launcher.is_alive("1")
+
+
+async def test_a_launched_attempt_is_waited_for_before_its_record_is_there(
+    launcher: LocalLauncher, make_spec: MakeSpec, attempts: Path
+) -> None:
+    """Who waits while another process launches does not take the shim that is starting for a dead one."""
+    first = another(attempts, "launch", "sh", "-c", "sleep 0.3; exit 9")
+    until(lambda: launcher.is_alive("1"))
+    with anyio.fail_after(10):
+        assert (await launcher.wait("1")).exit_status == 9
+    first.kill()
+    first.wait()
 
 
 async def test_what_was_never_started_is_lost(launcher: LocalLauncher, attempts: Path) -> None:
@@ -402,6 +430,23 @@ async def test_the_lock_alone_tells_that_a_double_fork_lives(
     assert (await launcher.wait("1")).lost
 
 
+async def test_a_full_disk_refuses_a_launch_and_keeps_an_outcome(
+    make_spec: MakeSpec, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Output that fills the disk costs output and not the outcome; the next launch says that there is no room."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], capture_output=True).returncode:  # noqa: ASYNC221
+        pytest.skip("needs to mount a file system")
+    request.addfinalizer(lambda: subprocess.run(["umount", "-l", small], check=True))
+    launcher = LocalLauncher(small)
+    end = await run(launcher, make_spec, "sh", "-c", "yes | head -c 20000000; exit 5", folder=small / "1")
+    assert end.exit_status == 5
+    with pytest.raises(LaunchError, match="No space left on device"):
+        await launcher.launch(make_spec("true", attempt_id="2", folder=small / "2"))
+    assert not launcher.is_alive("2")
+
+
 async def test_many_at_once(launcher: LocalLauncher, make_spec: MakeSpec) -> None:
     """Attempts launched and waited for at the same time don't mix up their ends."""
     ends: dict[int, ProcessEnd] = {}
@@ -422,6 +467,8 @@ async def test_what_a_shim_costs(launcher: LocalLauncher, make_spec: MakeSpec) -
     await launcher.launch(make_spec("sleep", "30"))
     launched_ms = (time.perf_counter() - started_s) * 1000
     record = shim_record(launcher.log_path("1").parents[1])
+    # Until it has executed, the worker shares its memory with the shim.
+    until(lambda: b"sleep" in Path(f"/proc/{record['worker_pid']}/cmdline").read_bytes())
     private_kib = status_kib(record["pid"], "smaps_rollup", "Private_")
     started_s = time.perf_counter()
     await launcher.end("1")
