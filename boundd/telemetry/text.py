@@ -1,0 +1,40 @@
+"""Text that others wrote, made safe to show or to keep.
+
+Rules: nothing that a worker, a config or a driver wrote may move a terminal's cursor, break a line in two, or be
+refused by UTF-8.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+
+def printable(text: str) -> str:
+    """`text` with everything that a terminal acts upon (controls, line breaks, lone surrogates) spelt out."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
+def encodable(text: str) -> str:
+    """`text` as UTF-8 can hold it: a lone surrogate becomes '\ufffd'."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def shortened(text: str, characters: int) -> str:
+    """The beginning of `text`, and how much of it is missing."""
+    if len(text) <= characters:
+        return text
+    return f"{text[:characters]}... ({len(text) - characters:,} more characters)"
+
+
+def timestamp(unix_s: float) -> str:
+    """UTC, RFC 3339, in milliseconds; an instant that no calendar has becomes the epoch."""
+    try:
+        instant = datetime.fromtimestamp(unix_s, UTC)
+    except (ValueError, OverflowError, OSError):
+        instant = datetime.fromtimestamp(0, UTC)
+    return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
