@@ -64,7 +64,7 @@ def _devices_read(state: State, event: ev.DevicesRead, now: Now) -> Step:
         device = Device(reading, state.cordons.get(reading.uuid), event.observed_bytes.get(reading.uuid, {}))
         devices = devices.set(reading.uuid, device)
         notes += _device_notes(before, device)
-    for uuid in state.devices.keys() - seen:
+    for uuid in sorted(set(state.devices) - seen):
         before = state.devices[uuid]
         gone = replace(before.reading, total_bytes=None, free_bytes=None, unavailable="no longer reported")
         devices = devices.set(uuid, replace(before, reading=gone))
@@ -165,7 +165,8 @@ def _cancel_requested(state: State, event: ev.CancelRequested, now: Now) -> Step
 def _ask_to_end(
     state: State, attempts: list[Attempt], reason: EndReason
 ) -> tuple[State, list[SaveAttempt], list[Effect]]:
-    records, effects = [], []
+    records: list[SaveAttempt] = []
+    effects: list[Effect] = []
     live = state.attempts
     for attempt in attempts:
         ending = replace(attempt, state=next_attempt_state(attempt.state, AttemptTrigger.END_ASKED), end_reason=reason)

@@ -1,0 +1,175 @@
+"""Watching one attempt: from the spawn, or its adoption, to the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+
+from boundd.core.attempts import Attempt, EndReason
+from boundd.core.classify import Evidence, WorkerError, classify
+from boundd.core.events import AttemptEnded, AttemptProgressed, AttemptStarted, Event, PointMeasured
+from boundd.core.outcomes import ErrorKind, Isolation, Measurement, PointRecord, Verdict
+from boundd.ports import Clock, Launcher, LaunchError, LaunchSpec, ProcessEnd
+from boundd.protocol import lines
+
+RESULTS_INTERVAL_S = 0.25
+"""How often a running worker's lines are read, for the progress that people see. Ends are acted on at once."""
+LOG_READ_LIMIT_BYTES = 32 * 1024**2
+"""The launcher caps a log below this, so all that was kept of it is read."""
+RESULTS_READ_LIMIT_BYTES = 64 * 1024**2
+"""A worker that writes more lines than this is broken; what is over it is not read."""
+
+
+@dataclass(slots=True)
+class Collected:
+    """What an attempt's result lines said so far."""
+
+    points: int = 0
+    measurement: Measurement | None = None
+    error: WorkerError | None = None
+    malformed: str = ""
+    memory: lines.Memory | None = None
+    splitter: lines.LineSplitter = field(default_factory=lines.LineSplitter)
+    read_bytes: int = 0
+
+    def take(self, attempt_id: str, data: bytes) -> list[Event]:
+        """The events that more of the file makes. After a malformed line nothing more is believed."""
+        events: list[Event] = []
+        try:
+            for text in self.splitter.feed(data):
+                event = self._line(attempt_id, lines.parse_line(text))
+                if event is not None:
+                    events.append(event)
+        except lines.MalformedLineError as error:
+            self.malformed = self.malformed or str(error)
+        return events
+
+    def _line(self, attempt_id: str, line: lines.Line) -> Event | None:
+        if self.malformed:
+            return None
+        match line:
+            case lines.Progress():
+                return AttemptProgressed(attempt_id, line.done, line.total)
+            case lines.Point():
+                self.points += 1
+                point = PointRecord(
+                    line.parameters, line.speedup, line.score_loss, Isolation(line.isolation), line.extra
+                )
+                return PointMeasured(attempt_id, self.points - 1, point)
+            case lines.Memory():
+                self.memory = line
+            case lines.Result():
+                self.measurement = Measurement(
+                    line.max_speedup,
+                    line.max_speedup_within_tolerance,
+                    line.best,
+                    Isolation(line.isolation),
+                    details=line.extra,
+                )
+            case lines.Error():
+                kind = ErrorKind(line.error)
+                self.error = WorkerError(kind, line.message, line.phase, line.requested_bytes, line.free_bytes)
+        return None
+
+
+class AttemptWatcher:
+    """Starts attempts, follows their result lines and turns their ends into verdicts."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        clock: Clock,
+        submit: Callable[[Event], Awaitable[None]],
+        attempt_now: Callable[[str], Attempt],
+        *,
+        from_stdout: bool,
+    ) -> None:
+        self._launcher = launcher
+        self._clock = clock
+        self._submit = submit
+        self._attempt_now = attempt_now
+        self._from_stdout = from_stdout
+
+    async def run(self, spec: LaunchSpec) -> None:
+        """Start an attempt and see it to its end."""
+        try:
+            await self._launcher.launch(spec)
+        except LaunchError as error:
+            await self._submit(AttemptEnded(spec.attempt_id, self._verdict_of_no_start(str(error))))
+            return
+        await self.adopt(spec.attempt_id)
+
+    async def adopt(self, attempt_id: str) -> None:
+        """See an attempt that runs, or ended while no daemon did, to its end."""
+        if self._launcher.is_alive(attempt_id):
+            await self._submit(AttemptStarted(attempt_id))
+        if self._attempt_now(attempt_id).end_reason is not None:
+            await self._launcher.end(attempt_id)
+        collected = Collected()
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._follow, attempt_id, collected)
+            end = await self._launcher.wait(attempt_id)
+            group.cancel_scope.cancel()
+        await self._read_more(attempt_id, collected)
+        await self._submit(AttemptEnded(attempt_id, await self._verdict(attempt_id, end, collected)))
+
+    async def _follow(self, attempt_id: str, collected: Collected) -> None:
+        while True:
+            await self._read_more(attempt_id, collected)
+            await anyio.sleep(RESULTS_INTERVAL_S)
+
+    async def _read_more(self, attempt_id: str, collected: Collected) -> None:
+        path = self._launcher.results_path(attempt_id)
+        # Reading and submitting what was read are one unit: a cancelled half would lose the lines in between.
+        with anyio.CancelScope(shield=True):
+            data = await anyio.to_thread.run_sync(_read_from, path, collected.read_bytes)
+            collected.read_bytes += len(data)
+            for event in collected.take(attempt_id, data):
+                await self._submit(event)
+
+    async def _verdict(self, attempt_id: str, end: ProcessEnd, collected: Collected) -> Verdict:
+        attempt = self._attempt_now(attempt_id)
+        log = await anyio.to_thread.run_sync(_read_log, self._launcher.log_path(attempt_id))
+        memory = collected.memory
+        evidence = Evidence(
+            exit_status=end.exit_status,
+            signal=end.signal,
+            timed_out=end.timed_out,
+            ended_on_request=end.ended_on_request or attempt.end_reason is EndReason.CANCEL,
+            start_error=end.start_error,
+            lost=end.lost,
+            wall_s=end.wall_s,
+            timeout_s=attempt.timeout_s,
+            measurement=collected.measurement,
+            worker_error=collected.error,
+            malformed=collected.malformed,
+            log_text=log,
+            from_stdout=self._from_stdout,
+            ran_alone=not attempt.had_company,
+            peak_allocated_bytes=memory.peak_allocated_bytes if memory else None,
+            peak_reserved_bytes=memory.peak_reserved_bytes if memory else None,
+        )
+        return classify(evidence, self._clock.now().unix_s)
+
+    def _verdict_of_no_start(self, why: str) -> Verdict:
+        return classify(Evidence(start_error=why), self._clock.now().unix_s)
+
+
+def _read_from(path: Path, offset: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(max(0, RESULTS_READ_LIMIT_BYTES - offset))
+    except FileNotFoundError:
+        return b""
+
+
+def _read_log(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(LOG_READ_LIMIT_BYTES).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
