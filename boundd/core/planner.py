@@ -15,6 +15,10 @@ from boundd.core.lifecycle import Trigger, next_cell_state
 from boundd.core.placement import Placement, best_placement, matrix_device_model, must_be_alone
 from boundd.core.state import Deferral, State
 
+EXPLAINED_CELLS = 100
+"""So many waiting cells get a reason for each device. Once no device can take any cell, the rest of a large matrix is
+told just that, because asking every device for every one of a million cells at every step would be the whole work."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -55,7 +59,7 @@ def plan(state: State, now: Now) -> Plan:
         deferrals[record.cell.key] = Deferral("no device takes it now" if answer else "there is no device", answer)
         if must_be_alone(record):
             _hold_one(state, record, held)
-        full = _nothing_fits_any_more(state, held)
+        full = len(deferrals) >= EXPLAINED_CELLS and _nothing_fits_any_more(state, held)
     newly = {attempt.id for attempt in started}
     return Plan(
         replace(state, deferrals=deferrals),
