@@ -10,7 +10,7 @@ from boundd.protocol.lease import Lease
 from boundd.protocol.lines import Point
 from boundd.protocol.strict_json import Json
 from boundd.worker.devices import Device, Stopwatch
-from boundd.worker.errors import WorkerError
+from boundd.worker.errors import BadDataError, WorkerError
 from boundd.worker.methods.base import Method, Parameters
 from boundd.worker.quality import Quality, compare, score_all
 from boundd.worker.sampling import Batch, Sampler, to_host
@@ -69,7 +69,7 @@ def run_baseline(bench: Bench) -> Baseline:
     """Warm the pipeline up, generate every sample without acceleration, and score them.
 
     Raises:
-        BadDataError: when images or scores are not finite.
+        BadDataError: when images or scores are not finite, or the images score nothing.
     """
     import torch
 
@@ -80,7 +80,13 @@ def run_baseline(bench: Bench) -> Baseline:
             made, watch = bench.device.time(lambda: bench.sampler.generate(bench.pipe, batch))  # noqa: B023
         images.append(to_host(made, "the baseline"))
         watches.append(watch.elapsed_s)
-    return Baseline(images, bench.score(torch.cat(images)), watches[0])
+    scores = bench.score(torch.cat(images))
+    if scores and sum(scores) <= 0:
+        raise BadDataError(
+            "the unaccelerated images score 0 on average, so there is no score to lose a share of: are scorer, prompts"
+            " and model made for each other, and are there steps enough?"
+        )
+    return Baseline(images, scores, watches[0])
 
 
 def _warm_up(bench: Bench) -> None:

@@ -74,14 +74,11 @@ def compare(
         seed: of the bootstrap.
 
     Raises:
-        BadDataError: when the baseline scored nothing, so that there is no loss to speak of.
+        ValueError: when the baseline scored nothing, so that there is no loss to speak of.
     """
     loss = mean = None
     if variant_scores:
-        try:
-            loss = relative_loss(baseline_scores, variant_scores, seed)
-        except ValueError as error:
-            raise BadDataError(f"no score loss can be given: {error}") from error
+        loss = relative_loss(baseline_scores, variant_scores, seed)
         mean = math.fsum(variant_scores) / len(variant_scores)
     return Quality(loss, mean, psnr_db(baseline, variant), ssim(baseline, variant))
 

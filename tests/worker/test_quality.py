@@ -85,7 +85,7 @@ def test_loss_is_of_the_means() -> None:
     assert unscored.psnr_db is not None
 
 
-def test_a_baseline_that_scores_nothing_is_bad_data() -> None:
+def test_a_baseline_that_scores_nothing_has_no_loss() -> None:
     """There is no share of nothing to lose."""
-    with pytest.raises(BadDataError, match="no score loss"):
+    with pytest.raises(ValueError, match="not above 0"):
         compare(images(1), images(1), [0.0], [0.0], seed=0)
