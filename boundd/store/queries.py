@@ -22,7 +22,6 @@ PRAGMAS = (
     "PRAGMA busy_timeout = 5000",
     "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
-    "PRAGMA trusted_schema = OFF",
 )
 """What every connection needs, as none of it is kept in the file. The timeout is in milliseconds."""
 
