@@ -74,9 +74,13 @@ def bounds_table(
     known = tuple(records)
     plain = width is None
     table = Table(box=box.ASCII2 if plain else box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    # The other columns give way first: a label or a state in pieces is hard to read.
+    widest = _UNBOUNDED_WIDTH if width is None else max(20, width)
+    longest = max((len(_printable(record.cell.label)) for record in known), default=0)
+    wanted = {"cell": min(longest, widest // 3), "state": min(len(CellState.OUT_OF_MEMORY) + 1, widest // 5)}
     for heading in _HEADINGS:
         justify: Any = "right" if heading in _RIGHT else "left"
-        table.add_column(heading, justify=justify, overflow="fold")
+        table.add_column(heading, justify=justify, overflow="fold", min_width=wanted.get(heading))
     for record in known:
         style = _STYLES.get(record.state, "red")
         row = _row(record, bound_of(record.measurement, safety_factor), record.cell.key in stale)
@@ -84,7 +88,7 @@ def bounds_table(
     stream = io.StringIO()
     console = Console(
         file=stream,
-        width=_UNBOUNDED_WIDTH if width is None else max(20, width),
+        width=widest,
         force_terminal=color,
         no_color=not color,
         legacy_windows=False,

@@ -220,7 +220,7 @@ def _failure(key: str, value: Any) -> LegacyFailure:
     if parts is None:
         raise _malformed(key, "its key is not PIPELINE_SCHEDULER_STEPS_METHOD")
     error = value.get("error") if isinstance(value, Mapping) else None
-    if error not in _ERRORS:
+    if not isinstance(error, str) or error not in _ERRORS:
         raise _malformed(key, f"its error is not one of {', '.join(_ERRORS)}")
     message = value.get("message", "")
     if not isinstance(message, str):

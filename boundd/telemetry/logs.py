@@ -21,7 +21,7 @@ from structlog.processors import JSONRenderer
 from boundd.core.effects import Action, Note
 from boundd.core.events import Now
 from boundd.telemetry.sink import QUEUE_LINES, Sink
-from boundd.telemetry.text import printable, shortened, timestamp
+from boundd.telemetry.text import encodable, printable, shortened, timestamp
 
 ECS_VERSION = "8.11.0"
 LINE_LIMIT_BYTES = 16 * 1024
@@ -135,15 +135,17 @@ def _document(note: Note, now: Now, characters: int) -> dict[str, Any]:
     document: dict[str, Any] = {
         "@timestamp": timestamp(now.unix_s),
         "log.level": note.level if note.level in LEVELS else "info",
-        "message": shortened(note.message, characters),
+        "message": _text(note.message, characters),
         "ecs.version": ECS_VERSION,
         "event.action": note.action.value,
     }
     for name, value in (("cell", note.cell), ("attempt", note.attempt), ("device", note.device)):
         if value is not None:
-            document[f"boundd.{name}"] = shortened(value, characters)
+            document[f"boundd.{name}"] = _text(value, characters)
     for name, value in note.fields.items():
-        document.setdefault(f"boundd.{shortened(str(name), _TEXT_LIMITS[-1])}", _plain(value, characters, _MAX_DEPTH))
+        # A note may name its fields with the prefix or without.
+        field = f"boundd.{_text(name, _TEXT_LIMITS[-1]).removeprefix('boundd.')}"
+        document.setdefault(field, _plain(value, characters, _MAX_DEPTH))
     return document
 
 
@@ -152,17 +154,22 @@ def _plain(value: Any, characters: int, depth: int) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return shortened(str(value), characters)
+        return _text(value, characters)
     if isinstance(value, int):
-        return int(value) if abs(value) < 2**63 else shortened(hex(value), characters)
+        return int(value) if abs(value) < 2**63 else None
     if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
+        # As text it would change the field's type, which stores of logs refuse.
+        return value if math.isfinite(value) else None
     if depth and isinstance(value, Mapping):
         items = list(value.items())[:_MAX_ITEMS]
-        return {shortened(str(name), 100): _plain(item, characters, depth - 1) for name, item in items}
+        return {_text(name, 100): _plain(item, characters, depth - 1) for name, item in items}
     if depth and isinstance(value, (list, tuple, set, frozenset)):
         return [_plain(item, characters, depth - 1) for item in list(value)[:_MAX_ITEMS]]
-    return shortened(str(value), characters)
+    return _text(value, characters)
+
+
+def _text(value: object, characters: int) -> str:
+    return encodable(shortened(str(value), characters))
 
 
 def _render_json(document: dict[str, Any]) -> bytes:
@@ -191,6 +198,6 @@ def _console_renderer(*, colors: bool) -> _Render:
                 **about,
             },
         )
-        return line.encode("utf-8", "backslashreplace")[: LINE_LIMIT_BYTES - 1] + b"\n"
+        return line.encode("ascii", "backslashreplace")[: LINE_LIMIT_BYTES - 2] + b"\n"
 
     return render

@@ -90,15 +90,19 @@ class Metrics:
             self._events.labels(action.value)
 
     def note(self, note: Note, now: Now) -> None:  # noqa: ARG002 - the Observer's signature
-        """Count it. An `attempt-ended` note says `outcome` and, where it is known, `wall_s` in its fields."""
+        """Count it. An `attempt-ended` note has the field `outcome` and, where it is known, `wall_s`.
+
+        The names of fields may have the prefix `boundd.`.
+        """
         self._events.labels(note.action.value).inc()
         if note.action is Action.POINT_MEASURED:
             self._points.inc()
         if note.action is not Action.ATTEMPT_ENDED:
             return
-        outcome = encodable(str(note.fields.get("outcome", "unknown")))
+        fields = {name.removeprefix("boundd."): value for name, value in note.fields.items()}
+        outcome = encodable(str(fields.get("outcome", "unknown")))
         self._ended.labels(outcome).inc()
-        wall_s = note.fields.get("wall_s")
+        wall_s = fields.get("wall_s")
         if isinstance(wall_s, (int, float)) and wall_s >= 0:
             self._durations.labels(outcome).observe(wall_s)
 
