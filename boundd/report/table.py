@@ -21,6 +21,7 @@ from boundd.protocol.catalogue import BUILTIN_MODELS
 _HEADINGS = ("cell", "max speed-up", "within tolerance", "upper bound", "score loss", "isolation", "state")
 _RIGHT = ("max speed-up", "within tolerance", "upper bound", "score loss")
 _UNBOUNDED_WIDTH = 2_000
+_ROOMY_WIDTH = 80
 _MESSAGE_CHARACTERS = 80
 _STYLES = {
     CellState.SUCCEEDED: "green",
@@ -73,17 +74,19 @@ def bounds_table(
 
     known = tuple(records)
     plain = width is None
-    table = Table(box=box.ASCII2 if plain else box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    # The other columns give way first: a label or a state in pieces is hard to read.
+    table = Table(
+        box=box.ASCII2 if plain else box.SIMPLE_HEAD, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0)
+    )
     widest = _UNBOUNDED_WIDTH if width is None else max(20, width)
     longest = max((len(_printable(record.cell.label)) for record in known), default=0)
-    wanted = {"cell": min(longest, widest // 3), "state": min(len(CellState.OUT_OF_MEMORY) + 1, widest // 5)}
+    # Where there is room, the other columns give way first: a label or a state in pieces is hard to read.
+    whole = ("cell", "state") if widest >= _ROOMY_WIDTH and longest <= widest // 3 else ()
     for heading in _HEADINGS:
         justify: Any = "right" if heading in _RIGHT else "left"
-        table.add_column(heading, justify=justify, overflow="fold", min_width=wanted.get(heading))
+        table.add_column(heading, justify=justify, overflow="fold", no_wrap=heading in whole)
     for record in known:
         style = _STYLES.get(record.state, "red")
-        row = _row(record, bound_of(record.measurement, safety_factor), record.cell.key in stale)
+        row = _row(record, bound_of(record.measurement, safety_factor), _state(record, record.cell.key in stale, plain))
         table.add_row(*(Text(text) for text in row[:-1]), Text(row[-1], style=style))
     stream = io.StringIO()
     console = Console(
@@ -95,7 +98,10 @@ def bounds_table(
     )
     if known:
         console.print(table)
-    for line in (_total(known, safety_factor), *footnotes(known, safety_factor, simulated=simulated, stale=stale)):
+    # A terminal is too narrow for messages within the table; a plain row holds all that `grep` may look for.
+    failures = () if plain else _failures(known)
+    notes = footnotes(known, safety_factor, simulated=simulated, stale=stale)
+    for line in (*failures, _total(known, safety_factor), *notes):
         console.print(Text(line), soft_wrap=plain)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
@@ -144,10 +150,9 @@ def footnotes(
     return tuple(text.format(_cells(number)) for number, text in notes if number)
 
 
-def _row(record: CellRecord, bound: Bound, is_stale: bool) -> tuple[str, ...]:
+def _row(record: CellRecord, bound: Bound, state: str) -> tuple[str, ...]:
     measurement = record.measurement
     label = _printable(record.cell.label)
-    state = _state(record) + (" (stale)" if is_stale else "")
     if measurement is None:
         return (label, "", "", "", "", "", state)
     loss = (measurement.best or {}).get("score_loss")
@@ -169,19 +174,32 @@ def _within(measurement: Measurement) -> str:
     low, high = (measurement.details.get(f"best_speedup_{end}") for end in ("low", "high"))
     if value is None or not (_is_number(low) and _is_number(high)):
         return _ratio(value)
-    return f"{_ratio(value)} ({low:.2f} to {high:.2f})"
+    return f"{_ratio(value)} ({low:.2f}-{high:.2f})"
 
 
-def _state(record: CellRecord) -> str:
-    lowered = ""
+def _state(record: CellRecord, is_stale: bool, with_message: bool) -> str:
+    parts = [record.state.value]
     if record.measured_batch_size is not None and record.measured_batch_size != record.cell.batch_size:
-        lowered = f" (batch {record.measured_batch_size})"
+        parts.append(f"(batch {record.measured_batch_size})")
+    if is_stale:
+        parts.append("(stale)")
+    message = _message(record) if with_message else ""
+    return " ".join(parts) + (f": {message}" if message else "")
+
+
+def _message(record: CellRecord) -> str:
+    """The first line of what went wrong; empty where nothing did, or it no longer matters."""
     if record.error is None or record.state in (CellState.SUCCEEDED, CellState.RUNNING):
-        return record.state.value + lowered
+        return ""
     message = _printable(next(iter(record.error.message.strip().splitlines()), ""))
-    if len(message) > _MESSAGE_CHARACTERS:
-        message = message[: _MESSAGE_CHARACTERS - 3] + "..."
-    return f"{record.state.value}: {message}" if message else record.state.value
+    return message if len(message) <= _MESSAGE_CHARACTERS else message[: _MESSAGE_CHARACTERS - 3] + "..."
+
+
+def _failures(records: Sequence[CellRecord]) -> tuple[str, ...]:
+    messages = ((record, _message(record)) for record in records)
+    return tuple(
+        f"{_printable(record.cell.label)}: {record.state.value}: {message}" for record, message in messages if message
+    )
 
 
 def _total(records: Sequence[CellRecord], safety_factor: float) -> str:

@@ -35,7 +35,7 @@ def test_a_row_shows_the_figures() -> None:
     """Speed-ups, the interval, the bound, the loss, the isolation, the state, and a batch that was lowered."""
     table = bounds_table([record(measured(best_speedup_low=1.9, best_speedup_high=2.1))], 1.1)
     row = next(line for line in table.splitlines() if line.lstrip("| ").startswith("SD1.5/deepcache"))
-    for text in ("3.00x", "2.00x (1.90 to 2.10)", "2.20x", "1.23%", "exclusive", "succeeded (batch 2)"):
+    for text in ("3.00x", "2.00x (1.90-2.10)", "2.20x", "1.23%", "exclusive", "succeeded (batch 2)"):
         assert text in row
     assert "1 cell: 1 succeeded; 1 with an upper bound (safety factor 1.1)" in table
 
@@ -90,6 +90,15 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     """On a terminal of any width (20 columns or more) nothing runs over its edge."""
     table = bounds_table([record(measured()), record(None, CellState.FAILED, "z" * 300)], 1.1, width=width)
     assert max(len(line) for line in table.splitlines()) <= max(20, width)
+
+
+def test_a_terminal_keeps_labels_and_states_whole() -> None:
+    """At 90 columns a label and a state are in one piece, and what went wrong is said below the table."""
+    failed = record(None, CellState.OUT_OF_MEMORY, "CUDA out of memory", model="digits-sd21")
+    table = bounds_table([record(measured(), model="digits-sd15"), failed], 1.1, width=90)
+    for text in ("digits-sd15/deepcache ", "succeeded (batch 2)", " out_of_memory"):
+        assert text in table
+    assert "\ndigits-sd21/deepcache: out_of_memory: CUDA out of memory\n" in table
 
 
 def test_plain_where_no_terminal_reads() -> None:
