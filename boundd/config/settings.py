@@ -1,0 +1,244 @@
+"""A config, read, checked and expanded: what the daemon works by.
+
+Rules: a config is taken whole or not at all; all of its errors are told at once. Settings are values: reading them
+touches no file but the config itself.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from boundd.config import paths
+from boundd.config.builtin_checks import cells_errors
+from boundd.config.checks import semantic_errors
+from boundd.config.command import as_argument, fill
+from boundd.config.reading import read_tables, read_toml
+from boundd.config.schema import Config, RuleTable
+from boundd.core.cells import Cell, CellPolicy, Parameters
+from boundd.core.matrix import MatrixError, expand, matches
+from boundd.ports import ConfigError
+from boundd.protocol.strict_json import Json
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """Where a model comes from: `source` is a hub id or an absolute folder; `pipeline` a class name, or empty."""
+
+    source: str
+    weights: str
+    dtype: str
+    pipeline: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """A config with nothing left to look up. All paths are absolute.
+
+    Attributes:
+        safety_factor: an upper bound is this times a measured maximum.
+        simulated_devices: (name, bytes of memory) each.
+        cells: the matrix with the rules applied, in the order of the axes.
+        worker_python: the interpreter for `{python}`, or '' for the daemon's own.
+        scorer_source: None where the config doesn't say, '' for none.
+        backoff_s: the wait before a cell that failed is tried once more.
+        control_group: the group that may change things over the socket; '' for the daemon's own user alone.
+    """
+
+    config_path: Path
+    config_folder: Path
+    state_dir: Path
+    socket: Path
+    export: Path | None
+    export_format: str
+    safety_factor: float
+    keep_logs_s: float
+    log_file: Path | None
+    log_level: str
+    device_backend: str
+    device_include: tuple[str, ...]
+    device_exclude: tuple[str, ...]
+    margin_bytes: int
+    mix_models: bool
+    simulated_devices: tuple[tuple[str, int], ...]
+    axes: Mapping[str, tuple[Any, ...]]
+    constants: Parameters
+    cells: tuple[tuple[Cell, CellPolicy], ...]
+    worker_command: tuple[str, ...]
+    worker_result: str
+    worker_timeout_s: float
+    worker_grace_s: float
+    worker_python: str
+    worker_env: Mapping[str, str]
+    models: Mapping[str, ModelEntry]
+    scorer_source: str | None
+    batch_ladder: tuple[int, ...]
+    max_attempts: int
+    backoff_s: float
+    control_group: str
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Settings:
+    """Read the config at `path`.
+
+    Args:
+        path: of the TOML file; its folder is what relative inputs are relative to.
+        environ: for STATE_DIRECTORY, RUNTIME_DIRECTORY and HOME.
+
+    Raises:
+        ConfigError: everything that is wrong with it, a line each: `key.path: what is wrong, what to do`.
+    """
+    config_path = path.absolute()
+    reading = read_tables(read_toml(config_path))
+    config = reading.config
+    errors = [*reading.errors, *semantic_errors(reading)]
+    places = paths.places(config, config_path.parent, environ)
+    if "daemon" not in reading.tainted:
+        errors += places.errors()
+    cells: tuple[Cell, ...] = ()
+    if "matrix" not in reading.tainted and not any(error.startswith("matrix.") for error in errors):
+        try:
+            cells = _expand(config)
+        except MatrixError as error:
+            errors.append(f"matrix: {error}: {_matrix_help(config)}")
+        if "worker" not in reading.tainted:
+            errors += cells_errors(config, cells)
+    if errors:
+        raise ConfigError(errors)
+    return _settings(config, config_path, places, environ, cells)
+
+
+def command_for(settings: Settings, cell: Cell, batch_size: int | None, python: str) -> tuple[str, ...]:
+    """The worker's command line for one attempt: an argument for each of the config's, whatever the values hold.
+
+    Args:
+        batch_size: of this attempt, which the ladder may have lowered; None for the cell's own.
+        python: the daemon's own interpreter, used where the config names none.
+    """
+    values = {name: as_argument(value) for name, value in cell.parameters.items()}
+    if batch_size is not None:
+        values["batch_size"] = str(batch_size)
+    values |= {"label": cell.label.replace("\0", ""), "python": settings.worker_python or python}
+    return tuple(fill(template, values) for template in settings.worker_command)
+
+
+def model_value(settings: Settings, cell: Cell) -> Mapping[str, Json] | None:
+    """What BOUNDD_MODEL holds for this cell; None where the config has no entry for its model."""
+    entry = settings.models.get(str(cell.parameters.get("model")))
+    return None if entry is None else {"source": entry.source, "weights": entry.weights, "dtype": entry.dtype}
+
+
+def scorer_value(settings: Settings) -> Mapping[str, Json] | None:
+    """What BOUNDD_SCORER holds; None where the config says nothing of a scorer."""
+    return None if settings.scorer_source is None else {"source": settings.scorer_source}
+
+
+def check_writable(settings: Settings) -> None:
+    """Make the state folder, for this user alone, and see that a file can be put there.
+
+    Raises:
+        ConfigError: it can't be made or written to; names the path and the reason.
+    """
+    folder = settings.state_dir
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(
+            [f"daemon.state_dir: {folder} can't be written to ({reason}): choose another folder"]
+        ) from None
+
+
+def _expand(config: Config) -> tuple[Cell, ...]:
+    matrix = config.matrix
+    return expand(matrix.axes, matrix.constants, matrix.exclude, matrix.include)
+
+
+def _matrix_help(config: Config) -> str:
+    if not config.matrix.axes:
+        return 'add [matrix.axes], such as method = ["deepcache", "tome"]'
+    return "change its axes and excludes"
+
+
+def _settings(
+    config: Config,
+    config_path: Path,
+    places: paths.Places,
+    environ: Mapping[str, str],
+    cells: tuple[Cell, ...],
+) -> Settings:
+    folder = config_path.parent
+    scorer_is_given = "source" in config.scorer.model_fields_set
+    return Settings(
+        config_path=config_path,
+        config_folder=folder,
+        state_dir=places.state_dir,
+        socket=places.socket,
+        export=places.export,
+        export_format=config.daemon.export_format,
+        safety_factor=config.daemon.safety_factor,
+        keep_logs_s=config.daemon.keep_logs,
+        log_file=places.log_file,
+        log_level=config.log.level,
+        device_backend=config.devices.backend,
+        device_include=tuple(config.devices.include),
+        device_exclude=tuple(config.devices.exclude),
+        margin_bytes=config.devices.margin,
+        mix_models=config.devices.mix_models,
+        simulated_devices=tuple((device.name, device.memory) for device in config.devices.simulated),
+        axes=MappingProxyType({name: tuple(values) for name, values in config.matrix.axes.items()}),
+        constants=MappingProxyType(dict(config.matrix.constants)),
+        cells=_with_policies(config, cells),
+        worker_command=tuple(config.worker.command),
+        worker_result=config.worker.result,
+        worker_timeout_s=config.worker.timeout,
+        worker_grace_s=config.worker.grace,
+        worker_python=paths.program(folder, config.worker.python, environ),
+        worker_env=MappingProxyType(dict(config.worker.env)),
+        models=_models(config, folder, environ),
+        scorer_source=paths.source(folder, config.scorer.source, environ) if scorer_is_given else None,
+        batch_ladder=tuple(config.retry.batch_ladder),
+        max_attempts=config.retry.max_attempts,
+        backoff_s=config.retry.backoff,
+        control_group=config.control.group,
+    )
+
+
+def _models(config: Config, folder: Path, environ: Mapping[str, str]) -> Mapping[str, ModelEntry]:
+    return MappingProxyType(
+        {
+            name: ModelEntry(paths.source(folder, model.source, environ), model.weights, model.dtype, model.pipeline)
+            for name, model in config.models.items()
+        }
+    )
+
+
+def _with_policies(config: Config, cells: Iterable[Cell]) -> tuple[tuple[Cell, CellPolicy], ...]:
+    """Each cell with its policy. Cells that the same rules match share one, because a matrix may be large."""
+    known: dict[tuple[int, ...], CellPolicy] = {}
+    pairs = []
+    for cell in cells:
+        matching = tuple(i for i, rule in enumerate(config.rule) if matches(rule.match, cell.parameters))
+        if matching not in known:
+            known[matching] = _policy(config, [config.rule[i] for i in matching])
+        pairs.append((cell, known[matching]))
+    return tuple(pairs)
+
+
+def _policy(config: Config, rules: Iterable[RuleTable]) -> CellPolicy:
+    # A script of somebody's own does not know the lease, and must not be timed beside others.
+    exclusive, lease = False, config.worker.result == "protocol"
+    timeout_s, grace_s, footprint_bytes = config.worker.timeout, config.worker.grace, None
+    for rule in rules:
+        exclusive = exclusive if rule.exclusive is None else rule.exclusive
+        timeout_s = timeout_s if rule.timeout is None else rule.timeout
+        grace_s = grace_s if rule.grace is None else rule.grace
+        footprint_bytes = footprint_bytes if rule.footprint is None else rule.footprint
+        lease = lease if rule.lease is None else rule.lease
+    return CellPolicy(exclusive, timeout_s, grace_s, footprint_bytes, lease)
