@@ -1,0 +1,238 @@
+"""NVIDIA devices, read through NVML in a disposable child process with a deadline a reading.
+
+A driver that hangs costs the child: it is killed and abandoned, and until another one answers every device known is
+unavailable, with the reason. Devices are known by UUID. One seen once stays known for the life of the probe: when the
+driver stops listing it, it is unavailable and not forgotten.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import anyio
+
+from boundd.core.devices import DeviceReading
+from boundd.devices.nvml_process import ChildGoneError, NvmlProcess
+from boundd.ports import DeviceError
+
+FIRST_BACKOFF_S = 1.0
+MAX_BACKOFF_S = 30.0
+
+
+class NoDriverError(DeviceError):
+    """There is no NVIDIA driver: NVML's library isn't installed."""
+
+
+class BrokenDriverError(DeviceError):
+    """There is an NVIDIA driver, or a part of one, and it doesn't work; the message says how and what to do."""
+
+
+class _Unanswered(Exception):  # noqa: N818 - it is how a reading ends, and never leaves this module
+    """No reading this time. The first argument says why, for people."""
+
+
+class NvmlProbe:
+    """Reads every NVIDIA device and MIG instance.
+
+    `deadline_s` bounds a reading and `start_deadline_s` the start of a child, which takes seconds where persistence
+    mode is off. `environ` is the child's environment; the daemon's own by default. `first_backoff_s` is the pause
+    before a second restart in a row, doubled for each further one up to 30 s; the first one comes at the next read.
+    """
+
+    def __init__(
+        self,
+        environ: Mapping[str, str] | None = None,
+        *,
+        deadline_s: float = 2.0,
+        start_deadline_s: float = 20.0,
+        first_backoff_s: float = FIRST_BACKOFF_S,
+    ) -> None:
+        self._environ = dict(os.environ if environ is None else environ)
+        self._deadline_s = deadline_s
+        self._start_deadline_s = start_deadline_s
+        self._first_backoff_s = first_backoff_s
+        self._lock = anyio.Lock()
+        self._child: NvmlProcess | None = None
+        self._abandoned: list[NvmlProcess] = []
+        self._failures = 0
+        self._not_before_s = 0.0
+        self._last_failure = ""
+        self._known: dict[str, DeviceReading] = {}
+        self._closed = False
+
+    async def read(self, *, processes: bool) -> tuple[DeviceReading, ...]:
+        """Every device known, in NVML's order, a MIG device before its instances (they share its index).
+
+        Takes `deadline_s` at most, and `start_deadline_s` in addition while no device is known yet. Once any device is
+        known, a driver that is gone or silent makes all of them unavailable and raises nothing.
+
+        Raises:
+            NoDriverError: no driver, and no device was ever seen.
+            BrokenDriverError: the driver doesn't work or lists nothing, and no device was ever seen.
+        """
+        async with self._lock:
+            self._abandoned = [child for child in self._abandoned if not child.is_reaped()]
+            try:
+                entries, driver = await self._ask(processes=processes)
+            except (_Unanswered, DeviceError) as error:
+                if not self._known:
+                    raise error if isinstance(error, DeviceError) else BrokenDriverError(_advice(str(error))) from None
+                self._known = {uuid: _failed(reading, str(error)) for uuid, reading in self._known.items()}
+                return self._ordered()
+            return self._merge(entries, driver)
+
+    async def aclose(self) -> None:
+        """End the child. A later `read` raises RuntimeError."""
+        self._closed = True
+        # A reading under way still uses the pipes; it ends within its deadline.
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                child, self._child = self._child, None
+                if child is not None:
+                    await child.aclose()
+
+    async def _ask(self, *, processes: bool) -> tuple[list[dict[str, Any]], str]:
+        """The child's entries and the driver's version, within the deadlines.
+
+        Raises:
+            _Unanswered: no reading this time.
+            DeviceError: there is nothing that could be asked.
+        """
+        child = self._started()
+        allowed_s = self._deadline_s if self._known else self._start_deadline_s
+        try:
+            with anyio.fail_after(allowed_s):
+                greeting = await child.greet()
+        except TimeoutError:
+            if child.age_s < self._start_deadline_s:
+                # Healthy drivers are slow here too, and killing the child would only begin it all again.
+                raise _Unanswered(f"the driver is still initialising, after {child.age_s:.0f} s") from None
+            raise self._failed_with(f"the driver did not initialise within {self._start_deadline_s:.1f} s") from None
+        except ChildGoneError as error:
+            raise self._failed_with(str(error)) from None
+        if not greeting.get("ready"):
+            message = str(greeting.get("message"))
+            self._failed_with(message)
+            if greeting.get("kind") == "absent":
+                raise NoDriverError(f"no NVIDIA driver: {message}")
+            raise BrokenDriverError(_advice(message))
+        try:
+            with anyio.fail_after(self._deadline_s):
+                reply = await child.ask(processes=processes)
+        except TimeoutError:
+            raise self._failed_with(f"the driver did not answer within {self._deadline_s:.1f} s") from None
+        except ChildGoneError as error:
+            raise self._failed_with(str(error)) from None
+        if "devices" not in reply:
+            # NVML doesn't get over losing its driver within one process, so the next reading has a new one.
+            raise self._failed_with(f"the driver reports: {reply.get('error')}")
+        self._failures = 0
+        devices: list[dict[str, Any]] = reply["devices"]
+        return devices, str(greeting.get("driver", ""))
+
+    def _started(self) -> NvmlProcess:
+        """The child, started if there is none and its time has come.
+
+        Raises:
+            _Unanswered: it is too soon for another, or it can't be started.
+        """
+        if self._closed:
+            raise RuntimeError("this probe is closed")
+        if self._child is None:
+            if time.monotonic() < self._not_before_s:
+                raise _Unanswered(self._last_failure)
+            if self._abandoned and len(self._abandoned) >= 4:
+                # Each one may hold the driver's lock and none of them ends: more of them would help nobody.
+                raise _Unanswered(f"{self._last_failure}; {len(self._abandoned)} stuck probes could not be ended")
+            try:
+                self._child = NvmlProcess(self._environ)
+            except OSError as error:
+                raise self._failed_with(f"the probe's process could not be started: {error}") from None
+        return self._child
+
+    def _failed_with(self, reason: str) -> _Unanswered:
+        """Give the child up and put off the next one; the exception to raise."""
+        if self._child is not None:
+            self._child.kill()
+            self._abandoned.append(self._child)
+            self._child = None
+        pause_s = 0.0 if self._failures == 0 else min(MAX_BACKOFF_S, self._first_backoff_s * 2 ** (self._failures - 1))
+        # Beyond a dozen in a row the pause has long been at its limit, and the power need not grow.
+        self._failures = min(self._failures + 1, 12)
+        self._not_before_s = time.monotonic() + pause_s
+        self._last_failure = reason
+        return _Unanswered(reason)
+
+    def _merge(self, entries: list[dict[str, Any]], driver: str) -> tuple[DeviceReading, ...]:
+        """Take over a pass of the child; the devices that it doesn't name any more are kept as unavailable.
+
+        Raises:
+            BrokenDriverError: the driver lists nothing, and never did.
+        """
+        named = {str(entry["uuid"]) for entry in entries if entry["uuid"]}
+        missing = {uuid: reading for uuid, reading in self._known.items() if uuid not in named}
+        fresh: dict[str, DeviceReading] = {}
+        nameless: list[DeviceReading] = []
+        for entry in entries:
+            if entry["uuid"]:
+                reading = _reading(entry, driver, self._known.get(entry["uuid"]))
+                fresh[reading.uuid] = reading
+                continue
+            # A device too broken to tell its UUID is the one that was at its index, if that one is missed.
+            same = [reading for reading in missing.values() if reading.index == entry["index"]]
+            for reading in same:
+                fresh[reading.uuid] = _failed(missing.pop(reading.uuid), entry["unavailable"])
+            if not same:
+                nameless.append(_reading(entry | {"uuid": f"UNKNOWN-{entry['index']}"}, driver, None))
+        for uuid, reading in missing.items():
+            fresh[uuid] = _failed(reading, "the driver doesn't list it any more")
+        if not fresh and not nameless:
+            raise BrokenDriverError(
+                f"the NVIDIA driver {driver} works but lists no device: see `nvidia-smi -L`, and whether the device "
+                "files are passed into this container"
+            )
+        self._known = fresh
+        return self._ordered(nameless)
+
+    def _ordered(self, more: list[DeviceReading] | None = None) -> tuple[DeviceReading, ...]:
+        """The known devices and `more` by index; the sort is stable, so instances stay behind their device."""
+        return tuple(sorted([*self._known.values(), *(more or [])], key=lambda reading: reading.index))
+
+
+def _failed(reading: DeviceReading, reason: str) -> DeviceReading:
+    """The device of an earlier reading, unavailable now."""
+    return replace(reading, total_bytes=None, free_bytes=None, process_bytes=None, unavailable=reason)
+
+
+def _reading(entry: Mapping[str, Any], driver: str, before: DeviceReading | None) -> DeviceReading:
+    """The child's entry as a reading; a device that can't tell its name keeps the one it had `before`."""
+    processes = entry.get("processes")
+    unavailable = str(entry.get("unavailable", ""))
+    return DeviceReading(
+        uuid=entry["uuid"],
+        index=entry["index"],
+        name=entry["name"] or (before.name if before is not None else "unknown NVIDIA device"),
+        total_bytes=entry.get("total"),
+        free_bytes=entry.get("free"),
+        process_bytes=None if processes is None or unavailable else {int(pid): size for pid, size in processes.items()},
+        max_cells=entry.get("max_cells"),
+        unavailable=unavailable,
+        backend="nvml",
+        driver=driver,
+    )
+
+
+def _advice(message: str) -> str:
+    """What is wrong with the driver, and what to do about it."""
+    hint = "see `nvidia-smi` and `dmesg | grep -i nvrm`"
+    if "version mismatch" in message:
+        hint = "the driver was updated under a running kernel module: reboot, or reload the nvidia modules"
+    elif "Driver Not Loaded" in message:
+        hint = "the kernel module isn't loaded: `modprobe nvidia`, or pass the GPUs into this container"
+    elif "nvidia-ml-py" in message:
+        hint = "reinstall boundd with its dependencies"
+    return f"the NVIDIA driver is broken: {message}; {hint}. To work without it, set the backend to cpu"
