@@ -1,0 +1,223 @@
+"""The composition root: the one place that knows every part and puts them together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import anyio
+from anyio.abc import TaskStatus
+
+from boundd import __version__
+from boundd.cli.boundd import RunOptions, make_cli
+from boundd.cli.progress import Progress
+from boundd.config import Settings, check_writable, find_config, load
+from boundd.control.server import serve
+from boundd.core.attempts import CellState
+from boundd.core.devices import DeviceReading
+from boundd.core.effects import Action, Note
+from boundd.core.state import State
+from boundd.devices.discover import Backend, open_probe, select
+from boundd.launch.local import LocalLauncher
+from boundd.ports import ConfigError, DeviceError, DeviceProbe, HeldError, Observer, StoreBusyError, StoreError
+from boundd.report.table import print_bounds
+from boundd.service.clock import SystemClock
+from boundd.service.daemon import Daemon, Hooks, Run
+from boundd.service.hold import hold
+from boundd.store.sqlite import SqliteStore
+from boundd.telemetry.files import ForeignExportError
+from boundd.telemetry.logs import JsonLog
+from boundd.telemetry.metrics import Metrics
+from boundd.wiring import Exporter, control_app, make_run, stale_keys
+
+EXIT_FINE = 0
+EXIT_OURS = 1
+EXIT_USAGE = 2
+EXIT_NOT_ALL = 3
+EXIT_HELD = 4
+EXIT_STORE = 5
+EXIT_NO_DEVICE = 6
+
+STORE_NAME = "boundd.db"
+"""The store's file in the state folder."""
+ATTEMPTS_NAME = "attempts"
+"""The folder of the attempts' own folders, in the state folder."""
+
+
+def main() -> None:
+    """The command `boundd`."""
+    make_cli(run, probe_devices)()
+
+
+def run(options: RunOptions) -> int:
+    """Run the daemon to its end; returns its exit code and tells every error in a line of the log."""
+    log = JsonLog(format=options.log_format)
+    try:
+        return _run(options, log)
+    except ConfigError as error:
+        return _fail(log, Action.CONFIG_REJECTED, error.errors, EXIT_USAGE)
+    except ForeignExportError as error:
+        return _fail(log, Action.CONFIG_REJECTED, (str(error),), EXIT_USAGE)
+    except HeldError as error:
+        return _fail(log, Action.DAEMON_STOPPED, (str(error),), EXIT_HELD)
+    except StoreError as error:
+        return _fail(log, Action.STORE_UNAVAILABLE, (str(error),), EXIT_STORE)
+    except DeviceError as error:
+        return _fail(log, Action.DEVICE_UNAVAILABLE, (str(error),), EXIT_NO_DEVICE)
+    finally:
+        log.close()
+
+
+def _fail(log: JsonLog, action: Action, messages: tuple[str, ...], status: int) -> int:
+    for message in messages:
+        log.note(Note(action, message, "error"), SystemClock().now())
+    return status
+
+
+def _run(options: RunOptions, log: JsonLog) -> int:
+    path = find_config(options.config, os.environ, Path.cwd(), Path.home())
+    settings = load(path, os.environ)
+    check_writable(settings)
+    log.set_level(settings.log_level)
+    with hold(settings.state_dir):
+        return anyio.run(partial(_serve, settings, options, log))
+
+
+async def _serve(settings: Settings, options: RunOptions, log: JsonLog) -> int:
+    clock = SystemClock()
+    progress = Progress() if options.until_idle else None
+    metrics = Metrics(__version__)
+    async with AsyncExitStack() as stack:
+        observers: list[Observer] = [log, metrics]
+        if settings.log_file is not None:
+            observers.append(stack.enter_context(_file_log(settings)))
+        if progress is not None:
+            observers.append(progress)
+            stack.callback(progress.close)
+        store = await SqliteStore.open(settings.state_dir / STORE_NAME)
+        stack.push_async_callback(store.aclose)
+        exporter = Exporter(settings, store, log, clock)
+        await exporter.check_may_write()
+        probe = await open_probe(_backend(settings), settings.simulated_devices, os.environ)
+        stack.push_async_callback(probe.aclose)
+        launcher = LocalLauncher(settings.state_dir / ATTEMPTS_NAME)
+        hooks = Hooks(partial(_reload, settings, launcher), exporter.write)
+        daemon = Daemon(
+            make_run(settings, launcher), store, launcher, Chosen(probe, settings), clock, tuple(observers), hooks
+        )
+        app = control_app(daemon, settings, exporter, metrics, log)
+        await daemon.recover()
+        if progress is not None:
+            progress.watch(lambda: daemon.state)
+        async with anyio.create_task_group() as group:
+            await group.start(_signals, daemon)
+            daemon.tell(_started(settings))
+            serve_api = partial(serve, app, settings.socket, group=settings.control_group, ready=lambda: None)
+            await daemon.run(until_idle=options.until_idle, serve=serve_api)
+            group.cancel_scope.cancel()
+        daemon.tell(Note(Action.DAEMON_STOPPED, "stopped"))
+    return _summary(daemon.state, settings, options)
+
+
+def _summary(state: State, settings: Settings, options: RunOptions) -> int:
+    """With --until-idle, print the table and where the results are; the exit code says whether all succeeded."""
+    if not options.until_idle:
+        return EXIT_FINE
+    simulated = [device.uuid for device in state.devices.values() if device.reading.backend == "simulated"]
+    stale = stale_keys(settings, state)
+    print_bounds(sys.stdout, state.matrix(), settings.safety_factor, simulated=simulated, stale=stale)
+    if settings.export is not None:
+        print(f"results: {settings.export}")
+    print(f"store:   {settings.state_dir / STORE_NAME}")
+    print(f"logs:    {settings.state_dir / ATTEMPTS_NAME}", flush=True)
+    everything = all(record.state is CellState.SUCCEEDED for record in state.matrix())
+    return EXIT_FINE if everything else EXIT_NOT_ALL
+
+
+async def _signals(daemon: Daemon, *, task_status: TaskStatus[None]) -> None:
+    """SIGTERM leaves the workers running, SIGINT ends them, SIGHUP reads the config anew."""
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+        task_status.started()
+        async for number in received:
+            if number == signal.SIGHUP and not sys.stdin.isatty():
+                # What is wrong with the config has been told; the one before stays in force.
+                with contextlib.suppress(ConfigError, StoreBusyError):
+                    await daemon.reload()
+            else:
+                daemon.request_stop(end_workers=number == signal.SIGINT)
+
+
+def _reload(settings: Settings, launcher: LocalLauncher) -> Run:
+    new = load(settings.config_path, os.environ)
+    fixed = ("state_dir", "socket", "export", "export_format", "log_file", "device_backend", "simulated_devices")
+    changed = [name for name in fixed if getattr(new, name) != getattr(settings, name)]
+    if changed:
+        raise ConfigError([f"{name}: takes effect at a restart only; put it back, or restart" for name in changed])
+    return make_run(new, launcher)
+
+
+def _started(settings: Settings) -> Note:
+    message = f"boundd {__version__}: {len(settings.cells)} cells of {settings.config_path}, socket {settings.socket}"
+    return Note(Action.DAEMON_STARTED, message, fields={"boundd.cells": len(settings.cells)})
+
+
+@contextlib.contextmanager
+def _file_log(settings: Settings) -> Iterator[JsonLog]:
+    assert settings.log_file is not None
+    try:
+        settings.log_file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(settings.log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise ConfigError([f"log.file: {settings.log_file} can't be written: {error.strerror}"]) from None
+    log = JsonLog(level=settings.log_level, stream=descriptor)
+    try:
+        yield log
+    finally:
+        log.close()
+        os.close(descriptor)
+
+
+class Chosen:
+    """A probe that shows only the devices of the config's `include` and `exclude`."""
+
+    def __init__(self, probe: DeviceProbe, settings: Settings) -> None:
+        self._probe = probe
+        self._include = settings.device_include
+        self._exclude = settings.device_exclude
+
+    async def read(self, *, processes: bool) -> tuple[DeviceReading, ...]:
+        """The chosen devices' readings."""
+        return select(await self._probe.read(processes=processes), self._include, self._exclude)
+
+    async def aclose(self) -> None:
+        """End the probe."""
+        await self._probe.aclose()
+
+
+def probe_devices(settings: Settings | None) -> list[DeviceReading]:
+    """One reading of the devices that a config would use, or, without one, of what the machine has.
+
+    Raises:
+        DeviceError: there is no device to work on.
+    """
+
+    async def read() -> list[DeviceReading]:
+        backend: Backend = "auto" if settings is None else _backend(settings)
+        probe = await open_probe(backend, () if settings is None else settings.simulated_devices, os.environ)
+        try:
+            return list(await (probe if settings is None else Chosen(probe, settings)).read(processes=False))
+        finally:
+            await probe.aclose()
+
+    return anyio.run(read)
+
+
+def _backend(settings: Settings) -> Backend:
+    return cast("Backend", settings.device_backend)

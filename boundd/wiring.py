@@ -1,0 +1,226 @@
+"""What the composition root puts together from a config: how workers are started, how results leave.
+
+Each piece here knows two sides that don't know each other: the config and the launcher, the state and the exports,
+the control API and the import of old files.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import anyio
+from starlette.applications import Starlette
+
+from boundd import __version__
+from boundd.config import Settings, command_for, model_value, scorer_value
+from boundd.control.api import ExportText, ImportPreview, create_app
+from boundd.core.attempts import Attempt
+from boundd.core.cells import Cell
+from boundd.core.devices import Device
+from boundd.core.effects import Action, Note
+from boundd.core.headroom import headroom_bytes
+from boundd.core.staleness import is_stale
+from boundd.core.state import Rules, State
+from boundd.ports import Clock, Launcher, LaunchSpec, Observer, Service, Store
+from boundd.protocol.catalogue import PIPELINE_CLASSES
+from boundd.protocol.environment import WorkerEnvironment
+from boundd.service.daemon import Run
+from boundd.telemetry.export import ExportCell, Rendered, render_export
+from boundd.telemetry.files import check_may_write, digest_of, write_export, written_by_boundd
+from boundd.telemetry.legacy import match_legacy, parse_legacy
+from boundd.telemetry.logs import JsonLog
+from boundd.telemetry.metrics import DeviceNumbers, Metrics, StateView
+
+LEASES_NAME = "leases"
+"""The folder of the devices' leases, in the state folder: a RuntimeDirectory is made anew at each restart."""
+EXPORT_DIGESTS = "export-digests"
+"""The store's fact that tells which files in formats without a mark of ours are ours: digests, newest first."""
+DIGESTS_KEPT = 2
+FINGERPRINT_LIBRARIES = ("torch", "diffusers", "transformers", "DeepCache", "tgate", "tomesd")
+MEDIA_TYPES = {"json": "application/json", "csv": "text/csv"}
+
+
+def make_run(settings: Settings, launcher: Launcher) -> Run:
+    """The matrix, the rules and the way to start a worker."""
+    rules = Rules(
+        margin_bytes=settings.margin_bytes,
+        mix_models=settings.mix_models,
+        batch_ladder=settings.batch_ladder,
+        max_attempts=settings.max_attempts,
+        backoff_s=settings.backoff_s,
+    )
+    from_stdout = settings.worker_result == "stdout"
+    summary = f"{settings.config_path}: {len(settings.cells)} cells"
+    return Run(settings.cells, rules, lambda *parts: launch_spec(settings, launcher, *parts), from_stdout, summary)
+
+
+def launch_spec(settings: Settings, launcher: Launcher, attempt: Attempt, cell: Cell, state: State) -> LaunchSpec:
+    """What the shim needs to run an attempt: its command, its environment, its limits."""
+    results = launcher.results_path(attempt.id)
+    return LaunchSpec(
+        attempt_id=attempt.id,
+        folder=results.parent,
+        argv=command_for(settings, cell, attempt.batch_size, sys.executable),
+        env={**os.environ, **worker_environment(settings, attempt, cell, state, results), **settings.worker_env},
+        cwd=settings.config_folder,
+        timeout_s=attempt.timeout_s,
+        grace_s=attempt.grace_s,
+    )
+
+
+def worker_environment(
+    settings: Settings, attempt: Attempt, cell: Cell, state: State, results: Path
+) -> Mapping[str, str]:
+    """The protocol's variables for an attempt. A worker on the CPU sees no GPU at all."""
+    device = state.devices.get(attempt.device)
+    backend = device.reading.backend if device is not None else "nvml"
+    lease = settings.state_dir / LEASES_NAME / attempt.device
+    lease.mkdir(parents=True, exist_ok=True)
+    environment = WorkerEnvironment(
+        cell=dict(cell.parameters),
+        attempt=attempt.id,
+        results=results,
+        memory_cap_bytes=attempt.cap_bytes,
+        batch_size=attempt.batch_size,
+        lease_folder=lease,
+        model=model_value(settings, cell),
+        scorer=scorer_value(settings),
+        visible_devices=attempt.device if backend == "nvml" else "",
+    )
+    return {**environment.to_environ(), "PYTHONUNBUFFERED": "1"}
+
+
+def pipelines_of(settings: Settings) -> dict[str, str]:
+    """Models to the classes of their pipelines: the known ones, and what the config says of others."""
+    named = {name: model.pipeline for name, model in settings.models.items() if model.pipeline}
+    return {**PIPELINE_CLASSES, **named}
+
+
+def stale_keys(settings: Settings, state: State) -> frozenset[str]:
+    """The cells whose result was measured with other versions than the workers' of today.
+
+    Where the workers have an environment of their own, boundd doesn't know its versions, and calls nothing stale.
+    """
+    if settings.worker_python or settings.worker_result == "stdout":
+        return frozenset()
+    today = _installed()
+    return frozenset(record.cell.key for record in state.matrix() if is_stale(record, today))
+
+
+def _installed() -> dict[str, str]:
+    found = {}
+    for library in FINGERPRINT_LIBRARIES:
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+class Exporter:
+    """Keeps the export file current, and renders exports for people."""
+
+    def __init__(self, settings: Settings, store: Store, observer: Observer, clock: Clock) -> None:
+        self._settings = settings
+        self._store = store
+        self._observer = observer
+        self._clock = clock
+
+    def render(self, state: State, export_format: str) -> Rendered:
+        """The matrix as of this state, in a format."""
+        stale = stale_keys(self._settings, state)
+        pipelines = pipelines_of(self._settings)
+        cells = [ExportCell.of(record, pipelines, stale=record.cell.key in stale) for record in state.matrix()]
+        return render_export(
+            export_format,  # type: ignore[arg-type]
+            cells,
+            safety_factor=self._settings.safety_factor,
+            now_unix_s=self._clock.now().unix_s,
+            version=__version__,
+        )
+
+    async def check_may_write(self) -> None:
+        """See at start, not after hours, that the export would overwrite nobody's file.
+
+        Raises:
+            ForeignExportError: it would.
+        """
+        if self._settings.export is not None:
+            check_may_write(self._settings.export, written_by_boundd(await self._digests()))
+
+    async def write(self, state: State) -> None:
+        """Bring the export file up to date; a failure is told and doesn't stop the run."""
+        path = self._settings.export
+        if path is None:
+            return
+        rendered = self.render(state, self._settings.export_format)
+        try:
+            digests = [digest_of(rendered.text), *await self._digests()]
+            if self._settings.export_format != "json":
+                # Before the file: a crash in between leaves a file that is known to be ours.
+                await self._store.remember(EXPORT_DIGESTS, json.dumps(list(dict.fromkeys(digests))[:DIGESTS_KEPT]))
+            may = written_by_boundd(digests)
+            await anyio.to_thread.run_sync(write_export, path, rendered.text, may)
+        except Exception as error:
+            self._tell(Action.EXPORT_FAILED, f"{path} could not be written: {error}", "error")
+
+    async def _digests(self) -> list[str]:
+        known = await self._store.recall(EXPORT_DIGESTS)
+        return list(json.loads(known)) if known else []
+
+    def _tell(self, action: Action, message: str, level: str) -> None:
+        self._observer.note(Note(action, message, level), self._clock.now())
+
+
+def state_view(state: State, dropped_lines: int) -> StateView:
+    """The state as the metrics want it: plain numbers."""
+    return StateView(
+        cells_by_state=state.count_by_state(),
+        devices=tuple(_device_numbers(state, device) for device in state.devices_by_index()),
+        live_attempts=len(state.attempts),
+        paused=state.paused,
+        log_lines_dropped=dropped_lines,
+    )
+
+
+def _device_numbers(state: State, device: Device) -> DeviceNumbers:
+    attempts = state.attempts_on(device.uuid)
+    reading = device.reading
+    return DeviceNumbers(
+        uuid=device.uuid,
+        name=reading.name,
+        state=device.state,
+        total_bytes=reading.total_bytes,
+        free_bytes=reading.free_bytes,
+        reserved_bytes=sum(attempt.reservation_bytes for attempt in attempts),
+        headroom_bytes=None
+        if reading.total_bytes is None
+        else max(0, headroom_bytes(device, attempts, state.rules.margin_bytes)),
+    )
+
+
+def control_app(service: Service, settings: Settings, exporter: Exporter, metrics: Metrics, log: JsonLog) -> Starlette:
+    """The HTTP API, told how to export, to count and to read old files."""
+
+    def export_text(export_format: str) -> ExportText:
+        rendered = exporter.render(service.state, export_format)
+        warnings = tuple(f"{left.label}: {left.reason}" for left in rendered.left_out)
+        return ExportText(rendered.text, warnings, MEDIA_TYPES.get(export_format, "application/json"))
+
+    def preview(text: str, model: str | None) -> ImportPreview:
+        cells = [record.cell for record in service.state.matrix()]
+        match = match_legacy(parse_legacy(text), cells, pipelines_of(settings), model)
+        ambiguous = tuple(f"{entry} fits {', '.join(models)}" for entry, models in match.ambiguous)
+        return ImportPreview(match.entries, ambiguous, match.unmatched)
+
+    return create_app(
+        service,
+        render_export=export_text,
+        render_metrics=lambda: metrics.render(state_view(service.state, log.dropped_lines)),
+        import_legacy=preview,
+    )

@@ -1,0 +1,221 @@
+"""The daemon's loops with a real store, real processes and the real CPU device."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import anyio
+import pytest
+
+from boundd.core.attempts import Attempt, CellState
+from boundd.core.cells import Cell, CellPolicy
+from boundd.core.effects import Action, Note
+from boundd.core.events import Now, PauseRequested, ResumeRequested
+from boundd.core.state import Rules, State, sanity_check
+from boundd.devices.cpu import CpuProbe
+from boundd.launch.local import LocalLauncher
+from boundd.ports import LaunchSpec, StoreBusyError
+from boundd.protocol.environment import WorkerEnvironment
+from boundd.service.clock import SystemClock
+from boundd.service.daemon import Daemon, Hooks, Run
+from boundd.store.sqlite import SqliteStore
+
+PROTOCOL_WORKER = """
+import json, os
+def write(**line):
+    with open(os.environ["BOUNDD_RESULTS"], "a") as file:
+        file.write(json.dumps(line) + "\\n")
+for n in range(3):
+    write(type="point", parameters={"n": n}, speedup=1.0 + n, score_loss=0.01 * n, isolation="exclusive")
+    write(type="progress", done=n + 1, total=3)
+write(type="memory", peak_allocated_bytes=1 << 20, peak_reserved_bytes=2 << 20)
+"""
+RESULT = """
+write(type="result", max_speedup=3.0, max_speedup_within_tolerance=2.0, isolation="exclusive",
+      best={"parameters": {"n": 1}, "speedup": 2.0, "score_loss": 0.01})
+"""
+
+
+class Remembering:
+    """An Observer that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.notes: list[Note] = []
+
+    def note(self, note: Note, now: Now) -> None:
+        """Keep it."""
+        self.notes.append(note)
+
+    def actions(self) -> list[Action]:
+        """What happened, in order."""
+        return [note.action for note in self.notes]
+
+
+class FullDisk(SqliteStore):
+    """A real store whose commits can be made to fail as a full disk makes them."""
+
+    full = False
+
+    async def commit(self, records: object) -> None:
+        """Fail while `full`."""
+        if self.full:
+            raise StoreBusyError("database or disk is full")
+        await super().commit(records)  # type: ignore[arg-type]
+
+
+async def nothing(*_: object) -> None:
+    """No export, no API."""
+
+
+async def run_daemon(
+    folder: Path, script: str, cells: int = 1, *, during: Callable[[Daemon], Awaitable[None]] | None = None
+) -> tuple[Daemon, Remembering, SqliteStore]:
+    """Run the script for so many cells until all have ended."""
+    folder.mkdir(exist_ok=True)
+    heard = Remembering()
+    store = await FullDisk.open(folder / "boundd.db")
+    launcher = LocalLauncher(folder / "attempts")
+
+    def spec_of(attempt: Attempt, cell: Cell, state: State) -> LaunchSpec:
+        results = launcher.results_path(attempt.id)
+        environment = WorkerEnvironment(attempt=attempt.id, results=results, batch_size=attempt.batch_size)
+        return LaunchSpec(
+            attempt.id,
+            results.parent,
+            (sys.executable, "-c", script),
+            {**os.environ, **environment.to_environ()},
+            folder,
+            attempt.timeout_s,
+            attempt.grace_s,
+        )
+
+    matrix = tuple((Cell.of({"n": n, "batch_size": 4}, ["n"]), CellPolicy(timeout_s=60)) for n in range(cells))
+    daemon = Daemon(
+        Run(matrix, Rules(backoff_s=0.1), spec_of, False, "a test"),
+        store,
+        launcher,
+        CpuProbe(),
+        SystemClock(),
+        (heard,),
+        Hooks(lambda: pytest.fail("no reload here"), nothing),
+    )
+    await daemon.recover()
+    async with anyio.create_task_group() as group:
+        if during is not None:
+            group.start_soon(during, daemon)
+        with anyio.fail_after(60):
+            await daemon.run(until_idle=True, serve=nothing)
+        group.cancel_scope.cancel()
+    sanity_check(daemon.state)
+    return daemon, heard, store
+
+
+def test_a_worker_of_the_protocol(tmp_path: Path) -> None:
+    """Points, progress, memory and result arrive, once each, and the footprint is learned."""
+
+    async def main() -> None:
+        daemon, heard, store = await run_daemon(tmp_path, PROTOCOL_WORKER + RESULT, cells=2)
+        try:
+            for record in daemon.state.matrix():
+                assert record.state is CellState.SUCCEEDED
+                assert record.measurement is not None
+                assert record.measurement.max_speedup_within_tolerance == 2.0
+                (ended,) = await store.attempts_of(record.cell.key)
+                assert len(await store.points_of(ended.attempt.id)) == 3
+            assert heard.actions().count(Action.POINT_MEASURED) == 6
+            assert len((await store.load()).observations) == 2
+        finally:
+            await store.aclose()
+
+    anyio.run(main)
+
+
+@pytest.mark.parametrize(
+    ("script", "kind"),
+    [
+        (PROTOCOL_WORKER, "no_result"),
+        (PROTOCOL_WORKER + "write(type='point', parameters={}, speedup='fast')", "malformed_result"),
+        (PROTOCOL_WORKER + "write(type='error', error='bad_data', message='NaN')\nraise SystemExit(5)", "bad_data"),
+    ],
+)
+def test_what_is_wrong_with_a_result_is_said(tmp_path: Path, script: str, kind: str) -> None:
+    """No result, a malformed one, an error of the worker's own: one attempt each, and the points are kept."""
+
+    async def main() -> None:
+        daemon, _, store = await run_daemon(tmp_path, script)
+        try:
+            (record,) = daemon.state.matrix()
+            assert record.state is CellState.FAILED
+            assert record.error is not None
+            assert record.error.kind == kind
+            assert record.attempts == 1
+            (ended,) = await store.attempts_of(record.cell.key)
+            assert len(await store.points_of(ended.attempt.id)) == 3
+        finally:
+            await store.aclose()
+
+    anyio.run(main)
+
+
+def test_an_unterminated_last_line_is_ignored(tmp_path: Path) -> None:
+    """A worker that was killed in the middle of a line is a killed worker, not a malformed result."""
+
+    async def main() -> None:
+        script = PROTOCOL_WORKER + (
+            "import signal\nopen(os.environ['BOUNDD_RESULTS'], 'a').write('{\"type\": \"po')\n"
+            "os.kill(os.getpid(), signal.SIGSEGV)\n"
+        )
+        daemon, _, store = await run_daemon(tmp_path, script)
+        await store.aclose()
+        (record,) = daemon.state.matrix()
+        assert record.error is not None
+        assert record.error.kind == "killed_by_signal"
+
+    anyio.run(main)
+
+
+def test_a_full_disk_holds_new_work_back_and_recovers(tmp_path: Path) -> None:
+    """While nothing can be stored nothing is started; once it can, the run goes on by itself."""
+
+    async def during(daemon: Daemon) -> None:
+        store = daemon.store
+        assert isinstance(store, FullDisk)
+        await daemon.submit(PauseRequested())
+        store.full = True
+        with pytest.raises(StoreBusyError):
+            await daemon.submit(ResumeRequested())
+        assert daemon.state.paused, "what could not be stored did not happen"
+        assert daemon.store_problem
+        await anyio.sleep(1.5)
+        store.full = False
+        await daemon.submit(ResumeRequested())
+        assert daemon.store_problem == ""
+
+    async def main() -> None:
+        daemon, heard, store = await run_daemon(tmp_path, PROTOCOL_WORKER + RESULT, cells=2, during=during)
+        await store.aclose()
+        assert all(record.state is CellState.SUCCEEDED for record in daemon.state.matrix())
+        assert Action.STORE_UNAVAILABLE in heard.actions()
+        assert Action.STORE_RECOVERED in heard.actions()
+
+    anyio.run(main)
+
+
+def test_a_subscriber_hears_and_holds_nobody_up(tmp_path: Path) -> None:
+    """One that never reads costs nothing."""
+
+    async def during(daemon: Daemon) -> None:
+        with daemon.subscribe() as lazy, daemon.subscribe() as eager:
+            note, _ = await eager.receive()
+            assert isinstance(note, Note)
+            await anyio.sleep_forever()
+            assert lazy
+
+    async def main() -> None:
+        _, _, store = await run_daemon(tmp_path, PROTOCOL_WORKER + RESULT, cells=2, during=during)
+        await store.aclose()
+
+    anyio.run(main)
