@@ -17,6 +17,8 @@ from boundd.ports import ConfigError
 MAX_SOCKET_PATH_BYTES = 107
 """`sun_path` has 108 bytes on Linux, the last of them a NUL: unix(7)."""
 CONFIG_VARIABLE = "BOUNDD_CONFIG"
+BUILTIN_SOURCE = "builtin"
+"""A source that ships with boundd, whatever folders there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,8 @@ def source(folder: Path, text: str, environ: Mapping[str, str]) -> str:
 
     A text is a folder where it looks like a path, or where there is such a folder beside the config.
     """
+    if text in ("", BUILTIN_SOURCE):
+        return text
     looks_like_path = text in (".", "..", "~") or text.startswith(("/", "./", "../", "~/"))
     path = within(folder, text, environ)
     return str(path) if looks_like_path or path.is_dir() else text

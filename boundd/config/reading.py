@@ -92,9 +92,10 @@ def read_tables(raw: dict[str, Any]) -> Reading:
         except ValidationError as error:
             # Deepest and last first, so that places in lists stay true while things are taken out.
             details = error.errors(include_url=False)
-            for detail in details:
-                errors.append(f"{key_path(*detail['loc'])}: {_words(detail)}")
-                tainted |= _touched(detail["loc"])
+            if not errors:
+                # The first reading finds everything; later ones would miss what was taken out.
+                errors = [f"{key_path(*detail['loc'])}: {_words(detail)}" for detail in details]
+            tainted.update(*(_touched(detail["loc"]) for detail in details))
             removals = sorted({_removal(detail) for detail in details}, key=_order, reverse=True)
             if sum(_remove(data, location) for location in removals) == 0:
                 return Reading(Config(), tuple(errors), frozenset(Config.model_fields))
