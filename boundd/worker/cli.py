@@ -123,6 +123,7 @@ def _run(settings: Settings, environment: WorkerEnvironment, reporter: Reporter)
             logging.getLogger(__name__).exception("the worker failed while it was at: %s", search.phase)
         message = printable(f"{type(error).__name__}: {error}")
         line = shortage.line(search.phase) if shortage else Error(error="other", message=message, phase=search.phase)
+    search.report_memory()
     reporter.report(line)
     print(f"boundd.worker: {line.error} ({line.phase}): {line.message}", file=sys.stderr, flush=True)
     return EXIT_CODES[line.error]

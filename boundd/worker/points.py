@@ -184,9 +184,10 @@ def _timing_extra(timing: Timing) -> Mapping[str, Json]:
     return {
         "speedup_low": timing.speedup.low,
         "speedup_high": timing.speedup.high,
+        "speedup_wall": timing.median_of(lambda pair: pair.baseline.wall_s / pair.variant.wall_s),
         "pairs": timing.speedup.pairs,
-        "baseline_s": timing.median_s(lambda pair: pair.baseline),
-        "accelerated_s": timing.median_s(lambda pair: pair.variant),
+        "baseline_s": timing.median_of(lambda pair: pair.baseline.elapsed_s),
+        "accelerated_s": timing.median_of(lambda pair: pair.variant.elapsed_s),
         "retimings": timing.retimings,
     }
 

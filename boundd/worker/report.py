@@ -103,11 +103,6 @@ class Screen:
             self._bar.stop()
             self._console.print(_table(self._points, line))
 
-    def explain(self, text: str) -> None:
-        """Say what went wrong."""
-        self._bar.stop()
-        self._console.print(text, style="red", markup=False, highlight=False)
-
 
 def _table(points: Sequence[Point], result: Result) -> Any:
     from rich.table import Table

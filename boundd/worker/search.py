@@ -47,6 +47,7 @@ class Search:
         self._points: list[Point] = []
         self._starved: list[Json] = []
         self._best_images: Any = None
+        self._device: Device | None = None
         self.phase = "load"
 
     def run(self) -> Result:
@@ -61,7 +62,7 @@ class Search:
         lease: Lease = NoLease() if folder is None else DeviceLease(folder)
         self._progress(lease)
         try:
-            device, bench, identity, grid = self._load(lease)
+            bench, identity, grid = self._load(lease)
             self._advance("baseline", lease)
             baseline = run_baseline(bench)
         except Exception as error:
@@ -75,15 +76,22 @@ class Search:
         result = self._result(bench, baseline, time.monotonic() - started_s)
         if self._settings.output_dir is not None:
             self._save_sheets(self._settings.output_dir, baseline)
-        self._reporter.report(device.peak_memory())
+        self.report_memory()
         self._reporter.report(result)
         return result
 
-    def _load(self, lease: Lease) -> tuple[Device, Bench, Parameters, Sequence[Parameters]]:
+    def report_memory(self) -> None:
+        """Report the peak so far, if the device was opened: also of a search that failed, since it says how
+        much is not enough.
+        """
+        if self._device is not None:
+            self._reporter.report(self._device.peak_memory())
+
+    def _load(self, lease: Lease) -> tuple[Bench, Parameters, Sequence[Parameters]]:
         settings = self._settings
         batches = cut_batches(read_prompts(settings), settings.num_samples, settings.batch_size, settings.seed)
         method = combine(settings.methods)
-        device = open_device(settings, self._environment.memory_cap_bytes)
+        self._device = device = open_device(settings, self._environment.memory_cap_bytes)
         with lease.shared():
             pipe = load_pipeline(settings, device)
             scorer = load_scorer(settings.scorer, device.name)
@@ -105,7 +113,7 @@ class Search:
             timer=PairTimer(lease, self._witness(device), settings.repeats, settings.budget_s, settings.seed),
             seed=settings.seed,
         )
-        return device, bench, method.identity(context), grid
+        return bench, method.identity(context), grid
 
     def _witness(self, device: Device) -> Witness:
         if not device.is_cuda:
@@ -153,6 +161,7 @@ class Search:
             isolation=worst([fastest.isolation, best.isolation]),
             extra={
                 **_describe_run(self._settings, bench),
+                **_noise_floor(self._points),
                 "best_speedup_low": best.extra["speedup_low"],
                 "best_speedup_high": best.extra["speedup_high"],
                 "fastest_parameters": fastest.parameters,
@@ -182,6 +191,16 @@ class Search:
         save_sheet(self._best_images, folder / "best.png")
 
 
+def _noise_floor(points: Sequence[Point]) -> dict[str, Json]:
+    """How far from 1 the speed-up of nothing at all was measured; null where the identity ran out of
+    memory."""
+    identity = next((point.extra for point in points if point.extra["identity"]), None)
+    return {
+        "noise_floor_low": identity and identity["speedup_low"],
+        "noise_floor_high": identity and identity["speedup_high"],
+    }
+
+
 def _describe_run(settings: Settings, bench: Bench) -> dict[str, Json]:
     """What was measured, so that a result can be read without its cell."""
     return {
@@ -203,4 +222,5 @@ def _describe_run(settings: Settings, bench: Bench) -> dict[str, Json]:
         "scorer": settings.scorer or None,
         "tolerance": settings.tolerance,
         "timed": "the whole call, from prompts to decoded images",
+        "clock": "cuda events" if bench.device.is_cuda else "cpu time" if settings.threads == 1 else "wall",
     }

@@ -9,6 +9,7 @@ whole call, from the prompts to the decoded images.
 from __future__ import annotations
 
 import random
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -48,11 +49,9 @@ class Timing:
     isolation: Isolation
     retimings: int
 
-    def median_s(self, of: Callable[[Pair], Stopwatch]) -> float:
-        """The median seconds of a call of the baseline or of the variant."""
-        times = sorted(of(pair).elapsed_s for pair in self.pairs)
-        middle = len(times) // 2
-        return times[middle] if len(times) % 2 else (times[middle - 1] + times[middle]) / 2
+    def median_of(self, what: Callable[[Pair], float]) -> float:
+        """The median over the pairs of something that each of them has."""
+        return statistics.median(what(pair) for pair in self.pairs)
 
 
 @dataclass

@@ -257,3 +257,17 @@ def test_waiters_are_read_from_the_kernels_list(tmp_path: Path) -> None:
     assert waiting_pids(tmp_path, listing) == {201, 203}
     assert waiting_pids(tmp_path, tmp_path / "none") == frozenset()
     assert waiting_pids(tmp_path / "no lease here", listing) == frozenset()
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="the kernel lists no locks")
+def test_a_real_waiter_is_seen_waiting(tmp_path: Path, hold: Callable[[str], Holder]) -> None:
+    """While it waits, and neither before nor after; the holder never."""
+    holder = hold("exclusive")
+    holder.expect("held")
+    assert waiting_pids(tmp_path) == frozenset()
+    waiter = hold("shared")
+    assert waiter.waits()
+    assert waiting_pids(tmp_path) == {waiter.process.pid}
+    holder.release()
+    waiter.expect("held")
+    assert waiting_pids(tmp_path) == frozenset()

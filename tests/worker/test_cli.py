@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from boundd.protocol.lines import Error, LineSplitter, Point, Result, parse_line
+from boundd.protocol.lines import Error, LineSplitter, Memory, Point, Result, parse_line
 
 ROOT = Path(__file__).parents[2]
 SPEEDUP = re.compile(r"speedup: (\d+\.\d+)")
@@ -191,7 +192,8 @@ def test_out_of_memory_is_exit_3(tmp_path: Path) -> None:
         timeout=240,
     )
     assert done.returncode == 3, done.stderr
-    line = lines_of(results)[-1]
+    memory, line = lines_of(results)[-2:]
+    assert isinstance(memory, Memory), "how much was not enough is worth knowing"
     assert isinstance(line, Error)
     assert (line.error, line.phase) == ("out_of_memory", "baseline")
     assert line.requested_bytes
@@ -224,3 +226,30 @@ def test_the_example_script_is_somebodys_own() -> None:
     speedups = [float(found) for found in SPEEDUP.findall(done.stdout)]
     assert len(speedups) == 3
     assert max(speedups) > 1.2
+
+
+def test_on_a_terminal_there_is_a_table() -> None:
+    """A person sees the bound, its interval and the best point; scripts still read speed-ups on stdout."""
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "boundd.worker", "--pipe", "digits-sd15", "--sched", "DDIM"),
+            *("--search_targets", "deepcache", *QUICK),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "120", "TERM": "xterm"},
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # a terminal whose other end is closed reads as an error
+        while chunk := os.read(ours, 65536):
+            shown += chunk
+    printed, _ = process.communicate(timeout=60)
+    os.close(ours)
+    assert process.returncode == 0, shown
+    assert len(SPEEDUP.findall(printed.decode())) == 4
+    text = shown.decode()
+    for word in ("digits-sd15/DDIMScheduler/5/deepcache", "cache_interval=2", "95% interval", "at any loss"):
+        assert word in text

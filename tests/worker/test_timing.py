@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from boundd.protocol.lines import Isolation
-from boundd.worker.devices import Stopwatch
+from boundd.worker.devices import Device, Stopwatch
 from boundd.worker.timing import MIN_PAIRS, RETIMINGS, PairTimer, Timing
 
 
@@ -68,8 +68,8 @@ def test_pairs_are_whole_and_their_order_varies() -> None:
     assert len(pairs) == 12 == timing.speedup.pairs
     assert {tuple(pair) for pair in pairs} == {("baseline", "variant"), ("variant", "baseline")}
     assert timing.speedup.value == 2
-    assert timing.median_s(lambda pair: pair.variant) == 1
-    assert timing.median_s(lambda pair: pair.baseline) == 2
+    assert timing.median_of(lambda pair: pair.variant.wall_s) == 1
+    assert timing.median_of(lambda pair: pair.baseline.elapsed_s) == 2
 
 
 def test_a_long_pair_gives_the_device_back_in_between() -> None:
@@ -122,6 +122,10 @@ def test_the_budget_bounds_the_retiming_too() -> None:
 
 
 def test_the_devices_own_clock_wins() -> None:
-    """On a GPU the events' time is compared, not the wall's."""
+    """On a GPU the events' time is compared, on one thread of a CPU its own; else the wall's."""
     assert Stopwatch(2.0, 0.1).elapsed_s == 2.0
     assert Stopwatch(2.0, 0.1, device_s=1.5).elapsed_s == 1.5
+    one, several = (Device("cpu", threads).time(lambda: 7) for threads in (1, 2))
+    assert one[0] == several[0] == 7
+    assert one[1].elapsed_s == one[1].cpu_s
+    assert several[1].elapsed_s == several[1].wall_s
