@@ -206,7 +206,7 @@ def test_boundctl_walks_a_run(box: Box) -> None:
     daemon = box.start()
     box.wait_for(lambda: '"run-idle"' in (box.folder / "daemon.log").read_text())
     status = json.loads(box.ctl("status", "--json").stdout)
-    assert status["cells"]["by_state"] == {"out_of_memory": 1, "succeeded": 1}
+    assert status["cells"]["by_state"] == {**NONE, "out_of_memory": 1, "succeeded": 1}
     assert status["devices"][0]["state"] == "ready"
     assert status["daemon"]["pid"] == daemon.pid
     assert "CUDA out of memory" in box.ctl("logs", CELLS[0]).stdout

@@ -1,0 +1,118 @@
+"""The command `boundd`: run, check-config, doctor."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import click
+
+from boundd import __version__
+from boundd.core.devices import DeviceReading
+
+LogFormat = Literal["json", "console"]
+Probe = Callable[..., "list[DeviceReading]"]
+
+EXIT_USAGE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What `boundd run` was asked for."""
+
+    config: Path | None
+    until_idle: bool
+    log_format: LogFormat
+
+
+def make_cli(run: Callable[[RunOptions], int], probe: Probe) -> click.Group:
+    """The command group. `run` runs the daemon; `probe` reads the devices of a config, or of the machine."""
+
+    @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+    @click.version_option(__version__, prog_name="boundd")
+    def boundd() -> None:
+        """Finds the upper bound of what acceleration can do for diffusion models, unattended."""
+
+    boundd.add_command(_run_command(run))
+    boundd.add_command(_check_config_command())
+    boundd.add_command(_doctor_command(probe))
+    return boundd
+
+
+def _run_command(run: Callable[[RunOptions], int]) -> click.Command:
+    @click.command("run")
+    @click.option("--config", type=click.Path(path_type=Path), help="The config; else $BOUNDD_CONFIG, ./config.toml, …")
+    @click.option("--until-idle", is_flag=True, help="End once nothing runs and nothing is pending, with a table.")
+    @click.option(
+        "--log-format",
+        type=click.Choice(["json", "console"]),
+        help="How the log is written to stderr. [default: console on a terminal, else json]",
+    )
+    def run_command(config: Path | None, until_idle: bool, log_format: str | None) -> None:
+        """Run the daemon.
+
+        SIGTERM leaves the workers running for the next daemon to adopt; SIGINT (Ctrl-C) ends them and puts their cells
+        back; SIGHUP reads the config anew. Exit codes: 0 fine, 1 an error of ours, 2 usage or config, 3 (--until-idle)
+        some cell did not succeed, 4 another daemon holds this state, 5 the store can't be used, 6 no device.
+
+        \b
+        Example:
+          boundd run --config examples/digits.toml --until-idle
+        """
+        chosen = log_format or ("console" if sys.stderr.isatty() else "json")
+        sys.exit(run(RunOptions(config, until_idle, cast("LogFormat", chosen))))
+
+    return run_command
+
+
+def _check_config_command() -> click.Command:
+    @click.command("check-config")
+    @click.argument("file", type=click.Path(path_type=Path))
+    def check_config(file: Path) -> None:
+        """Print every error of a config with its key path (exit 2), or what it comes to.
+
+        \b
+        Example:
+          boundd check-config config.toml
+        """
+        from boundd.config import load
+        from boundd.ports import ConfigError
+
+        try:
+            settings = load(file, os.environ)
+        except ConfigError as error:
+            for line in error.errors:
+                click.echo(f"{file}: {line}", err=True)
+            sys.exit(EXIT_USAGE)
+        axes = " x ".join(f"{len(values)} {name}" for name, values in settings.axes.items())
+        click.echo(f"{file}: fine")
+        click.echo(f"cells:  {len(settings.cells)} ({axes})")
+        click.echo(f"state:  {settings.state_dir}")
+        click.echo(f"export: {settings.export or 'none'}")
+        click.echo(f"socket: {settings.socket}")
+
+    return check_config
+
+
+def _doctor_command(probe: Probe) -> click.Command:
+    @click.command("doctor")
+    @click.option("--config", type=click.Path(path_type=Path), help="The config to look at; found as `run` finds it.")
+    @click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+    def doctor(config: Path | None, as_json: bool) -> None:
+        """Say what this machine has, what would not work, and why: devices, libraries, weights, disk.
+
+        \b
+        Example:
+          boundd doctor --config config.toml
+        """
+        from boundd.cli.doctor import examine, show
+
+        findings = examine(config, probe)
+        show(findings, as_json=as_json)
+        sys.exit(findings.exit_code)
+
+    return doctor

@@ -1,0 +1,166 @@
+"""Requests that change something: each finds out whom it means, submits one event, and says whom it affected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import anyio
+
+from boundd.control import models
+from boundd.control.bodies import device_of, query_of
+from boundd.control.errors import ApiError, bad_request
+from boundd.control.exports import Tools
+from boundd.core.attempts import CellRecord, CellState
+from boundd.core.events import (
+    CancelRequested,
+    CordonRequested,
+    ImportRequested,
+    PauseRequested,
+    ResumeRequested,
+    RetryRequested,
+    UncordonRequested,
+)
+from boundd.core.lifecycle import ENDED_CELL_STATES
+from boundd.core.placement import Placement, best_placement
+from boundd.core.query import Query
+from boundd.core.state import State
+from boundd.core.step import step
+from boundd.ports import ConfigError, Service
+
+SELECTED_STATES = {
+    "oom": (CellState.OUT_OF_MEMORY,),
+    "timeout": (CellState.TIMED_OUT,),
+    "failed": (CellState.FAILED, CellState.LOST),
+}
+FORESEEN_CELLS = 200
+"""So many cells are told what would be reserved for them: asking every device for every cell of a large matrix would
+hold up the daemon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Actions:
+    """What can be done to a run."""
+
+    service: Service
+    tools: Tools
+
+    async def retry(self, body: models.RetryRequest) -> models.RetryReply:
+        """Put cells back that have ended."""
+        state = self.service.state
+        query = query_of(state, body.query)
+        records = [record for record in state.matrix() if query.matches(record) and self._wants(record, body, query)]
+        without = [record.cell.label for record in records if record.cell.batch_size is None]
+        if body.batch_size is not None and without:
+            raise bad_request(f"batch_size: {without[0]!r} has no parameter batch_size to be changed")
+        event = RetryRequested(tuple(record.cell.key for record in records), body.batch_size)
+        after, _ = step(state, event, self.service.clock.now())
+        cells = [
+            models.RetryCell(
+                label=record.cell.label,
+                state=record.state.value,
+                batch_size=after.cells[record.cell.key].wanted_batch_size,
+                note=_foresee(after, after.cells[record.cell.key]) if number < FORESEEN_CELLS else "",
+            )
+            for number, record in enumerate(records)
+        ]
+        if records and not body.dry_run:
+            await self.service.submit(event)
+        return models.RetryReply(dry_run=body.dry_run, affected=[cell.label for cell in cells], cells=cells)
+
+    def _wants(self, record: CellRecord, body: models.RetryRequest, query: Query) -> bool:
+        if body.selector == "stale":
+            return record.state is CellState.SUCCEEDED and self.tools.is_stale(record)
+        if body.selector is not None:
+            return record.state in SELECTED_STATES[body.selector]
+        if record.state is CellState.SUCCEEDED:
+            # A good result is only thrown away where it was asked for by name.
+            return CellState.SUCCEEDED in query.states
+        return record.state in ENDED_CELL_STATES
+
+    async def cancel(self, body: models.CancelRequest) -> models.AffectedReply:
+        """Cancel what is pending, and end what is running."""
+        state = self.service.state
+        query = query_of(state, body.query)
+        active = (CellState.PENDING, CellState.RUNNING)
+        records = [record for record in state.matrix() if record.state in active and query.matches(record)]
+        if records and not body.dry_run:
+            await self.service.submit(CancelRequested(tuple(record.cell.key for record in records)))
+        return models.AffectedReply(dry_run=body.dry_run, affected=[record.cell.label for record in records])
+
+    async def pause(self, _body: models.Empty) -> models.PausedReply:
+        """Hold new attempts back."""
+        changed = not self.service.state.paused
+        if changed:
+            await self.service.submit(PauseRequested())
+        return models.PausedReply(paused=True, changed=changed)
+
+    async def resume(self, _body: models.Empty) -> models.PausedReply:
+        """Start new attempts again."""
+        changed = self.service.state.paused
+        if changed:
+            await self.service.submit(ResumeRequested())
+        return models.PausedReply(paused=False, changed=changed)
+
+    async def cordon(self, body: models.CordonRequest) -> models.AffectedReply:
+        """Take a device out of service; what runs there goes on."""
+        device = device_of(self.service.state, body.device)
+        await self.service.submit(CordonRequested(device.uuid, body.reason))
+        return models.AffectedReply(dry_run=False, affected=[device.uuid])
+
+    async def uncordon(self, body: models.UncordonRequest) -> models.AffectedReply:
+        """Put a device back into service."""
+        device = device_of(self.service.state, body.device)
+        if device.cordon_reason is None:
+            return models.AffectedReply(dry_run=False, affected=[])
+        await self.service.submit(UncordonRequested(device.uuid))
+        return models.AffectedReply(dry_run=False, affected=[device.uuid])
+
+    async def import_(self, body: models.ImportRequest) -> models.ImportReply:
+        """Take over what an old file knew of cells that have not run here."""
+        try:
+            preview = await anyio.to_thread.run_sync(self.tools.import_legacy, body.text, body.model)
+        except ValueError as error:
+            raise bad_request(str(error)) from None
+        if preview.ambiguous:
+            message = (
+                f"{len(preview.ambiguous)} entries could be of more than one model; say which with --model: "
+                f"{', '.join(preview.models)}. The first: {preview.ambiguous[0]}"
+            )
+            raise ApiError(
+                409, "ambiguous", message, ambiguous=list(preview.ambiguous[:100]), models=list(preview.models)
+            )
+        cells = self.service.state.cells
+        known = [entry for entry in preview.entries if entry.key in cells]
+        taken = tuple(entry for entry in known if cells[entry.key].state is CellState.PENDING)
+        kept = [entry for entry in known if cells[entry.key].state is not CellState.PENDING]
+        if taken:
+            await self.service.submit(ImportRequested(taken))
+        return models.ImportReply(
+            affected=[cells[entry.key].cell.label for entry in taken],
+            kept=[cells[entry.key].cell.label for entry in kept],
+            unmatched=list(preview.unmatched),
+        )
+
+    async def reload(self, _body: models.Empty) -> models.ReloadReply:
+        """Read the config anew, all or nothing."""
+        try:
+            return models.ReloadReply(changes=await self.service.reload())
+        except ConfigError as error:
+            raise ApiError(400, "config", str(error), errors=list(error.errors)) from None
+
+    async def shutdown(self, body: models.ShutdownRequest) -> models.ShutdownReply:
+        """Begin to end the daemon; the answer comes before it has ended."""
+        live = len(self.service.state.attempts)
+        self.service.request_stop(end_workers=body.end_workers)
+        return models.ShutdownReply(stopping=True, end_workers=body.end_workers, live_attempts=live)
+
+
+def _foresee(state: State, record: CellRecord) -> str:
+    """What would be reserved for the cell as things stand, or why nothing could be."""
+    answer = best_placement(state, record, {})
+    if isinstance(answer, Placement):
+        alone = ", alone" if answer.exclusive else ""
+        return f"would reserve {answer.reservation_bytes:,} bytes on {answer.device}{alone}"
+    if not answer:
+        return "there is no device"
+    return "waits: " + "; ".join(f"{refusal.device}: {refusal.reason}" for refusal in answer)

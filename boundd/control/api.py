@@ -1,0 +1,218 @@
+"""The API: `create_app` puts the table of routes, what reads and what acts together."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+from pydantic import BaseModel
+from pydantic_core import to_json
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from boundd.control import models, views
+from boundd.control.actions import Actions
+from boundd.control.bodies import (
+    BODY_LIMIT_BYTES,
+    IMPORT_LIMIT_BYTES,
+    cell_of,
+    flag_of,
+    integer_of,
+    number_of,
+    query_of,
+    read_body,
+)
+from boundd.control.errors import HANDLERS, bad_request, not_found
+from boundd.control.exports import ExportText, ImportPreview, Tools
+from boundd.control.openapi import openapi
+from boundd.control.routes import FORMATS, ROUTES, Doc
+from boundd.control.streams import events, log_size, read_log
+from boundd.core.attempts import CellRecord, CellState, attempt_id
+from boundd.ports import Service
+
+__all__ = ["ExportText", "ImportPreview", "create_app"]
+
+WAIT_POLL_S = 0.1
+WAIT_DEFAULT_S = 30.0
+WAIT_LIMIT_S = 300.0
+LARGEST = 2**62
+ROWS_AT_A_TIME = 500
+NO_STORE = {"Cache-Control": "no-store"}
+
+
+def create_app(
+    service: Service,
+    *,
+    render_export: Callable[[str], ExportText],
+    render_metrics: Callable[[], bytes],
+    import_legacy: Callable[[str, str | None], ImportPreview],
+    is_stale: Callable[[CellRecord], bool] = lambda _record: False,
+) -> Starlette:
+    """The API of a running daemon."""
+    tools = Tools(render_export, render_metrics, import_legacy, is_stale)
+    reads, actions = Reads(service, tools), Actions(service, tools)
+    routes = [_route(doc, reads, actions) for doc in ROUTES]
+    return Starlette(routes=routes, exception_handlers=HANDLERS)
+
+
+def _route(doc: Doc, reads: Reads, actions: Actions) -> Route:
+    # A label holds slashes, so an id is a path; the routes with a suffix stand before the one without.
+    path = doc.path.replace("{id}", "{id:path}")
+    if doc.body is None:
+        return Route(path, getattr(reads, doc.name), methods=[doc.method], name=doc.name)
+    return Route(path, _posted(doc, getattr(actions, doc.name)), methods=[doc.method], name=doc.name)
+
+
+def _posted(doc: Doc, act: Callable[[Any], Awaitable[BaseModel]]) -> Callable[[Request], Awaitable[Response]]:
+    assert doc.body is not None
+    body_model = doc.body
+    limit = IMPORT_LIMIT_BYTES if body_model is models.ImportRequest else BODY_LIMIT_BYTES
+
+    async def endpoint(request: Request) -> Response:
+        return _json(await act(await read_body(request, body_model, limit)))
+
+    return endpoint
+
+
+def _json(value: BaseModel | list[Any], status: int = 200) -> Response:
+    # A measurement's details may hold an infinity that a worker's script made: null, as JSON has none.
+    content = to_json(value, inf_nan_mode="null")
+    return Response(content, status, media_type="application/json", headers=NO_STORE)
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """Requests that change nothing."""
+
+    service: Service
+    tools: Tools
+
+    async def status(self, request: Request) -> Response:
+        """GET /v1/status."""
+        return _json(views.status(self.service, query_of(self.service.state, request.query_params.getlist("q"))))
+
+    async def cells(self, request: Request) -> Response:
+        """GET /v1/cells."""
+        state = self.service.state
+        query = query_of(state, request.query_params.getlist("q"))
+        offset = integer_of(request, "offset", 0, LARGEST) or 0
+        limit = integer_of(request, "limit", 0, LARGEST)
+        records = [record for record in state.matrix() if query.matches(record)]
+        chosen = records[offset : None if limit is None else offset + limit]
+        shown = []
+        for number, record in enumerate(chosen):
+            shown.append(views.cell(record, self.tools.is_stale))
+            if number % ROWS_AT_A_TIME == ROWS_AT_A_TIME - 1:
+                await anyio.lowlevel.checkpoint()  # a large matrix must not hold up the daemon's loop
+        return _json(shown)
+
+    async def cell(self, request: Request) -> Response:
+        """GET /v1/cells/{id}."""
+        record = cell_of(self.service.state, request.path_params["id"])
+        store = self.service.store
+        history = [
+            (ended, await store.points_of(ended.attempt.id)) for ended in await store.attempts_of(record.cell.key)
+        ]
+        state = self.service.state
+        return _json(views.cell_details(state, state.cells[record.cell.key], history, self.tools.is_stale))
+
+    async def explain(self, request: Request) -> Response:
+        """GET /v1/cells/{id}/explain."""
+        state = self.service.state
+        return _json(views.explain(state, cell_of(state, request.path_params["id"]), self.service.clock.now()))
+
+    async def logs(self, request: Request) -> Response:
+        """GET /v1/cells/{id}/logs."""
+        record = cell_of(self.service.state, request.path_params["id"])
+        number = integer_of(request, "attempt", 1, LARGEST) or record.attempts
+        if not 1 <= number <= record.attempts:
+            made = f"it has made {record.attempts} attempt(s)"
+            raise not_found(f"{record.cell.label} has no attempt {number}: {made}" if number else f"{made} so far")
+        identifier = attempt_id(record.cell, number)
+        path, follow = self.service.launcher.log_path(identifier), flag_of(request, "follow")
+        size = await anyio.to_thread.run_sync(log_size, path)
+
+        def is_live() -> bool:
+            return identifier in self.service.state.attempts
+
+        if size is None and not is_live():
+            raise not_found(f"the log of attempt {number} of {record.cell.label} is not kept any more")
+        offset = integer_of(request, "offset", -LARGEST, LARGEST) or 0
+        start = max(0, (size or 0) + offset) if offset < 0 else offset
+        limit = integer_of(request, "limit", 0, LARGEST)
+        if not follow:
+            # What is there now: a worker that prints faster than the client reads must not make it endless.
+            rest = max(0, (size or 0) - start)
+            limit = rest if limit is None else min(rest, limit)
+        headers = {**NO_STORE, "Boundd-Attempt": str(number), "Boundd-Offset": str(start)}
+        body = read_log(path, start, limit, is_live if follow else None)
+        return StreamingResponse(body, media_type="text/plain; charset=utf-8", headers=headers)
+
+    async def devices(self, _request: Request) -> Response:
+        """GET /v1/devices."""
+        return _json(views.devices(self.service.state))
+
+    async def events(self, _request: Request) -> Response:
+        """GET /v1/events."""
+        return StreamingResponse(events(self.service), media_type="text/event-stream", headers=NO_STORE)
+
+    async def export(self, request: Request) -> Response:
+        """GET /v1/export."""
+        wanted = request.query_params.get("format", "json")
+        if wanted not in FORMATS:
+            raise bad_request(f"format: {wanted!r} is not one of {', '.join(FORMATS)}")
+        envelope = flag_of(request, "envelope")
+        rendered = await anyio.to_thread.run_sync(self.tools.render_export, wanted)
+        if envelope:
+            return _json(
+                models.ExportEnvelope(
+                    format=wanted,
+                    media_type=rendered.media_type,
+                    text=rendered.text,
+                    warnings=list(rendered.warnings),
+                )
+            )
+        headers = {**NO_STORE, "Boundd-Warnings": str(len(rendered.warnings))}
+        return Response(rendered.text.encode(), media_type=rendered.media_type, headers=headers)
+
+    async def wait(self, request: Request) -> Response:
+        """GET /v1/wait."""
+        timeout_s = number_of(request, "timeout", WAIT_DEFAULT_S, 0.0, WAIT_LIMIT_S)
+        query = query_of(self.service.state, request.query_params.getlist("q"))
+        if query.states:
+            raise bad_request("wait: a cell's state is what changes; name cells by their label or parameters")
+        reply, seen = None, None
+        with anyio.move_on_after(timeout_s):
+            while True:
+                if (state := self.service.state) is not seen:
+                    counts = views.counts(record for record in state.matrix() if query.matches(record))
+                    active = counts.by_state[CellState.PENDING] + counts.by_state[CellState.RUNNING]
+                    reply, seen = models.WaitReply(done=active == 0, cells=counts), state
+                    if reply.cells.total == 0:
+                        raise not_found("no cell matches")
+                    if reply.done:
+                        break
+                if await request.is_disconnected():
+                    break
+                await anyio.sleep(WAIT_POLL_S)
+        assert reply is not None
+        return _json(reply)
+
+    async def metrics(self, _request: Request) -> Response:
+        """GET /metrics."""
+        text = self.tools.render_metrics()
+        return Response(text, headers={**NO_STORE, "Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def openapi(self, _request: Request) -> Response:
+        """GET /openapi.json."""
+        return JSONResponse(openapi())
+
+    async def healthz(self, _request: Request) -> Response:
+        """GET /healthz."""
+        problem = self.service.store_problem
+        return _json(models.HealthReply(ok=not problem, store_problem=problem), 503 if problem else 200)

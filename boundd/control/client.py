@@ -1,0 +1,150 @@
+"""The API's client, on the standard library alone, because `boundctl` imports it at every call."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote, urlencode
+
+CONNECT_S = 5.0
+ANSWER_S = 60.0
+CHUNK_BYTES = 64 * 1024
+
+Parameters = Mapping[str, "str | int | float | Sequence[str] | None"]
+
+
+class NoDaemonError(Exception):
+    """No daemon answers; the message names every path that was tried, and what came of it."""
+
+    def __init__(self, tried: Sequence[tuple[str, str]]) -> None:
+        paths = "; ".join(f"{path}: {why}" for path, why in tried)
+        super().__init__(f"no daemon answers ({paths or 'no path to try'})")
+        self.tried = tuple(tried)
+
+
+class RequestError(Exception):
+    """The daemon said no. `details` is all that it said of the error."""
+
+    def __init__(self, message: str, status: int, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.details = dict(details or {})
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout_s: float | None) -> None:
+        super().__init__("localhost", timeout=CONNECT_S)
+        self._path = path
+        self._answer_timeout_s = timeout_s
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.sock.settimeout(CONNECT_S)
+            self.sock.connect(self._path)
+            self.sock.settimeout(self._answer_timeout_s)
+        except BaseException:
+            self.sock.close()
+            raise
+
+
+def why_not(path: str) -> str:
+    """Why nobody answers at a path; empty where somebody does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.settimeout(CONNECT_S)
+            probe.connect(path)
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
+
+
+def cell_path(cell: str, suffix: str = "") -> str:
+    """The path of a cell: `quote` because a label or a key holds slashes, spaces and quotes."""
+    return f"/v1/cells/{quote(cell, safe='')}{suffix}"
+
+
+class Client:
+    """Requests to the daemon at a socket, a connection each."""
+
+    def __init__(self, socket_path: str | os.PathLike[str]) -> None:
+        self.socket_path = os.fspath(socket_path)
+
+    def get(self, path: str, parameters: Parameters | None = None, *, timeout_s: float = ANSWER_S) -> Any:
+        """The JSON that GET answers.
+
+        Raises:
+            NoDaemonError: nobody answers.
+            RequestError: the answer is no.
+        """
+        return self._json("GET", path, parameters, None, timeout_s)
+
+    def post(self, path: str, body: Any = None, *, timeout_s: float = ANSWER_S) -> Any:
+        """The JSON that POST answers.
+
+        Raises:
+            NoDaemonError: nobody answers.
+            RequestError: the answer is no.
+        """
+        return self._json("POST", path, None, json.dumps({} if body is None else body).encode(), timeout_s)
+
+    def stream(self, path: str, parameters: Parameters | None = None) -> Iterator[bytes]:
+        """What GET answers, as it comes; it may go on for as long as the daemon does.
+
+        Raises:
+            NoDaemonError: nobody answers.
+            RequestError: the answer is no.
+        """
+        connection, response = self._open("GET", path, parameters, None, None)
+        try:
+            while data := response.read1(CHUNK_BYTES):
+                yield data
+        except http.client.HTTPException:
+            return  # The daemon ended in the middle of it.
+        finally:
+            connection.close()
+
+    def _json(self, method: str, path: str, parameters: Parameters | None, body: bytes | None, timeout_s: float) -> Any:
+        connection, response = self._open(method, path, parameters, body, timeout_s)
+        try:
+            return json.loads(response.read())
+        except (OSError, http.client.HTTPException) as error:
+            raise NoDaemonError([(self.socket_path, f"it went away while it answered ({error})")]) from None
+        except ValueError:
+            raise RequestError(f"{self.socket_path} doesn't answer as boundd does", response.status) from None
+        finally:
+            connection.close()
+
+    def _open(
+        self, method: str, path: str, parameters: Parameters | None, body: bytes | None, timeout_s: float | None
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        given = {name: value for name, value in (parameters or {}).items() if value is not None}
+        target = f"{path}?{urlencode(given, doseq=True)}" if given else path
+        connection = _UnixConnection(self.socket_path, timeout_s)
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        try:
+            connection.request(method, target, body, headers)
+            response = connection.getresponse()
+            if response.status < http.client.BAD_REQUEST:
+                return connection, response
+            content = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise NoDaemonError([(self.socket_path, why)]) from None
+        connection.close()
+        raise _refusal(response.status, content)
+
+
+def _refusal(status: int, content: bytes) -> RequestError:
+    try:
+        details = json.loads(content)["error"]
+        return RequestError(str(details["message"]), status, details)
+    except (ValueError, KeyError, TypeError):
+        text = content.decode("utf-8", "replace").strip()
+        return RequestError(text or f"HTTP {status}", status)

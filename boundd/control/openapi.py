@@ -1,0 +1,74 @@
+"""The OpenAPI document, made from the table of routes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from boundd import __version__
+from boundd.control import models
+from boundd.control.routes import ROUTES, Doc
+
+ERROR_TEXTS = {
+    400: "The request is wrong; the message says how.",
+    404: "There is no such thing.",
+    409: "It fits several things; the message names them.",
+    413: "The body is too large.",
+    503: "Nothing can be stored at the moment, so it did not happen.",
+}
+
+
+def openapi() -> dict[str, Any]:
+    """The document: every route, with its parameters, its request and its answers."""
+    used: set[type[BaseModel]] = {models.ErrorReply, models.ExportEnvelope}
+    for doc in ROUTES:
+        used |= {model for model in (doc.reply, doc.body) if model is not None and not isinstance(model, str)}
+    ordered = sorted(used, key=lambda model: model.__name__)
+    _, schemas = models_json_schema(
+        [(model, "validation") for model in ordered], ref_template="#/components/schemas/{model}"
+    )
+    paths: dict[str, Any] = {}
+    for doc in ROUTES:
+        paths.setdefault(doc.path, {})[doc.method.lower()] = _operation(doc)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "boundd", "version": __version__, "description": "The daemon's API on its unix socket."},
+        "paths": paths,
+        "components": {"schemas": schemas["$defs"]},
+    }
+
+
+def _operation(doc: Doc) -> dict[str, Any]:
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)}", doc.path)
+    ]
+    parameters += [
+        {"name": each.name, "in": "query", "description": each.about, "schema": each.schema} for each in doc.parameters
+    ]
+    operation: dict[str, Any] = {
+        "operationId": doc.name.rstrip("_"),
+        "summary": doc.about,
+        "parameters": parameters,
+        "responses": {
+            "200": {"description": "Done.", "content": _content(doc.reply, many=doc.many)},
+            **{
+                str(status): {"description": ERROR_TEXTS[status], "content": _content(models.ErrorReply)}
+                for status in doc.errors
+            },
+        },
+    }
+    if doc.body is not None:
+        required = any(field.is_required() for field in doc.body.model_fields.values())
+        operation["requestBody"] = {"required": required, "content": _content(doc.body)}
+    return operation
+
+
+def _content(reply: type[BaseModel] | str, *, many: bool = False) -> dict[str, Any]:
+    if isinstance(reply, str):
+        return {reply: {"schema": {} if reply == "application/json" else {"type": "string"}}}
+    schema: dict[str, Any] = {"$ref": f"#/components/schemas/{reply.__name__}"}
+    return {"application/json": {"schema": {"type": "array", "items": schema} if many else schema}}

@@ -1,0 +1,91 @@
+"""Answers that go on: a log as it grows, and what happens as it happens.
+
+Rules: a slow reader holds up nobody but itself; an answer ends when its client goes or the daemon stops.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from boundd.control.views import timestamp
+from boundd.core.effects import Note
+from boundd.core.events import Now
+from boundd.ports import Service
+
+CHUNK_BYTES = 64 * 1024
+POLL_S = 0.2
+HEARTBEAT_S = 15.0
+
+
+async def read_log(
+    path: Path, offset: int, limit: int | None, is_live: Callable[[], bool] | None
+) -> AsyncIterator[bytes]:
+    """A log's bytes from `offset`, at most `limit` of them; with `is_live`, as it grows, until that is false.
+
+    A log that isn't there yet is empty. One that got shorter (its tail was written anew) goes on at its new end.
+    """
+    position, left = offset, limit
+    while left is None or left > 0:
+        was_live = is_live is not None and is_live()
+        data = await anyio.to_thread.run_sync(_read_at, path, position, CHUNK_BYTES if left is None else left)
+        if data:
+            position += len(data)
+            left = None if left is None else left - len(data)
+            yield data
+            continue
+        if not was_live:
+            return
+        size = await anyio.to_thread.run_sync(log_size, path)
+        position = min(position, size) if size is not None else 0
+        await anyio.sleep(POLL_S)
+
+
+def log_size(path: Path) -> int | None:
+    """The log's size in bytes; None where there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def _read_at(path: Path, position: int, most: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(position)
+            return file.read(min(most, CHUNK_BYTES))
+    except FileNotFoundError:
+        return b""
+
+
+async def events(service: Service) -> AsyncIterator[bytes]:
+    """Every note from now on as a server-sent event, with a comment now and then so that a dead client is noticed."""
+    with service.subscribe() as notes:
+        yield b": boundd events\n\n"
+        while True:
+            item: tuple[Note, Now] | None = None
+            try:
+                with anyio.move_on_after(HEARTBEAT_S):
+                    item = await notes.receive()
+            except (anyio.EndOfStream, anyio.ClosedResourceError):
+                return
+            yield b": still here\n\n" if item is None else _event(*item)
+
+
+def _event(note: Note, now: Now) -> bytes:
+    document: dict[str, Any] = {
+        "at": timestamp(now.unix_s),
+        "action": note.action.value,
+        "level": note.level,
+        "message": note.message,
+        "cell": note.cell,
+        "attempt": note.attempt,
+        "device": note.device,
+        "fields": dict(note.fields),
+    }
+    # ASCII JSON has neither line breaks nor lone surrogates in it, either of which would break the stream.
+    return f"event: {note.action.value}\ndata: {json.dumps(document, default=str)}\n\n".encode()

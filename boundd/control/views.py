@@ -1,0 +1,261 @@
+"""The state as the API's answers: plain functions, no I/O."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+
+from boundd import __version__
+from boundd.control import models
+from boundd.core.attempts import Attempt, CellRecord, CellState
+from boundd.core.devices import Device
+from boundd.core.events import Now
+from boundd.core.headroom import headroom_bytes
+from boundd.core.outcomes import AttemptError, Measurement, PointRecord
+from boundd.core.placement import Placement, best_placement
+from boundd.core.query import Query
+from boundd.core.state import Deferral, NoRoom, State
+from boundd.ports import EndedAttempt, Service
+
+
+def timestamp(unix_s: float) -> str:
+    """UTC as RFC 3339, with milliseconds."""
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def status(service: Service, query: Query) -> models.StatusReply:
+    """Everything at a glance. The query narrows the cells and what runs; the devices are always all."""
+    state, now = service.state, service.clock.now()
+    shown = [record for record in state.matrix() if query.matches(record)]
+    keys = {record.cell.key for record in shown}
+    live = sorted((a for a in state.attempts.values() if a.key in keys), key=lambda a: (a.started_boot_s, a.id))
+    return models.StatusReply(
+        daemon=models.DaemonInfo(
+            version=__version__,
+            pid=os.getpid(),
+            started_at=timestamp(service.started_unix_s),
+            paused=state.paused,
+            stopping=state.stopping,
+            store_problem=service.store_problem,
+        ),
+        devices=devices(state),
+        cells=counts(shown),
+        running=[running(attempt, now) for attempt in live],
+        eta_s=eta_s(state),
+    )
+
+
+def counts(records: Iterable[CellRecord]) -> models.CellCounts:
+    """How many cells stand in each state; every state is named."""
+    by_state = {str(state): 0 for state in CellState}
+    for record in records:
+        by_state[record.state] += 1
+    return models.CellCounts(total=sum(by_state.values()), by_state=by_state)
+
+
+def devices(state: State) -> list[models.DeviceInfo]:
+    """The devices, by index."""
+    return [device_info(state, device) for device in state.devices_by_index()]
+
+
+def device_info(state: State, device: Device) -> models.DeviceInfo:
+    """One device, with what is reserved on it and by whom."""
+    attempts, reading = state.attempts_on(device.uuid), device.reading
+    readable = reading.total_bytes is not None and reading.free_bytes is not None
+    return models.DeviceInfo(
+        uuid=device.uuid,
+        index=reading.index,
+        name=reading.name,
+        backend=reading.backend,
+        total_bytes=reading.total_bytes,
+        free_bytes=reading.free_bytes,
+        reserved_bytes=sum(attempt.reservation_bytes for attempt in attempts),
+        headroom_bytes=max(0, headroom_bytes(device, attempts, state.rules.margin_bytes)) if readable else None,
+        state=device.state.value,
+        reason=device.reason,
+        cells=[attempt.label for attempt in attempts],
+    )
+
+
+def running(attempt: Attempt, now: Now) -> models.RunningInfo:
+    """A live attempt: where it runs, how long already, how far it is."""
+    return models.RunningInfo(
+        label=attempt.label,
+        attempt=attempt.number,
+        attempt_id=attempt.id,
+        device=attempt.device,
+        state=attempt.state,
+        elapsed_s=max(0.0, now.unix_s - attempt.started_unix_s),
+        progress=attempt.progress_done / attempt.progress_total if attempt.progress_total else None,
+        points=attempt.points,
+        batch_size=attempt.batch_size,
+    )
+
+
+def eta_s(state: State) -> float | None:
+    """Seconds until all is measured, by the mean duration of what was; None before anything was."""
+    left = sum(1 for record in state.matrix() if record.state in (CellState.PENDING, CellState.RUNNING))
+    known = [record.duration_s for record in state.matrix() if record.duration_s is not None]
+    if left == 0 or not known:
+        return 0.0 if left == 0 else None
+    return sum(known) / len(known) * left / max(1, len(state.attempts))
+
+
+def cell(record: CellRecord, is_stale: Callable[[CellRecord], bool]) -> models.CellInfo:
+    """A cell in a list."""
+    measured = record.measurement
+    return models.CellInfo(
+        id=record.cell.digest,
+        key=dict(record.cell.parameters),
+        label=record.cell.label,
+        state=record.state,
+        attempts=record.attempts,
+        batch_size=record.measured_batch_size or record.wanted_batch_size,
+        max_speedup=measured.max_speedup if measured else None,
+        max_speedup_within_tolerance=measured.max_speedup_within_tolerance if measured else None,
+        isolation=measured.isolation if measured else None,
+        stale=is_stale(record),
+        device=record.measured_device,
+        duration_s=record.duration_s,
+        error=error_info(record.error),
+    )
+
+
+def cell_details(
+    state: State,
+    record: CellRecord,
+    history: Sequence[tuple[EndedAttempt, Sequence[PointRecord]]],
+    is_stale: Callable[[CellRecord], bool],
+) -> models.CellDetails:
+    """A cell with its attempts, each with its points."""
+    policy = record.policy
+    return models.CellDetails(
+        **dict(cell(record, is_stale)),
+        canonical_key=record.cell.key,
+        in_matrix=record.cell.key in state.order,
+        charged_failures=record.charged_failures,
+        free_failures=record.free_failures,
+        memory_level=record.memory_level,
+        alone=record.alone,
+        policy=models.PolicyInfo(
+            exclusive=policy.exclusive,
+            lease=policy.lease,
+            timeout_s=policy.timeout_s,
+            grace_s=policy.grace_s,
+            footprint_bytes=policy.footprint_bytes,
+        ),
+        measurement=measurement_info(record.measurement),
+        history=[attempt_info(ended, points) for ended, points in history],
+    )
+
+
+def attempt_info(ended: EndedAttempt, points: Sequence[PointRecord]) -> models.AttemptInfo:
+    """An attempt and how it ended; the outcome is null while it is live."""
+    attempt, verdict = ended.attempt, ended.verdict
+    return models.AttemptInfo(
+        id=attempt.id,
+        number=attempt.number,
+        state=attempt.state,
+        device=attempt.device,
+        reservation_bytes=attempt.reservation_bytes,
+        cap_bytes=attempt.cap_bytes,
+        batch_size=attempt.batch_size,
+        exclusive=attempt.exclusive,
+        started_at=timestamp(attempt.started_unix_s),
+        ended_at=None if ended.ended_unix_s is None else timestamp(ended.ended_unix_s),
+        outcome=verdict.outcome if verdict else None,
+        exit_status=verdict.exit_status if verdict else None,
+        signal=verdict.signal if verdict else None,
+        wall_s=verdict.wall_s if verdict else None,
+        peak_allocated_bytes=verdict.peak_allocated_bytes if verdict else None,
+        peak_reserved_bytes=verdict.peak_reserved_bytes if verdict else None,
+        error=error_info(verdict.error) if verdict else None,
+        measurement=measurement_info(verdict.measurement) if verdict else None,
+        points=[point_info(point) for point in points],
+    )
+
+
+def point_info(point: PointRecord) -> models.PointInfo:
+    """A measured point."""
+    return models.PointInfo(
+        parameters=dict(point.parameters),
+        speedup=point.speedup,
+        score_loss=point.score_loss,
+        isolation=point.isolation,
+        details=dict(point.details),
+    )
+
+
+def measurement_info(measured: Measurement | None) -> models.MeasurementInfo | None:
+    """What was measured."""
+    if measured is None:
+        return None
+    return models.MeasurementInfo(
+        max_speedup=measured.max_speedup,
+        max_speedup_within_tolerance=measured.max_speedup_within_tolerance,
+        best=dict(measured.best) if measured.best is not None else None,
+        isolation=measured.isolation,
+        imported_upper_bound=measured.imported_upper_bound,
+        details=dict(measured.details),
+    )
+
+
+def error_info(error: AttemptError | None) -> models.ErrorInfo | None:
+    """Why an attempt did not succeed."""
+    if error is None:
+        return None
+    return models.ErrorInfo(
+        type=error.kind,
+        message=error.message,
+        at=timestamp(error.at_unix_s),
+        phase=error.phase,
+        requested_bytes=error.requested_bytes,
+        free_bytes=error.free_bytes,
+    )
+
+
+def explain(state: State, record: CellRecord, now: Now) -> models.ExplainReply:
+    """Why a cell is where it is; for a pending one, what each device says to it."""
+    deferral = _why_not_pending(state, record, now) or _why_pending(state, record)
+    return models.ExplainReply(
+        label=record.cell.label,
+        state=record.state,
+        reason=deferral.reason,
+        devices=[no_room_info(state, no) for no in deferral.devices],
+    )
+
+
+def _why_not_pending(state: State, record: CellRecord, now: Now) -> Deferral | None:
+    attempt = state.attempt_of(record.cell.key)
+    if attempt is not None:
+        elapsed_s = max(0.0, now.unix_s - attempt.started_unix_s)
+        held = f"{attempt.reservation_bytes:,} bytes reserved"
+        return Deferral(f"attempt {attempt.number} {attempt.state} on {attempt.device} for {elapsed_s:.0f} s, {held}")
+    if record.state is CellState.PENDING:
+        return None
+    why = f": {record.error.kind}: {record.error.message}" if record.error is not None else ""
+    return Deferral(f"{record.state} after {record.attempts} attempt(s){why}")
+
+
+def _why_pending(state: State, record: CellRecord) -> Deferral:
+    planned = state.deferrals.get(record.cell.key)
+    if planned is not None and (planned.devices or state.paused or state.stopping):
+        return planned
+    # A large matrix' plan leaves the devices out: they are asked again for the one cell that somebody wants to know of.
+    answer = best_placement(state, record, {})
+    reason = planned.reason if planned is not None else "it has not been planned yet"
+    return Deferral(reason, () if isinstance(answer, Placement) else answer)
+
+
+def no_room_info(state: State, no: NoRoom) -> models.NoRoomInfo:
+    """Why a device doesn't take a cell."""
+    device = state.devices.get(no.device)
+    return models.NoRoomInfo(
+        device=no.device,
+        name=device.reading.name if device is not None else "",
+        reason=no.reason,
+        needed_bytes=no.needed_bytes,
+        headroom_bytes=no.headroom_bytes,
+        held_by=list(no.held_by),
+    )
