@@ -110,12 +110,13 @@ def _table(points: Sequence[Point], result: Result) -> Any:
     best = result.best or {}
     table = Table(title=f"speed-up of {result.extra.get('label', '')}", caption=_caption(result), title_justify="left")
     for heading in ("parameters", "speed-up", "95% interval", "score loss", "PSNR", "SSIM", "device"):
-        table.add_column(heading, justify="left" if heading in ("parameters", "device") else "right")
+        is_text = heading in ("parameters", "device")
+        table.add_column(heading, justify="left" if is_text else "right", no_wrap=is_text)
     for point in points:
         extra: Any = point.extra
         is_best = point.parameters == best.get("parameters")
         table.add_row(
-            " ".join(f"{name}={value}" for name, value in point.parameters.items()),
+            "\n".join(f"{name}={value}" for name, value in point.parameters.items()),
             f"{point.speedup:.2f}x",
             f"{extra['speedup_low']:.2f} to {extra['speedup_high']:.2f}",
             "" if point.score_loss is None else f"{100 * point.score_loss:.2f}%",
