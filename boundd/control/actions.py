@@ -122,9 +122,10 @@ class Actions:
         except ValueError as error:
             raise bad_request(str(error)) from None
         if preview.ambiguous:
+            models_named = f" ({', '.join(preview.models)})" if preview.models else ""
             message = (
-                f"{len(preview.ambiguous)} entries could be of more than one model; say which with --model: "
-                f"{', '.join(preview.models)}. The first: {preview.ambiguous[0]}"
+                f"{len(preview.ambiguous)} entries could be of more than one model; say which with --model"
+                f"{models_named}. The first: {preview.ambiguous[0]}"
             )
             raise ApiError(
                 409, "ambiguous", message, ambiguous=list(preview.ambiguous[:100]), models=list(preview.models)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from boundd import __version__
 from boundd.control import models
 from boundd.core.attempts import Attempt, CellRecord, CellState
-from boundd.core.devices import Device
+from boundd.core.devices import Device, DeviceState
 from boundd.core.events import Now
 from boundd.core.headroom import headroom_bytes
 from boundd.core.outcomes import AttemptError, Measurement, PointRecord
@@ -42,7 +42,7 @@ def status(service: Service, query: Query) -> models.StatusReply:
         devices=devices(state),
         cells=counts(shown),
         running=[running(attempt, now) for attempt in live],
-        eta_s=eta_s(state),
+        eta_s=eta_s(state, shown, live, now),
     )
 
 
@@ -93,13 +93,27 @@ def running(attempt: Attempt, now: Now) -> models.RunningInfo:
     )
 
 
-def eta_s(state: State) -> float | None:
-    """Seconds until all is measured, by the mean duration of what was; None before anything was."""
-    left = sum(1 for record in state.matrix() if record.state in (CellState.PENDING, CellState.RUNNING))
-    known = [record.duration_s for record in state.matrix() if record.duration_s is not None]
-    if left == 0 or not known:
-        return 0.0 if left == 0 else None
-    return sum(known) / len(known) * left / max(1, len(state.attempts))
+def eta_s(state: State, records: Sequence[CellRecord], live: Sequence[Attempt], now: Now) -> float | None:
+    """Seconds until the cells are done, if each takes what the mean successful one did; None until one has.
+
+    As many are taken to run at a time as run now, or as there are ready devices where that is more.
+    """
+    waiting = sum(record.state is CellState.PENDING for record in records)
+    if not waiting and not live:
+        return 0.0
+    # A query for what has not run yet still knows how long the others took.
+    mean_s = _mean_duration_s(records) or _mean_duration_s(state.matrix())
+    if mean_s is None:
+        return None
+    left_s = [max(0.0, mean_s - (now.boot_s - attempt.started_boot_s)) for attempt in live]
+    ready = sum(device.state is DeviceState.READY for device in state.devices.values())
+    lanes = max(1, ready, len(state.attempts))
+    return round(max(max(left_s, default=0.0), (waiting * mean_s + sum(left_s)) / lanes), 1)
+
+
+def _mean_duration_s(records: Iterable[CellRecord]) -> float | None:
+    known = [r.duration_s for r in records if r.state is CellState.SUCCEEDED and r.duration_s is not None]
+    return sum(known) / len(known) if known else None
 
 
 def cell(record: CellRecord, is_stale: Callable[[CellRecord], bool]) -> models.CellInfo:

@@ -1,0 +1,247 @@
+"""A real server on a real unix socket, in a thread of its own, over a service that applies events with the core."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.from_thread
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from boundd.control.api import ExportText, ImportPreview, create_app
+from boundd.control.client import Client
+from boundd.control.server import serve
+from boundd.core.attempts import Attempt, AttemptState, CellRecord, CellState
+from boundd.core.cells import CellPolicy
+from boundd.core.devices import DeviceReading
+from boundd.core.effects import Note
+from boundd.core.events import DevicesRead, Event, Imported, MatrixLoaded, Now
+from boundd.core.matrix import expand
+from boundd.core.outcomes import (
+    AttemptError,
+    ErrorKind,
+    Isolation,
+    Measurement,
+    Outcome,
+    PointRecord,
+    Verdict,
+)
+from boundd.core.state import State
+from boundd.core.step import step
+from boundd.ports import ConfigError, EndedAttempt, StoreBusyError
+
+GIB = 1024**3
+AXES = {"model": ["SD1.5", "SDXL"], "scheduler": ["DDIM"], "steps": [20], "method": ["deepcache", "tgate", "tome"]}
+CELLS = expand(AXES, {"batch_size": 4})
+LABELS = [cell.label for cell in CELLS]
+GPU = "GPU-11111111-aaaa"
+MEASURED = Measurement(2.5, 2.0, {"parameters": {"cache_interval": 3}, "speedup": 2.0}, Isolation.EXCLUSIVE)
+
+
+class FixedClock:
+    """Both clocks, standing still."""
+
+    def now(self) -> Now:
+        """This instant."""
+        return Now(1000.0, 1_700_000_000.0)
+
+
+@dataclass
+class MemoryStore:
+    """A history for `show`."""
+
+    history: dict[str, tuple[EndedAttempt, ...]] = field(default_factory=dict)
+    points: dict[str, tuple[PointRecord, ...]] = field(default_factory=dict)
+
+    async def attempts_of(self, key: str) -> tuple[EndedAttempt, ...]:
+        """Every attempt of a cell."""
+        return self.history.get(key, ())
+
+    async def points_of(self, attempt_id: str) -> tuple[PointRecord, ...]:
+        """The points of an attempt."""
+        return self.points.get(attempt_id, ())
+
+
+@dataclass
+class FileLauncher:
+    """Logs in a folder."""
+
+    folder: Path
+
+    def log_path(self, attempt_id: str) -> Path:
+        """The log of an attempt."""
+        return self.folder / f"{attempt_id}.log"
+
+
+@dataclass
+class MemoryService:
+    """A daemon without its loops: events go through the real core, and nothing is spawned."""
+
+    state: State
+    store: MemoryStore
+    launcher: FileLauncher
+    clock: FixedClock = field(default_factory=FixedClock)
+    started_unix_s: float = 1_699_999_000.0
+    store_problem: str = ""
+    submitted: list[Event] = field(default_factory=list)
+    stops: list[bool] = field(default_factory=list)
+    busy: bool = False
+    config_errors: Sequence[str] = ()
+    listeners: list[MemoryObjectSendStream[tuple[Note, Now]]] = field(default_factory=list)
+
+    async def submit(self, event: Event) -> None:
+        """Apply an event with the real core."""
+        if self.busy:
+            raise StoreBusyError("the disk is full")
+        self.submitted.append(event)
+        self.state, effects = step(self.state, event, self.clock.now())
+        for effect in effects:
+            if isinstance(effect, Note):
+                for listener in self.listeners:
+                    listener.send_nowait((effect, self.clock.now()))
+
+    def request_stop(self, *, end_workers: bool) -> None:
+        """Remember that it was asked."""
+        self.stops.append(end_workers)
+
+    async def reload(self) -> str:
+        """Say what changed, or raise what is wrong."""
+        if self.config_errors:
+            raise ConfigError(self.config_errors)
+        return "2 cells more"
+
+    @contextlib.contextmanager
+    def subscribe(self) -> Iterator[MemoryObjectReceiveStream[tuple[Note, Now]]]:
+        """The notes from now on."""
+        send, receive = anyio.create_memory_object_stream[tuple[Note, Now]](100)
+        self.listeners.append(send)
+        with send, receive:
+            yield receive
+        self.listeners.remove(send)
+
+
+def make_state() -> State:
+    """Six cells: pending, running, succeeded, out of memory, timed out, failed; one device."""
+    state, _ = step(State(), MatrixLoaded(tuple((cell, CellPolicy()) for cell in CELLS)), Now(0, 0))
+    reading = DeviceReading(GPU, 0, "Simulated 24 GiB", 24 * GIB, 20 * GIB, backend="simulated")
+    state, _ = step(state, DevicesRead((reading,)), Now(0, 0))
+
+    def error(kind: ErrorKind, message: str) -> AttemptError:
+        return AttemptError(kind, message, 1_699_999_500.0)
+
+    nasty = "\x1b[31mboom\x1b[0m\nCUDA out of memory"
+    changes: list[dict[str, Any]] = [
+        {},
+        {"state": CellState.RUNNING, "attempts": 1},
+        {"state": CellState.SUCCEEDED, "attempts": 1, "measurement": MEASURED, "duration_s": 60.0},
+        {"state": CellState.OUT_OF_MEMORY, "attempts": 2, "error": error(ErrorKind.OUT_OF_MEMORY, nasty)},
+        {"state": CellState.TIMED_OUT, "attempts": 1, "error": error(ErrorKind.TIMEOUT, "no end within 60 s")},
+        {"state": CellState.FAILED, "attempts": 1, "error": error(ErrorKind.NO_RESULT, "no result")},
+    ]
+    cells = state.cells
+    for cell, change in zip(CELLS, changes, strict=True):
+        cells = cells.set(cell.key, replace(cells[cell.key], **change))
+    attempt = live_attempt()
+    return replace(state, cells=cells, attempts=state.attempts.set(attempt.id, attempt))
+
+
+def live_attempt() -> Attempt:
+    """The attempt that runs."""
+    cell = CELLS[1]
+    return Attempt(
+        f"{cell.digest}.1", cell.key, cell.label, 1, GPU, 3 * GIB, None, 4, False, 3600.0, 10.0,
+        1_699_999_970.0, 970.0, state=AttemptState.RUNNING, progress_done=3, progress_total=20, points=3,
+    )  # fmt: skip
+
+
+def is_stale(record: CellRecord) -> bool:
+    """The cell that succeeded was measured with other versions."""
+    return record.state is CellState.SUCCEEDED
+
+
+def render_export(wanted: str) -> ExportText:
+    """An export that says its format; the old one can't hold a cell."""
+    if wanted == "legacy":
+        return ExportText('{"old": 1}\n', ("SD2.1/DDIM/20/tome: \x1b[1mthe key is SD1.5's",))
+    return ExportText('{"format": "boundd/1"}\n' if wanted == "json" else wanted, (), "application/json")
+
+
+def import_legacy(text: str, model: str | None) -> ImportPreview:
+    """Reads 'ambiguous' or anything."""
+    if text.startswith("bad"):
+        raise ValueError("not an old file")
+    if text.startswith("ambiguous") and model is None:
+        return ImportPreview((), ("('StableDiffusionPipeline', …)",), (), ("SD1.5", "SD2.1"))
+    measured = Measurement(None, None, None, Isolation.UNKNOWN, imported_upper_bound=2.2)
+    entries = tuple(Imported(cell.key, measured) for cell in (CELLS[0], CELLS[2]))
+    return ImportPreview(entries, (), ("something else",))
+
+
+@dataclass
+class Running:
+    """A server that runs, and its service."""
+
+    service: MemoryService
+    socket: Path
+    client: Client
+    call: Callable[..., Any]
+    """Runs an async function in the server's loop."""
+
+    def submit(self, event: Event) -> None:
+        """Apply an event in the server's loop."""
+        self.call(self.service.submit, event)
+
+
+def curl(running: Running, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The real curl, on the server's socket."""
+    command = ["curl", "-sS", "--max-time", "20", "--unix-socket", str(running.socket), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30, **options)
+
+
+@contextlib.contextmanager
+def running_server(folder: Path, service: MemoryService | None = None) -> Iterator[Running]:
+    """A server, until the end of the block."""
+    logs = folder / "logs"
+    logs.mkdir(exist_ok=True)
+    served = service or MemoryService(make_state(), MemoryStore(), FileLauncher(logs))
+    app = create_app(
+        served,
+        render_export=render_export,
+        render_metrics=lambda: b"boundd_cells 6\n",
+        import_legacy=import_legacy,
+        is_stale=is_stale,
+    )
+    path, ready = folder / "run" / "boundd.sock", threading.Event()
+
+    async def main() -> None:
+        await serve(app, path, group=None, ready=ready.set)
+
+    with anyio.from_thread.start_blocking_portal() as portal:
+        future = portal.start_task_soon(main)
+        while not ready.wait(0.05):
+            if future.done():
+                future.result()
+        try:
+            yield Running(served, path, Client(path), portal.call)
+        finally:
+            future.cancel()
+
+
+@contextlib.contextmanager
+def populated(folder: Path) -> Iterator[Running]:
+    """A server over six cells in six states."""
+    with running_server(folder) as server:
+        cell, folder = CELLS[1], server.service.launcher.folder
+        (folder / f"{cell.digest}.1.log").write_text("first line\n\x1b[31msecond\x1b[0m\n")
+        ended = replace(live_attempt(), id=f"{CELLS[2].digest}.1", key=CELLS[2].key, label=CELLS[2].label)
+        verdict = Verdict(Outcome.SUCCEEDED, MEASURED, exit_status=0, wall_s=60.0)
+        server.service.store.history[CELLS[2].key] = (EndedAttempt(ended, verdict, 1_700_000_000.0),)
+        point = PointRecord({"cache_interval": 3}, 2.0, 0.004, Isolation.EXCLUSIVE)
+        server.service.store.points[ended.id] = (point,)
+        yield server
