@@ -26,6 +26,7 @@ from boundd.core.effects import Action, Note
 from boundd.core.state import State
 from boundd.devices.discover import Backend, open_probe, select
 from boundd.launch.local import LocalLauncher
+from boundd.launch.prune import prune
 from boundd.ports import ConfigError, DeviceError, DeviceProbe, HeldError, Observer, StoreBusyError, StoreError
 from boundd.report.table import print_bounds
 from boundd.service.clock import SystemClock
@@ -49,6 +50,7 @@ STORE_NAME = "boundd.db"
 """The store's file in the state folder."""
 ATTEMPTS_NAME = "attempts"
 """The folder of the attempts' own folders, in the state folder."""
+PRUNE_INTERVAL_S = 3600.0
 
 
 def main() -> None:
@@ -118,6 +120,7 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog) -> int:
             progress.watch(lambda: daemon.state)
         async with anyio.create_task_group() as group:
             await group.start(_signals, daemon)
+            group.start_soon(_prune_now_and_then, daemon, settings)
             daemon.tell(_started(settings))
             serve_api = partial(serve, app, settings.socket, group=settings.control_group, ready=lambda: None)
             await daemon.run(until_idle=options.until_idle, serve=serve_api)
@@ -152,6 +155,14 @@ async def _signals(daemon: Daemon, *, task_status: TaskStatus[None]) -> None:
                     await daemon.reload()
             else:
                 daemon.request_stop(end_workers=number == signal.SIGINT)
+
+
+async def _prune_now_and_then(daemon: Daemon, settings: Settings) -> None:
+    while True:
+        before_unix_s = daemon.clock.now().unix_s - settings.keep_logs_s
+        folder = settings.state_dir / ATTEMPTS_NAME
+        await anyio.to_thread.run_sync(prune, folder, frozenset(daemon.state.attempts), before_unix_s)
+        await anyio.sleep(PRUNE_INTERVAL_S)
 
 
 def _reload(settings: Settings, launcher: LocalLauncher) -> Run:

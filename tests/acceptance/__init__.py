@@ -1,0 +1,1 @@
+"""Whole runs of the real daemon, as a user sees them."""

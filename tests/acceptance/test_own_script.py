@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from boundd.core.attempts import CellState
 from tests.acceptance.conftest import Box
 
 TWO_METHODS = 'method = ["tome", "tgate"]'
+NONE = dict.fromkeys(CellState, 0)
 CELLS = ["SD1.5/DDIM/20/tome", "SD1.5/DDIM/20/tgate"]
 
 
@@ -217,7 +219,11 @@ def test_boundctl_walks_a_run(box: Box) -> None:
     assert CELLS[0] in json.dumps(dry)
     assert json.loads(box.ctl("status", "--json").stdout)["cells"]["by_state"]["out_of_memory"] == 1
     assert box.ctl("retry", "--oom", "--batch-size", "1").returncode == 0
-    assert json.loads(box.ctl("status", "--json").stdout)["cells"]["by_state"] == {"pending": 1, "succeeded": 1}
+    assert json.loads(box.ctl("status", "--json").stdout)["cells"]["by_state"] == {
+        **NONE,
+        "pending": 1,
+        "succeeded": 1,
+    }
     assert "pause" in box.ctl("explain", CELLS[0]).stdout
     assert box.ctl("cancel", CELLS[0]).returncode == 0
     assert box.ctl("cancel", "state=pending").returncode == 1, "nothing was affected"

@@ -45,7 +45,7 @@ class Remembering:
     def __init__(self) -> None:
         self.notes: list[Note] = []
 
-    def note(self, note: Note, now: Now) -> None:
+    def note(self, note: Note, now: Now) -> None:  # noqa: ARG002 - the Observer's signature
         """Keep it."""
         self.notes.append(note)
 
@@ -74,7 +74,6 @@ async def run_daemon(
     folder: Path, script: str, cells: int = 1, *, during: Callable[[Daemon], Awaitable[None]] | None = None
 ) -> tuple[Daemon, Remembering, SqliteStore]:
     """Run the script for so many cells until all have ended."""
-    folder.mkdir(exist_ok=True)
     heard = Remembering()
     store = await FullDisk.open(folder / "boundd.db")
     launcher = LocalLauncher(folder / "attempts")
