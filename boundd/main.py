@@ -149,7 +149,7 @@ async def _signals(daemon: Daemon, *, task_status: TaskStatus[None]) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
         task_status.started()
         async for number in received:
-            if number == signal.SIGHUP and not sys.stdin.isatty():
+            if number == signal.SIGHUP and not (sys.stdin and sys.stdin.isatty()):
                 # What is wrong with the config has been told; the one before stays in force.
                 with contextlib.suppress(ConfigError, StoreBusyError):
                     await daemon.reload()

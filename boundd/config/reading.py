@@ -31,6 +31,11 @@ _KINDS = {
     "dict_type": "a table",
     "model_type": "a table",
 }
+_ALONE = {
+    "daemon": ("export_format", "safety_factor", "keep_logs"),
+    "worker": ("timeout", "grace", "python"),
+}
+"""Keys that no check looks at beside others: an error in one of them makes no other error a mere consequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +155,10 @@ def _touched(location: Sequence[str | int]) -> set[str]:
     """The tables that an error there may have spoiled: a misspelt one is one that is not there."""
     name = str(location[0])
     if name in Config.model_fields:
-        return {name}
+        meant = str(location[1]) if len(location) > 1 else ""
+        close = difflib.get_close_matches(meant, list(_known_keys(location[:1])), n=1, cutoff=0.5)
+        alone = bool(close) and close[0] in _ALONE.get(name, ())
+        return set() if alone else {name}
     return set(difflib.get_close_matches(name, list(Config.model_fields), n=1, cutoff=0.5))
 
 
