@@ -1,0 +1,33 @@
+"""The command `boundctl`: it asks the daemon over its socket, and never opens the store.
+
+Rules: answers go to stdout, everything else to stderr; 0 done, 1 nothing was affected or not found, 2 usage, 3 no
+daemon answers. Nothing slow is imported: `status` is expected at once.
+"""
+
+from __future__ import annotations
+
+import click
+
+from boundd import __version__
+from boundd.cli import changing, looking
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="boundctl")
+def main() -> None:
+    """Look at a running boundd, and tell it what to do.
+
+    A CELL is a label such as SD1.5/DDIM/20/deepcache, the start of its id, or its key. A QUERY is terms that a cell
+    must match, all of them: state=out_of_memory, model=SDXL, a glob over labels; none is every cell.
+
+    Exit codes: 0 done, 1 nothing was affected or not found, 2 usage, 3 no daemon answers. The socket is --socket,
+    else $BOUNDD_SOCKET, else the first that answers of the config's, /run/boundd/boundd.sock and
+    ~/.local/state/boundd/boundd.sock.
+    """
+
+
+for _command in (*looking.COMMANDS, *changing.COMMANDS):
+    main.add_command(_command)
+
+if __name__ == "__main__":
+    main(prog_name="boundctl")

@@ -1,0 +1,166 @@
+"""`boundctl`'s commands that change something."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from boundd.cli import text
+from boundd.cli.options import EXIT_USAGE, Talk, talking
+
+device_argument = click.argument("device")
+
+
+@click.command()
+@click.argument("query", nargs=-1)
+@click.option("--oom", "selector", flag_value="oom", help="Cells that ran out of memory.")
+@click.option("--timeout", "selector", flag_value="timeout", help="Cells that timed out.")
+@click.option("--failed", "selector", flag_value="failed", help="Cells that failed, or whose worker was lost.")
+@click.option("--stale", "selector", flag_value="stale", help="Results that were measured with other versions.")
+@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="With this batch size.")
+@click.option("--dry-run", is_flag=True, help="Say what would happen, and change nothing.")
+@talking
+def retry(talk: Talk, query: tuple[str, ...], selector: str | None, batch_size: int | None, dry_run: bool) -> None:
+    """Run cells again that have ended without a result; ones that succeeded only with --stale or state=succeeded.
+
+    \b
+    Example:
+      boundctl retry --oom --batch-size 2 --dry-run
+    """
+    body = {"query": list(query), "selector": selector, "batch_size": batch_size, "dry_run": dry_run}
+    answer = talk.client.post("/v1/retry", body)
+    if dry_run and answer["affected"] and not talk.as_json:
+        rows = [
+            (cell["label"], cell["state"], cell["batch_size"] or text.NOTHING, cell["note"]) for cell in answer["cells"]
+        ]
+        click.echo(text.table(("WOULD RETRY", "STATE", "BATCH", "AS THINGS ARE"), rows, right=("BATCH",)))
+        return
+    talk.affected(answer, "retrying", "would retry")
+
+
+@click.command()
+@click.argument("query", nargs=-1, required=True)
+@click.option("--dry-run", is_flag=True, help="Say what would happen, and change nothing.")
+@talking
+def cancel(talk: Talk, query: tuple[str, ...], dry_run: bool) -> None:
+    """Cancel the pending and running cells of a query; '*' is every cell.
+
+    \b
+    Example:
+      boundctl cancel model=SDXL method=tome
+    """
+    answer = talk.client.post("/v1/cancel", {"query": list(query), "dry_run": dry_run})
+    talk.affected(answer, "cancelled", "would cancel")
+
+
+@click.command()
+@talking
+def pause(talk: Talk) -> None:
+    """Start nothing new; what runs goes on.
+
+    \b
+    Example:
+      boundctl pause
+    """
+    answer = talk.client.post("/v1/pause")
+    talk.say(answer, "paused; what runs goes on" if answer["changed"] else "it was paused already")
+
+
+@click.command()
+@talking
+def resume(talk: Talk) -> None:
+    """Start new attempts again.
+
+    \b
+    Example:
+      boundctl resume
+    """
+    answer = talk.client.post("/v1/resume")
+    talk.say(answer, "resumed" if answer["changed"] else "it was not paused")
+
+
+@click.command()
+@device_argument
+@click.option("--reason", default="cordoned by hand", show_default=True, help="What `devices` says of it.")
+@talking
+def cordon(talk: Talk, device: str, reason: str) -> None:
+    """Take a device out of service: a UUID, the start of one, an index or a name. What runs there goes on.
+
+    \b
+    Example:
+      boundctl cordon 1 --reason 'fan is loud'
+    """
+    answer = talk.client.post("/v1/cordon", {"device": device, "reason": reason})
+    talk.affected(answer, "cordoned", "would cordon")
+
+
+@click.command()
+@device_argument
+@talking
+def uncordon(talk: Talk, device: str) -> None:
+    """Put a device back into service.
+
+    \b
+    Example:
+      boundctl uncordon 1
+    """
+    talk.affected(talk.client.post("/v1/uncordon", {"device": device}), "back in service:", "would put back")
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--model", metavar="NAME", help="Which model's file it is, where its keys don't tell.")
+@talking
+def import_(talk: Talk, file: Path, model: str | None) -> None:
+    """Take over an old speedup_bounds.json, for the cells that have not run here.
+
+    \b
+    Example:
+      boundctl import speedup_bounds.json --model SD1.5
+    """
+    try:
+        content = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        talk.complain(f"boundctl: {file}: {error}")
+        sys.exit(EXIT_USAGE)
+    answer = talk.client.post("/v1/import", {"text": content, "model": model})
+    if answer["kept"]:
+        talk.complain(
+            f"{len(answer['kept'])} cell(s) have ended or are running here already, and were left as they are"
+        )
+    for entry in answer["unmatched"]:
+        talk.complain(f"no cell of the matrix is meant by {entry}")
+    talk.affected(answer, "imported", "would import")
+
+
+@click.command()
+@talking
+def reload(talk: Talk) -> None:
+    """Read the config anew, all or nothing.
+
+    \b
+    Example:
+      boundctl reload
+    """
+    answer = talk.client.post("/v1/reload")
+    talk.say(answer, text.safe(answer["changes"] or "nothing has changed"))
+
+
+@click.command()
+@click.option("--end-workers", is_flag=True, help="End the workers too and put their cells back.")
+@talking
+def shutdown(talk: Talk, end_workers: bool) -> None:
+    """End the daemon. Its workers go on, and the next one adopts them, unless --end-workers.
+
+    \b
+    Example:
+      boundctl shutdown --end-workers
+    """
+    answer = talk.client.post("/v1/shutdown", {"end_workers": end_workers})
+    fate = "being ended" if end_workers else "left for the next daemon"
+    talk.say(answer, f"stopping; {answer['live_attempts']} worker(s) {fate}")
+
+
+COMMANDS = (retry, cancel, pause, resume, cordon, uncordon, import_, reload, shutdown)

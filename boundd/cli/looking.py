@@ -1,0 +1,173 @@
+"""`boundctl`'s commands that change nothing."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from boundd.cli import text
+from boundd.cli.options import EXIT_NOTHING, Talk, talking
+from boundd.control.client import cell_path
+
+WATCH_S = 2.0
+WAIT_ROUND_S = 60.0
+CLEAR = "\x1b[H\x1b[2J"
+FORMATS = ("json", "legacy", "search-params", "csv")
+
+query_argument = click.argument("query", nargs=-1)
+cell_argument = click.argument("cell")
+
+
+@click.command()
+@query_argument
+@click.option("--watch", is_flag=True, help="Again every 2 seconds, until Ctrl-C.")
+@talking
+def status(talk: Talk, query: tuple[str, ...], watch: bool) -> None:
+    """The daemon, its devices, the cells by state, what runs, and when it would end.
+
+    \b
+    Example:
+      boundctl status model=SDXL --watch
+    """
+    while True:
+        answer = talk.client.get("/v1/status", {"q": query})
+        if watch and not talk.as_json and sys.stdout.isatty():
+            click.echo(CLEAR, nl=False)
+        talk.say(answer, "" if talk.as_json else text.status_text(answer))
+        if not watch:
+            return
+        time.sleep(WATCH_S)
+
+
+@click.command()
+@query_argument
+@talking
+def cells(talk: Talk, query: tuple[str, ...]) -> None:
+    """The cells of a query, a line each.
+
+    \b
+    Example:
+      boundctl cells state=failed 'SD1.5/*'
+    """
+    answer = talk.client.get("/v1/cells", {"q": query})
+    talk.say(answer, lambda: text.cells_text(answer))
+    if not answer:
+        sys.exit(EXIT_NOTHING)
+
+
+@click.command()
+@cell_argument
+@talking
+def show(talk: Talk, cell: str) -> None:
+    """A cell: its result or error, and every attempt.
+
+    \b
+    Example:
+      boundctl show SD1.5/DDIM/20/deepcache
+    """
+    answer = talk.client.get(cell_path(cell))
+    talk.say(answer, lambda: text.cell_text(answer))
+
+
+@click.command()
+@cell_argument
+@talking
+def explain(talk: Talk, cell: str) -> None:
+    """Why a cell is not running, or what became of it: which device, how many bytes short, held by whom.
+
+    \b
+    Example:
+      boundctl explain SDXL/DDIM/50/tome
+    """
+    answer = talk.client.get(cell_path(cell, "/explain"))
+    talk.say(answer, lambda: text.explain_text(answer))
+
+
+@click.command()
+@cell_argument
+@click.option("-f", "--follow", is_flag=True, help="Go on as it grows, until the attempt has ended.")
+@click.option("--attempt", type=click.IntRange(min=1), metavar="N", help="Which attempt.  [default: the latest]")
+@talking
+def logs(talk: Talk, cell: str, follow: bool, attempt: int | None) -> None:
+    """What an attempt's worker printed: as it is into a pipe, with its controls spelt out on a terminal.
+
+    \b
+    Example:
+      boundctl logs -f SD1.5/DDIM/20/tgate
+    """
+    chunks = talk.client.stream(cell_path(cell, "/logs"), {"attempt": attempt, "follow": int(follow)})
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    if talk.as_json:
+        talk.say({"cell": cell, "attempt": attempt, "text": decoder.decode(b"".join(chunks), final=True)}, "")
+        return
+    for chunk in chunks:
+        sys.stdout.buffer.write(text.safe_log(decoder.decode(chunk)).encode() if sys.stdout.isatty() else chunk)
+        sys.stdout.buffer.flush()
+
+
+@click.command()
+@talking
+def devices(talk: Talk) -> None:
+    """The devices, a line each.
+
+    \b
+    Example:
+      boundctl devices --json
+    """
+    answer = talk.client.get("/v1/devices")
+    talk.say(answer, lambda: text.devices_text(answer))
+
+
+@click.command()
+@click.option("--format", "wanted", type=click.Choice(FORMATS), default="json", show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="A file instead of stdout.")
+@talking
+def export(talk: Talk, wanted: str, output: Path | None) -> None:
+    """The results in a format; what it can't represent is named on stderr.
+
+    \b
+    Example:
+      boundctl export --format csv -o bounds.csv
+    """
+    answer = talk.client.get("/v1/export", {"format": wanted, "envelope": 1})
+    for warning in answer["warnings"]:
+        talk.complain(f"left out: {warning}")
+    if output is None:
+        click.echo(answer["text"], nl=not answer["text"].endswith("\n"))
+        return
+    try:
+        output.write_text(answer["text"], encoding="utf-8")
+    except OSError as error:
+        raise click.UsageError(f"{output}: {error.strerror or error}") from None
+    talk.say({"file": str(output), "warnings": answer["warnings"]}, text.safe(f"written: {output}"))
+
+
+@click.command()
+@query_argument
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up after so long.")
+@talking
+def wait(talk: Talk, query: tuple[str, ...], timeout_s: float | None) -> None:
+    """Wait until no cell of the query is pending or running. Exit 1 where the timeout came first.
+
+    \b
+    Example:
+      boundctl wait 'SD1.5/*' --timeout 3600
+    """
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    while True:
+        left_s = WAIT_ROUND_S if deadline is None else max(0.0, deadline - time.monotonic())
+        round_s = min(WAIT_ROUND_S, left_s)
+        answer = talk.client.get("/v1/wait", {"q": query, "timeout": round_s}, timeout_s=round_s + WAIT_ROUND_S)
+        if answer["done"] or (deadline is not None and time.monotonic() >= deadline):
+            break
+    counts = ", ".join(f"{count} {state}" for state, count in answer["cells"]["by_state"].items() if count)
+    talk.say(answer, counts)
+    if not answer["done"]:
+        sys.exit(EXIT_NOTHING)
+
+
+COMMANDS = (status, cells, show, explain, logs, devices, export, wait)

@@ -1,0 +1,72 @@
+"""Which socket the daemon answers on, found without the config's own machinery, which is slow to import."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from boundd.control.client import Client, NoDaemonError, why_not
+
+SOCKET_VARIABLE = "BOUNDD_SOCKET"
+CONFIG_VARIABLE = "BOUNDD_CONFIG"
+SOCKET_NAME = "boundd.sock"
+
+
+def connect(explicit: str | None, environ: Mapping[str, str], cwd: Path) -> Client:
+    """A client of the first daemon that answers; one named by --socket is the only one that is tried.
+
+    Raises:
+        NoDaemonError: none does; it names the paths.
+    """
+    tried: list[tuple[str, str]] = []
+    for path in candidates(explicit, environ, cwd):
+        why = why_not(str(path))
+        if not why:
+            return Client(path)
+        tried.append((str(path), why))
+    raise NoDaemonError(tried)
+
+
+def candidates(explicit: str | None, environ: Mapping[str, str], cwd: Path) -> list[Path]:
+    """The paths to try, in order, each once."""
+    if explicit:
+        return [cwd / explicit]
+    named = [cwd / environ[SOCKET_VARIABLE]] if environ.get(SOCKET_VARIABLE) else []
+    home = Path(environ.get("HOME") or Path.home())
+    usual = [Path("/run/boundd") / SOCKET_NAME, home / ".local/state/boundd" / SOCKET_NAME]
+    return list(dict.fromkeys([*named, *_of_config(environ, cwd, home), *usual]))
+
+
+def _of_config(environ: Mapping[str, str], cwd: Path, home: Path) -> Iterator[Path]:
+    """The socket that the config names, where there is a config that can be read; what is wrong with it, `boundd
+    check-config` says."""
+    named = environ.get(CONFIG_VARIABLE)
+    usual = (cwd / "config.toml", home / ".config/boundd/config.toml", Path("/etc/boundd/config.toml"))
+    config = cwd / named if named else next((place for place in usual if place.is_file()), None)
+    if config is None:
+        return
+    try:
+        daemon = tomllib.loads(config.read_text(encoding="utf-8")).get("daemon", {})
+        socket, state = str(daemon.get("socket", "")), str(daemon.get("state_dir", ""))
+    except (OSError, ValueError, AttributeError):
+        return
+    outputs = _first(environ.get("STATE_DIRECTORY")) or config.parent.absolute()
+    if socket:
+        yield _within(outputs, socket, home)
+        return
+    state_dir = _within(outputs, state, home) if state else None
+    state_dir = state_dir or _first(environ.get("STATE_DIRECTORY")) or home / ".local/state/boundd"
+    yield (_first(environ.get("RUNTIME_DIRECTORY")) or state_dir) / SOCKET_NAME
+
+
+def _first(folders: str | None) -> Path | None:
+    """systemd gives several folders with colons between them; the first is ours."""
+    name = (folders or "").split(":")[0]
+    return Path(name) if name.startswith("/") else None
+
+
+def _within(folder: Path, text: str, home: Path) -> Path:
+    expanded = home / text[2:] if text.startswith("~/") else Path(text)
+    return Path(os.path.normpath(folder / expanded))
