@@ -1,1 +1,0 @@
-"""Deterministic simulation of the core under a virtual clock."""
