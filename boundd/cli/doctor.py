@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from boundd import __version__
+from boundd.cli.text import safe
 from boundd.core.devices import DeviceReading
 from boundd.ports import ConfigError, DeviceError
 from boundd.protocol.catalogue import BUILTIN_MODELS
@@ -153,20 +154,24 @@ def show(findings: Findings, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(findings), indent=2))
         return
-    click.echo(f"boundd {findings.boundd}, Python {findings.python}, config {findings.config or 'none'}")
+    click.echo(safe(f"boundd {findings.boundd}, Python {findings.python}, config {findings.config or 'none'}"))
     for device in findings.devices:
         size = "?" if device["total_bytes"] is None else f"{device['total_bytes'] / 1024**3:.1f} GiB"
         free = "" if device["free_bytes"] is None else f", {device['free_bytes'] / 1024**3:.1f} GiB free"
-        click.echo(f"device  {device['index']}  {device['name']} ({device['backend']}, {device['uuid']}): {size}{free}")
+        click.echo(
+            safe(f"device  {device['index']}  {device['name']} ({device['backend']}, {device['uuid']}): {size}{free}")
+        )
     if findings.driver:
-        click.echo(f"driver  {findings.driver}")
+        click.echo(safe(f"driver  {findings.driver}"))
     for name, version in findings.libraries.items():
-        click.echo(f"library {name} {version or 'not installed'}")
+        click.echo(safe(f"library {name} {version or 'not installed'}"))
     for name, where in findings.models.items():
-        click.echo(f"model   {name}: {where}")
+        click.echo(safe(f"model   {name}: {where}"))
     if findings.disk_free_bytes is not None:
-        click.echo(f"disk    {findings.disk_free_bytes / 1024**3:.1f} GiB free; leases in {findings.lease_folder}")
+        click.echo(
+            safe(f"disk    {findings.disk_free_bytes / 1024**3:.1f} GiB free; leases in {findings.lease_folder}")
+        )
     for problem in findings.problems:
-        click.echo(f"problem {problem}")
+        click.echo(safe(f"problem {problem}"))
     if not findings.problems:
         click.echo("no problems found")
