@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from functools import partial
@@ -19,7 +20,7 @@ from boundd import __version__
 from boundd.cli.boundd import RunOptions, make_cli
 from boundd.cli.progress import Progress
 from boundd.config import Settings, check_writable, find_config, load
-from boundd.control.server import serve
+from boundd.control.server import SocketError, serve
 from boundd.core.attempts import CellState
 from boundd.core.devices import DeviceReading
 from boundd.core.effects import Action, Note
@@ -50,7 +51,21 @@ STORE_NAME = "boundd.db"
 """The store's file in the state folder."""
 ATTEMPTS_NAME = "attempts"
 """The folder of the attempts' own folders, in the state folder."""
+FAILURES: tuple[tuple[type[Exception], Action, int], ...] = (
+    (ConfigError, Action.CONFIG_REJECTED, EXIT_USAGE),
+    (ForeignExportError, Action.CONFIG_REJECTED, EXIT_USAGE),
+    (SocketError, Action.CONFIG_REJECTED, EXIT_USAGE),
+    (HeldError, Action.DAEMON_STOPPED, EXIT_HELD),
+    (StoreError, Action.STORE_UNAVAILABLE, EXIT_STORE),
+    (DeviceError, Action.DEVICE_UNAVAILABLE, EXIT_NO_DEVICE),
+)
+"""What a person can mend, how it is told, and the exit code that others rely on."""
 PRUNE_INTERVAL_S = 3600.0
+AT_START_ONLY = (
+    *("state_dir", "socket", "export", "export_format", "safety_factor", "keep_logs_s", "log_file", "log_level"),
+    *("device_backend", "device_include", "device_exclude", "simulated_devices", "control_group"),
+)
+"""Settings that a reload can't change: it is refused whole, so that nothing is half in force."""
 
 
 def main() -> None:
@@ -63,18 +78,23 @@ def run(options: RunOptions) -> int:
     log = JsonLog(format=options.log_format)
     try:
         return _run(options, log)
-    except ConfigError as error:
-        return _fail(log, Action.CONFIG_REJECTED, error.errors, EXIT_USAGE)
-    except ForeignExportError as error:
-        return _fail(log, Action.CONFIG_REJECTED, (str(error),), EXIT_USAGE)
-    except HeldError as error:
-        return _fail(log, Action.DAEMON_STOPPED, (str(error),), EXIT_HELD)
-    except StoreError as error:
-        return _fail(log, Action.STORE_UNAVAILABLE, (str(error),), EXIT_STORE)
-    except DeviceError as error:
-        return _fail(log, Action.DEVICE_UNAVAILABLE, (str(error),), EXIT_NO_DEVICE)
+    except Exception as group:
+        error = _innermost(group)
+        for kind, action, status in FAILURES:
+            if isinstance(error, kind):
+                return _fail(log, action, getattr(error, "errors", (str(error),)), status)
+        # Ours, or of the machine: nothing is lost, because what was acknowledged is in the store.
+        traceback.print_exc()
+        return _fail(log, Action.INTERNAL_ERROR, (f"{type(error).__name__}: {error}",), EXIT_OURS)
     finally:
         log.close()
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The first error inside groups of them: task groups wrap what their tasks raise."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _fail(log: JsonLog, action: Action, messages: tuple[str, ...], status: int) -> int:
@@ -167,8 +187,7 @@ async def _prune_now_and_then(daemon: Daemon, settings: Settings) -> None:
 
 def _reload(settings: Settings, launcher: LocalLauncher) -> Run:
     new = load(settings.config_path, os.environ)
-    fixed = ("state_dir", "socket", "export", "export_format", "log_file", "device_backend", "simulated_devices")
-    changed = [name for name in fixed if getattr(new, name) != getattr(settings, name)]
+    changed = [name for name in AT_START_ONLY if getattr(new, name) != getattr(settings, name)]
     if changed:
         raise ConfigError([f"{name}: takes effect at a restart only; put it back, or restart" for name in changed])
     return make_run(new, launcher)

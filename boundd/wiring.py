@@ -102,18 +102,16 @@ def pipelines_of(settings: Settings) -> dict[str, str]:
 
 
 def stale_keys(settings: Settings, state: State) -> frozenset[str]:
-    """The cells whose result was measured with other versions than the workers' of today.
-
-    Where the workers have an environment of their own, boundd doesn't know its versions, and calls nothing stale.
-    """
-    if settings.worker_python or settings.worker_result == "stdout":
-        return frozenset()
-    today = _installed()
+    """The cells whose result was measured with other versions than the workers' of today."""
+    today = versions_today(settings)
     return frozenset(record.cell.key for record in state.matrix() if is_stale(record, today))
 
 
-def _installed() -> dict[str, str]:
-    found = {}
+def versions_today(settings: Settings) -> dict[str, str]:
+    """The versions that a worker would have; none are known where workers have an environment of their own."""
+    found: dict[str, str] = {}
+    if settings.worker_python or settings.worker_result == "stdout":
+        return found
     for library in FINGERPRINT_LIBRARIES:
         try:
             found[library] = importlib.metadata.version(library)
@@ -216,11 +214,14 @@ def control_app(service: Service, settings: Settings, exporter: Exporter, metric
         cells = [record.cell for record in service.state.matrix()]
         match = match_legacy(parse_legacy(text), cells, pipelines_of(settings), model)
         ambiguous = tuple(f"{entry} fits {', '.join(models)}" for entry, models in match.ambiguous)
-        return ImportPreview(match.entries, ambiguous, match.unmatched)
+        models = tuple(sorted({model for _, fitting in match.ambiguous for model in fitting}))
+        return ImportPreview(match.entries, ambiguous, match.unmatched, models)
 
+    today = versions_today(settings)
     return create_app(
         service,
         render_export=export_text,
         render_metrics=lambda: metrics.render(state_view(service.state, log.dropped_lines)),
         import_legacy=preview,
+        is_stale=lambda record: is_stale(record, today),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,7 +109,9 @@ class Daemon:
         with anyio.CancelScope(shield=True):
             async with self._lock:
                 await self._apply(event)
-                await self._apply(Wake())
+                # The event has happened. Planning on it may fail to be stored; the next reading plans again.
+                with suppress(StoreBusyError):
+                    await self._apply(Wake())
                 self._after_a_step()
 
     async def submit_until_stored(self, event: Event) -> None:
