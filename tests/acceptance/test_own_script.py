@@ -258,3 +258,27 @@ def test_the_daemon_is_small(box: Box) -> None:
     assert resident_kib < 80_000
     os.kill(daemon.pid, signal.SIGINT)
     daemon.wait(30)
+
+
+def test_reload_is_all_or_nothing(box: Box) -> None:
+    """SIGHUP with a bad config keeps the old one and says so; with a good one the new cells are run."""
+    box.write("print('speedup: 1.30')")
+    daemon = box.start()
+    log = box.folder / "daemon.log"
+    box.wait_for(lambda: '"run-idle"' in log.read_text())
+    good = box.config.read_text()
+    box.config.write_text(good.replace("steps = [20]", "steps = [20, 0x"))
+    daemon.send_signal(signal.SIGHUP)
+    box.wait_for(lambda: '"config-rejected"' in log.read_text())
+    assert json.loads(box.ctl("status", "--json").stdout)["cells"]["total"] == 1
+    moved = good.replace('state_dir = "state"', 'state_dir = "elsewhere"')
+    box.config.write_text(moved)
+    refused = box.ctl("reload")
+    assert refused.returncode == 2
+    assert "state_dir" in refused.stderr
+    box.config.write_text(good.replace("steps = [20]", "steps = [20, 25]"))
+    assert box.ctl("reload").returncode == 0
+    assert box.ctl("wait").returncode == 0
+    assert list(box.export()) == ["SD1.5/DDIM/20/tome", "SD1.5/DDIM/25/tome"]
+    daemon.send_signal(signal.SIGINT)
+    assert daemon.wait(30) == 0
