@@ -136,6 +136,7 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog) -> int:
         )
         app = control_app(daemon, settings, exporter, metrics, log)
         await daemon.recover()
+        nothing_to_do = daemon.state.idle
         if progress is not None:
             progress.watch(lambda: daemon.state)
         async with anyio.create_task_group() as group:
@@ -146,13 +147,15 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog) -> int:
             await daemon.run(until_idle=options.until_idle, serve=serve_api)
             group.cancel_scope.cancel()
         daemon.tell(Note(Action.DAEMON_STOPPED, "stopped"))
-    return _summary(daemon.state, settings, options)
-
-
-def _summary(state: State, settings: Settings, options: RunOptions) -> int:
-    """With --until-idle, print the table and where the results are; the exit code says whether all succeeded."""
     if not options.until_idle:
         return EXIT_FINE
+    if nothing_to_do:
+        print("everything is there already: no cell was waiting to be measured")
+    return _summary(daemon.state, settings)
+
+
+def _summary(state: State, settings: Settings) -> int:
+    """Print the table and where the results are; the exit code says whether all cells succeeded."""
     simulated = [device.uuid for device in state.devices.values() if device.reading.backend == "simulated"]
     stale = stale_keys(settings, state)
     print_bounds(sys.stdout, state.matrix(), settings.safety_factor, simulated=simulated, stale=stale)
