@@ -107,7 +107,7 @@ def _run(options: RunOptions, log: JsonLog) -> int:
     path = find_config(options.config, os.environ, Path.cwd(), Path.home())
     settings = load(path, os.environ)
     check_writable(settings)
-    log.set_level(settings.log_level)
+    log.set_level("warning" if options.quiet and settings.log_level in ("debug", "info") else settings.log_level)
     with hold(settings.state_dir):
         return anyio.run(partial(_serve, settings, options, log))
 

@@ -27,6 +27,8 @@ class RunOptions:
     config: Path | None
     until_idle: bool
     log_format: LogFormat
+    quiet: bool = False
+    """The terminal shows progress, and of the log only warnings and errors; the log's file still gets all."""
 
 
 def make_cli(run: Callable[[RunOptions], int], probe: Probe) -> click.Group:
@@ -50,7 +52,8 @@ def _run_command(run: Callable[[RunOptions], int]) -> click.Command:
     @click.option(
         "--log-format",
         type=click.Choice(["json", "console"]),
-        help="How the log is written to stderr. [default: console on a terminal, else json]",
+        help="How the log is written to stderr. [default: json; on a terminal console, and with --until-idle only what "
+        "is wrong, beside the progress]",
     )
     def run_command(config: Path | None, until_idle: bool, log_format: str | None) -> None:
         """Run the daemon.
@@ -64,7 +67,8 @@ def _run_command(run: Callable[[RunOptions], int]) -> click.Command:
           boundd run --config examples/digits.toml --until-idle
         """
         chosen = log_format or ("console" if sys.stderr.isatty() else "json")
-        sys.exit(run(RunOptions(config, until_idle, cast("LogFormat", chosen))))
+        quiet = until_idle and log_format is None and sys.stderr.isatty()
+        sys.exit(run(RunOptions(config, until_idle, cast("LogFormat", chosen), quiet)))
 
     return run_command
 
