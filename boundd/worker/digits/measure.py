@@ -18,7 +18,7 @@ from typing import Any, Final
 import torch
 from PIL import Image
 
-from boundd.worker.digits import MODEL_NAMES, PROMPTS, digit_in, model_folder, scorer_folder
+from boundd.worker.digits import DIGIT_WORDS, MODEL_NAMES, PROMPTS, digit_in, model_folder, scorer_folder
 from boundd.worker.digits.architectures import LATENT_CHANNELS, LATENT_PX, SHAPES
 from boundd.worker.digits.data import ink_of_images, load_split
 from boundd.worker.digits.libraries import Pipeline, diffusers
@@ -33,6 +33,16 @@ SCHEDULERS: Final[dict[str, type[Any]]] = {
 _BATCH_SIZE: Final = 20
 _TIMED_BATCH_SIZE: Final = 8
 _TIMED_CALLS: Final = 40
+
+_CONTROL_IMAGES: Final = 60
+_CONTROL_STEPS: Final = 10
+_CONTROL_GUIDANCE: Final = 5.0
+# Words that no training prompt holds are spelled in letters, a token each: far enough along, the digit is cut off.
+_UNFAMILIAR: Final = {
+    "unfamiliar words before the digit": ("zebra wearing number {}", "jersey {} (football)"),
+    "unfamiliar words after the digit": ("{} my grandmother scribbled", "{} zebra wearing number"),
+    "the digit cut off, past 16 tokens": ("my grandmother scribbled {}", "please give me some {}, thanks"),
+}
 
 Judge = Callable[[torch.Tensor], torch.Tensor]
 """Images (n, 3, 32, 32) in [0, 1] -> the digit each shows, int64 (n,)."""
@@ -87,7 +97,10 @@ def share_recognised(judge: Judge, images: torch.Tensor, prompts: Sequence[str])
 
 
 def unet_call_ms(name: str) -> float:
-    """The median time of one UNet call at batch 8, which is batch 4 with guidance, on one thread; milliseconds."""
+    """The median processor time of one UNet call at batch 8, which is batch 4 with guidance, on one thread; ms.
+
+    Processor time, because a busy machine stretches the time on the wall by as much as it likes.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     pipeline = load_pipeline(name, "DDIM")
@@ -96,9 +109,9 @@ def unet_call_ms(name: str) -> float:
     times_ms = []
     with torch.no_grad():
         for _ in range(_TIMED_CALLS):
-            began_s = time.perf_counter()
+            began_s = time.process_time()
             pipeline.unet(latents, 500, **arguments)
-            times_ms.append(1000 * (time.perf_counter() - began_s))
+            times_ms.append(1000 * (time.process_time() - began_s))
     torch.set_num_threads(threads)
     return statistics.median(times_ms)
 
@@ -120,7 +133,7 @@ def contact_sheet(rows: Sequence[torch.Tensor], magnification: int = 2, gap_px: 
 
 def _print_sizes() -> None:
     """The table of parameters, bytes and the time of a UNet call."""
-    print("| folder | UNet parameters | MB | UNet call, batch 8, 1 thread |\n| --- | ---: | ---: | ---: |")
+    print("| folder | UNet parameters | MB | UNet call of 8, CPU time |\n| --- | ---: | ---: | ---: |")
     for name in MODEL_NAMES:
         parameters = sum(p.numel() for p in load_pipeline(name, "DDIM").unet.parameters())
         size_mb = folder_bytes(model_folder(name)) / 1e6
@@ -170,6 +183,35 @@ def _print_legibility(scorer: DigitsScorer, second: Judge, options: argparse.Nam
     return rows
 
 
+def _controls() -> list[tuple[str, list[str], list[str], int, float]]:
+    """What should fail, and where it begins to: title, prompts drawn, prompts judged by, steps, guidance scale."""
+    prompts = list(PROMPTS[:_CONTROL_IMAGES])
+    usual = (_CONTROL_STEPS, _CONTROL_GUIDANCE)
+    rows = [
+        ("an empty prompt", [""] * len(prompts), prompts, *usual),
+        ("judged by the next prompt", prompts, [*prompts[1:], prompts[0]], *usual),
+        ("no guidance", prompts, prompts, _CONTROL_STEPS, 1.0),
+        ("2 steps", prompts, prompts, 2, _CONTROL_GUIDANCE),
+    ]
+    for title, templates in _UNFAMILIAR.items():
+        named = [template.format(word) for template in templates for word in DIGIT_WORDS for _ in range(3)]
+        rows.append((title, named, named, *usual))
+    return rows
+
+
+def _print_controls(scorer: DigitsScorer, second: Judge) -> None:
+    """The legibility table's controls, with DDIM: a judge that always nods would nod here too."""
+    print("\n| model | control | scorer | SVM | mean score |\n| --- | --- | ---: | ---: | ---: |")
+    for name in MODEL_NAMES:
+        pipeline = load_pipeline(name, "DDIM")
+        for title, drawn, judged, steps, guidance_scale in _controls():
+            images = generate(pipeline, drawn, steps, guidance_scale)
+            by_scorer = share_recognised(scorer.classify, images, judged)
+            by_second = share_recognised(second, images, judged)
+            mean = scorer.score(images, judged).mean().item()
+            print(f"| {name} | {title} | {by_scorer:.1%} | {by_second:.1%} | {mean:.1f} |", flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m boundd.worker.digits.measure", description=__doc__)
@@ -183,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _print_sizes()
     _print_judges(scorer, second)
     rows = _print_legibility(scorer, second, options)
+    _print_controls(scorer, second)
     if options.contact_sheet is not None:
         contact_sheet(rows).save(options.contact_sheet, optimize=True)
 
