@@ -1,6 +1,6 @@
-"""Fixtures: the shipped pipelines and scorer, each loaded once."""
+"""Fixtures: the shipped pipelines and scorer, each loaded once; one thread."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -10,6 +10,15 @@ import torch
 from boundd.worker.digits import scorer_folder
 from boundd.worker.digits.measure import load_pipeline
 from boundd.worker.digits.scorer import DigitsScorer
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from a second thread, and on a busy machine the two wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Training: the whole way runs in a handful of steps, and a seed decides every bit of what comes out."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,6 @@ from boundd.worker.digits import DIGIT_WORDS
 from boundd.worker.digits.scorer import DigitsScorer
 from boundd.worker.digits.tokenizer import FILLER_WORDS
 from boundd.worker.digits.train import main
-
-
-@pytest.fixture(autouse=True)
-def _same_threads_afterwards() -> Iterator[None]:
-    """Training sets the number of threads, which is the process's and not its own."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def weights_in(folder: Path) -> dict[str, bytes]:
