@@ -31,6 +31,7 @@ READY = b"ready\n"
 
 _OUTCOME_DRAFT = OUTCOME + ".draft"
 _OUTCOME_ROOM_BYTES = 8192
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _READ_BYTES = 65536
@@ -318,10 +319,13 @@ class Shim:
         error, error_end = os.pipe()
         gate, gate_end = os.pipe()
         shim_pid = os.getpid()
+        # A TERM that reached the child while it still had our handlers would be swallowed: it waits for their end.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
         self._worker = os.fork()
         if self._worker == 0:
             os.close(gate_end)
             self._become_worker(shim_pid, gate, output_end, error_end)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING_SIGNALS)
         for descriptor in (output_end, error_end, gate):
             os.close(descriptor)
         os.set_blocking(output, False)
@@ -367,6 +371,7 @@ class Shim:
                 signal.SIGCHLD,
             ):
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING_SIGNALS)
             os.setsid()
             _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             # A shim that died before the line above took effect can't kill us any more.
