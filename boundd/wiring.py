@@ -163,7 +163,8 @@ class Exporter:
                 # Before the file: a crash in between leaves a file that is known to be ours.
                 await self._store.remember(EXPORT_DIGESTS, json.dumps(list(dict.fromkeys(digests))[:DIGESTS_KEPT]))
             may = written_by_boundd(digests)
-            await anyio.to_thread.run_sync(write_export, path, rendered.text, may)
+            if await anyio.to_thread.run_sync(write_export, path, rendered.text, may):
+                self._tell(Action.EXPORT_WRITTEN, f"{path} is up to date", "debug")
         except Exception as error:
             self._tell(Action.EXPORT_FAILED, f"{path} could not be written: {error}", "error")
 

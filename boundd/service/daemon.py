@@ -57,7 +57,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What the composition root adds: reading the config anew, writing the export, saying that all is up."""
+    """What the composition root adds: reading the config anew, and writing the export."""
 
     reload: Callable[[], Run]
     write_export: Callable[[State], Awaitable[None]]
