@@ -47,6 +47,12 @@ PIPELINE_CLASSES: Mapping[str, str] = {
 """The pipeline class of every model known by name. A model of any other name is what its config entry
 says."""
 
+WEIGHTS = ("pretrained", "random")
+ARCHITECTURES = ("SD1.5", "SD2.1", "SDXL")
+"""The models that the worker can build at their true size with random weights."""
+ATTENTIONS = ("sdpa", "eager", "sliced", "xformers")
+"""How a model may compute attention."""
+
 
 class UnknownNameError(ValueError):
     """A name that is not known; `nearest` holds the known ones it may have meant, best first."""

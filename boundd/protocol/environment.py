@@ -28,12 +28,25 @@ MODEL = "BOUNDD_MODEL"
 """The config's [models."X"] entry of the cell's model as JSON: source, weights, dtype; paths are absolute."""
 SCORER = "BOUNDD_SCORER"
 """The config's [scorer] table as JSON: source."""
+EARLIER_RESULTS = "BOUNDD_EARLIER_RESULTS"
+"""The results files of this cell's earlier attempts, the oldest first, as a JSON array of absolute paths."""
 CUDA_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 """The UUID of the device to work on; empty for the CPU."""
 CUDA_DEVICE_ORDER = "CUDA_DEVICE_ORDER"
 PCI_BUS_ID = "PCI_BUS_ID"
 
-VARIABLES = (CELL, ATTEMPT, RESULTS, MEMORY_CAP_BYTES, BATCH_SIZE, LEASE, MODEL, SCORER, CUDA_VISIBLE_DEVICES)
+VARIABLES = (
+    CELL,
+    ATTEMPT,
+    RESULTS,
+    MEMORY_CAP_BYTES,
+    BATCH_SIZE,
+    LEASE,
+    MODEL,
+    SCORER,
+    EARLIER_RESULTS,
+    CUDA_VISIBLE_DEVICES,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +61,7 @@ class WorkerEnvironment:
     lease_folder: Path | None = None
     model: Mapping[str, Json] | None = None
     scorer: Mapping[str, Json] | None = None
+    earlier_results: tuple[Path, ...] = ()
     visible_devices: str | None = None
 
     @classmethod
@@ -66,6 +80,7 @@ class WorkerEnvironment:
             lease_folder=_path(environ, LEASE),
             model=_object(environ, MODEL),
             scorer=_object(environ, SCORER),
+            earlier_results=_paths(environ, EARLIER_RESULTS),
             visible_devices=environ.get(CUDA_VISIBLE_DEVICES),
         )
 
@@ -81,6 +96,7 @@ class WorkerEnvironment:
             LEASE: None if self.lease_folder is None else str(self.lease_folder),
             MODEL: None if self.model is None else dumps(self.model),
             SCORER: None if self.scorer is None else dumps(self.scorer),
+            EARLIER_RESULTS: dumps([str(path) for path in self.earlier_results]) if self.earlier_results else None,
             CUDA_VISIBLE_DEVICES: self.visible_devices,
         }
         if self.visible_devices is not None:
@@ -89,17 +105,30 @@ class WorkerEnvironment:
         return {name: value for name, value in values.items() if value is not None}
 
 
-def _object(environ: Mapping[str, str], name: str) -> Mapping[str, Json] | None:
+def _json(environ: Mapping[str, str], name: str) -> Json:
     text = environ.get(name)
     if not text:
         return None
     try:
-        value = loads(text)
+        return loads(text)
     except StrictJsonError as error:
         raise ValueError(f"{name}: {error}") from None
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{name}: must be a JSON object, not {text[:60]!a}")
+
+
+def _object(environ: Mapping[str, str], name: str) -> Mapping[str, Json] | None:
+    value = _json(environ, name)
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"{name}: must be a JSON object, not {environ[name][:60]!a}")
     return value
+
+
+def _paths(environ: Mapping[str, str], name: str) -> tuple[Path, ...]:
+    value = _json(environ, name)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(path, str) and path.startswith("/") for path in value):
+        raise ValueError(f"{name}: must be a JSON array of absolute paths, not {environ[name][:60]!a}")
+    return tuple(Path(str(path)) for path in value)
 
 
 def _positive(environ: Mapping[str, str], name: str) -> int | None:

@@ -86,6 +86,11 @@ class Error:
     extra: Mapping[str, Json] = field(default_factory=dict)
 
 
+def name_of(parameters: Mapping[str, Json]) -> str:
+    """A point's parameters as text that equal points share: of several lines about one point the last one counts."""
+    return dumps(dict(sorted(parameters.items())))
+
+
 Line: TypeAlias = Progress | Point | Memory | Result | Error
 
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import click
 
-from boundd.protocol.catalogue import PIPELINE_CLASSES, SCHEDULERS, installed_methods
+from boundd.protocol.catalogue import ATTENTIONS, PIPELINE_CLASSES, SCHEDULERS, installed_methods
 from boundd.protocol.environment import RESULTS, WorkerEnvironment
 from boundd.protocol.lines import Error, Line, ResultsWriter
 from boundd.worker.errors import EXIT_CODES, WorkerError, printable, shortage_of
+from boundd.worker.plot import Plotter, check_plot
 from boundd.worker.report import JsonCollector, Reporter, ResultsReporter, Screen, SpeedupPrinter
 from boundd.worker.settings import DTYPES, GRIDS, Settings, resolve
 
@@ -55,16 +56,26 @@ def _option(name: str, **attributes: Any) -> Callable[[Any], Any]:
 @_option("dtype", type=click.Choice(DTYPES), help="[default: float16 on a GPU, else float32]")
 @_option("device", help="cpu, cuda or cuda:N.  [default: the GPU if there is one]")
 @_option("source", help="Where the model is: a hub id or a folder.")
-@_option("weights", help="'pretrained'.")
+@_option("weights", help="'pretrained', or 'random': the true size without a hub and without a score.")
+@_option("attention", type=click.Choice(ATTENTIONS), help="How the model computes it.  [default: sdpa]")
 @_option("scorer", help="A CLIP model's hub id or folder, 'builtin' for the digits models', '' for no score.")
 @_option("grid", type=click.Choice(GRIDS), help="How many points to measure.  [default: standard]")
 @_option("budget_s", type=float, help="Seconds to spend timing a point; 0 for no limit.  [default: 0]")
-@_option("repeats", type=int, help="Pairs of baseline and variant to time a point by.  [default: 5]")
+@_option("repeats", type=int, help="The fewest pairs of baseline and variant to time a point by.  [default: 8]")
+@_option("max_repeats", type=int, help="The most.  [default: 40]")
+@_option("precision", type=float, help="Half the 95% interval of a speed-up at which timing ends.  [default: 0.01]")
+@click.option("--exhaustive", is_flag=True, default=None, help="Measure every point to its end, not lazily.")
+@click.option("--fresh", is_flag=True, default=None, help="Don't read back what earlier attempts measured.")
 @_option("threads", type=int, help="Threads on the CPU; only one can be attested.  [default: 1]")
 @_option("prompts", type=click.Path(), help="A file of prompts, one a line.")
 @_option("output_dir", type=click.Path(), help="A folder for contact sheets of the images.")
+@click.option(
+    "--plot",
+    metavar="FILE",
+    help="Draw speed-up against score loss into FILE (png, svg or pdf); needs boundd[report].",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document at the end, and nothing else.")
-def main(as_json: bool, **options: Any) -> None:
+def main(as_json: bool, plot: str | None, **options: Any) -> None:
     """Find how much faster a diffusion model can go with an acceleration method, before it shows.
 
     Generates and scores a baseline, then measures every point of the method's grid: its speed-up over the
@@ -75,11 +86,15 @@ def main(as_json: bool, **options: Any) -> None:
     try:
         environment = WorkerEnvironment.from_environ(os.environ)
         settings = resolve(options, environment)
+        if plot is not None:
+            check_plot(Path(plot))
     except ValueError as error:
         _report_usage(str(error))
         raise click.UsageError(str(error)) from None
     with ExitStack() as stack:
         reporters = _reporters(stack, environment, as_json)
+        if plot is not None:
+            reporters.append(Plotter(Path(plot)))
         sys.exit(_run(settings, environment, _Fan(reporters)))
 
 

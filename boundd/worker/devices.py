@@ -1,29 +1,38 @@
-"""The device a worker runs on: choosing it, capping its memory, reading its clock and its peak."""
+"""The device a worker runs on: choosing it, capping its memory, reading its clock."""
 
 from __future__ import annotations
 
-import resource
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from boundd.protocol.lines import Memory
 from boundd.worker.errors import BadDataError
 from boundd.worker.settings import BUILTIN, Settings
 
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """What one call took: seconds on the wall, of CPU time by this process, and by the device's own clock."""
+    """What one call took: seconds on the wall, of CPU time by this process, and by the device's own clock; and what
+    its denoising loop took, where it was seen."""
 
     wall_s: float
     cpu_s: float
     device_s: float | None = None
+    loop_s: float | None = None
 
     @property
     def elapsed_s(self) -> float:
         """The time to compare by: the device's own where it has a clock, else the wall's."""
         return self.wall_s if self.device_s is None else self.device_s
+
+
+@dataclass(frozen=True)
+class Instant:
+    """A moment by three clocks; `event` is a CUDA event, recorded in the stream."""
+
+    wall_s: float
+    cpu_s: float
+    event: Any = None
 
 
 @dataclass(frozen=True)
@@ -38,34 +47,55 @@ class Device:
         """Whether it is a GPU."""
         return self.name.startswith("cuda")
 
+    @property
+    def clock_name(self) -> str:
+        """What speed-ups are measured by."""
+        return "cuda events" if self.is_cuda else "cpu time" if self.threads == 1 else "wall"
+
     def dtype_for(self, settings: Settings) -> str:
         """The dtype asked for; else half precision on a GPU, and full on the CPU and for the built-in
         models."""
         half = self.is_cuda and settings.source != BUILTIN
         return settings.dtype or ("float16" if half else "float32")
 
-    def time(self, call: Any) -> tuple[Any, Stopwatch]:
-        """Run `call` to its end on the device, and say what it took."""
+    def now(self) -> Instant:
+        """This moment; on a GPU, the one at which the work queued so far will be done."""
+        if not self.is_cuda:
+            return Instant(time.perf_counter(), time.process_time())
         import torch
 
-        if not self.is_cuda:
-            cpu_s, wall_s = time.process_time(), time.perf_counter()
-            value = call()
-            took = Stopwatch(time.perf_counter() - wall_s, time.process_time() - cpu_s)
-            # For one thread, CPU time is what the wall would show on a core of its own, with a third of the
-            # noise.
-            return value, replace(took, device_s=took.cpu_s) if self.threads == 1 else took
         make_event: Any = torch.cuda.Event  # not typed in every version
-        start, end = (make_event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        cpu_s, wall_s = time.process_time(), time.perf_counter()
-        start.record()
+        event = make_event(enable_timing=True)
+        event.record()
+        return Instant(time.perf_counter(), time.process_time(), event)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that was asked of it."""
+        if self.is_cuda:
+            import torch
+
+            torch.cuda.synchronize()
+
+    def between(self, start: Instant, end: Instant) -> float:
+        """Seconds from one moment to another by the clock that speed-ups are measured by.
+
+        On the CPU with one thread that is CPU time: what the wall would show on a core of its own, with a third of
+        the noise. On a GPU both must have been reached (`synchronize`).
+        """
+        if self.is_cuda:
+            elapsed_ms: float = start.event.elapsed_time(end.event)
+            return elapsed_ms / 1000
+        return end.cpu_s - start.cpu_s if self.threads == 1 else end.wall_s - start.wall_s
+
+    def time(self, call: Any) -> tuple[Any, Stopwatch]:
+        """Run `call` to its end on the device, and say what it took."""
+        self.synchronize()
+        start = self.now()
         value = call()
-        end.record()
-        torch.cuda.synchronize()
+        end = self.now()
+        self.synchronize()
         stopped_s = time.perf_counter()
-        took = Stopwatch(stopped_s - wall_s, time.process_time() - cpu_s, start.elapsed_time(end) / 1000)
-        return value, took
+        return value, Stopwatch(stopped_s - start.wall_s, time.process_time() - start.cpu_s, self.between(start, end))
 
     def free_unused(self) -> None:
         """Give what the allocator holds and nothing uses back to the device."""
@@ -74,18 +104,15 @@ class Device:
         if self.is_cuda:
             torch.cuda.empty_cache()
 
-    def peak_memory(self) -> Memory:
-        """The peak so far: of the allocator on a GPU, of the resident set on the CPU."""
+    def free_bytes(self, cap_bytes: int | None) -> int | None:
+        """What this process may still take on the device; None on the CPU."""
+        if not self.is_cuda:
+            return None
         import torch
 
-        if self.is_cuda:
-            return Memory(
-                peak_allocated_bytes=torch.cuda.max_memory_allocated(),
-                peak_reserved_bytes=torch.cuda.max_memory_reserved(),
-                extra={"measure": "cuda_allocator"},
-            )
-        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
-        return Memory(peak_allocated_bytes=peak_bytes, peak_reserved_bytes=peak_bytes, extra={"measure": "peak_rss"})
+        free_bytes, _ = torch.cuda.mem_get_info(self.name)
+        reserved_bytes = torch.cuda.memory_reserved(self.name)
+        return free_bytes if cap_bytes is None else min(free_bytes, cap_bytes - reserved_bytes)
 
     def label(self) -> str:
         """The device model's name, as results are compared by."""

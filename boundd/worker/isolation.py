@@ -1,24 +1,55 @@
-"""Whether a timed section had its device to itself, as far as it can be told from inside.
+"""Whether a timed section had its device to itself, as far as it can be told from inside, and why not.
 
-On the CPU: by the share of the time in which this process really ran. On a GPU: by the driver's list of
-processes, read before and after the timed sections and never inside them (reading it slows the device).
+On the CPU: by the share of the time in which this process really ran, by the kernel's count of the time in which
+somebody waited for a core, and by what a hypervisor took. On a GPU: by the driver's list of processes, its reasons to
+throttle, and by what torch's allocator had to do; the driver is read before and after the timed sections and never
+inside them (reading it slows the device).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from boundd.protocol.environment import LEASE
 from boundd.protocol.lines import Isolation
+from boundd.protocol.strict_json import Json
 from boundd.worker.devices import Stopwatch
 
 MIN_CPU_SHARE = 0.9
 """Below it, somebody else had this process's core for over a tenth of the time."""
+MAX_WAITING_SHARE = 0.1
+"""With several threads: above it, some task waited for a core for over a tenth of the time (kernel.org, PSI)."""
+MAX_STOLEN_SHARE = 0.05
+"""Above it, the hypervisor ran somebody else in our place."""
 MIN_JUDGED_S = 0.05
 """The clocks tick too coarsely to judge the share of less."""
+
+THROTTLES: Mapping[int, str] = {
+    0x08: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+}
+"""Bits of nvmlDeviceGetCurrentClocksEventReasons that spoil a timing (nvml.h, nvmlClocksEventReason*); a power cap
+(0x04) is how a GPU under load always runs, and is not among them."""
+
+
+@dataclass(frozen=True)
+class Attest:
+    """What was seen of a timed section: the verdict, the reasons against it, and readings at its ends."""
+
+    isolation: Isolation
+    reasons: tuple[str, ...] = ()
+    readings: Mapping[str, Json] | None = None
+
+    def as_json(self) -> dict[str, Json]:
+        """For a result line."""
+        return {"reasons": list(self.reasons), **(self.readings or {})}
 
 
 class Witness(Protocol):
@@ -27,45 +58,95 @@ class Witness(Protocol):
     def begin(self) -> None:
         """Before the timed sections of a point."""
 
-    def judge(self, timed: Sequence[Stopwatch]) -> Isolation:
+    def judge(self, timed: Sequence[Stopwatch]) -> Attest:
         """After them."""
 
 
 class CpuWitness:
-    """Judges by this process's share of CPU time. Only one thread can be judged: more of them also wait for
-    each other."""
+    """Judges by this process's share of a core; with several threads, which also wait for each other, by the time in
+    which anything on the machine waited for a core."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, proc: Path = Path("/proc")) -> None:
         self._threads = threads
+        self._proc = proc
+        self._begun = self._read()
 
     def begin(self) -> None:
-        """Nothing to note: the stopwatches hold all there is."""
+        """Read what the kernel counts."""
+        self._begun = self._read()
 
-    def judge(self, timed: Sequence[Stopwatch]) -> Isolation:
-        """Contended when, over all timed sections, the process had less of the core than it should have."""
+    def judge(self, timed: Sequence[Stopwatch]) -> Attest:
+        """Contended when, over all timed sections, the process had less of the machine than it should have."""
         wall_s = sum(watch.wall_s for watch in timed)
-        if self._threads != 1 or wall_s < MIN_JUDGED_S:
-            return "unknown"
-        share = sum(watch.cpu_s for watch in timed) / wall_s
-        return "exclusive" if share >= MIN_CPU_SHARE else "contended"
+        if wall_s < MIN_JUDGED_S:
+            return Attest("unknown", ("too short to judge",))
+        return self._verdict(sum(watch.cpu_s for watch in timed) / wall_s)
+
+    def _verdict(self, share: float) -> Attest:
+        before, after = self._begun, self._read()
+        readings: dict[str, Json] = {"cpu_share": round(share, 3)}
+        waiting = _share(before.waiting_s, after.waiting_s, after.at_s - before.at_s)
+        stolen = _share(before.stolen_ticks, after.stolen_ticks, after.ticks - before.ticks)
+        readings |= {"cpu_waiting_share": waiting, "cpu_stolen_share": stolen}
+        reasons = []
+        if self._threads == 1 and share < MIN_CPU_SHARE:
+            reasons.append(f"the process had {share:.0%} of a core")
+        if self._threads != 1 and waiting is not None and waiting > MAX_WAITING_SHARE:
+            reasons.append(f"something waited for a core for {waiting:.0%} of the time")
+        if stolen is not None and stolen > MAX_STOLEN_SHARE:
+            reasons.append(f"the hypervisor took {stolen:.0%} of the time")
+        if reasons:
+            return Attest("contended", tuple(reasons), readings)
+        if self._threads != 1 and waiting is None:
+            return Attest("unknown", ("several threads, and the kernel counts no pressure",), readings)
+        return Attest("exclusive", (), readings)
+
+    def _read(self) -> _CpuCounts:
+        return _CpuCounts(time.monotonic(), *_ticks(self._proc / "stat"), _waiting_s(self._proc / "pressure" / "cpu"))
+
+
+@dataclass(frozen=True)
+class _CpuCounts:
+    at_s: float
+    ticks: float
+    stolen_ticks: float | None
+    waiting_s: float | None
 
 
 class GpuWitness:
-    """Judges by the processes the driver lists on the device, those aside which keep to the same lease."""
+    """Judges by the processes the driver lists on the device, those aside which keep to the same lease, by what
+    throttles it, and by whether torch's allocator had to flush and try again."""
 
     def __init__(self, uuid: str | None, lease_folder: Path | None, proc: Path = Path("/proc")) -> None:
         self._uuid = uuid
         self._lease_folder = lease_folder
         self._proc = proc
-        self._before: Isolation = "unknown"
+        self._before = Attest("unknown")
+        self._retries = 0
 
     def begin(self) -> None:
-        """Read the list."""
-        self._before = self.verdict(_device_pids(self._uuid))
+        """Read the driver."""
+        self._retries = _allocator_retries()
+        self._before = self.seen(read_gpu(self._uuid))
 
-    def judge(self, timed: Sequence[Stopwatch]) -> Isolation:  # noqa: ARG002 - a GPU's share is not in them
-        """Read the list again: what was there at either end may have been there all along."""
-        return worst([self._before, self.verdict(_device_pids(self._uuid))])
+    def judge(self, timed: Sequence[Stopwatch]) -> Attest:  # noqa: ARG002 - a GPU's share is not in them
+        """Read it again: what was there at either end may have been there all along."""
+        after = self.seen(read_gpu(self._uuid))
+        retries = _allocator_retries() - self._retries
+        allocator = Attest("exclusive")
+        if retries > 0:
+            allocator = Attest("contended", (f"memory was so short that the allocator retried {retries} time(s)",))
+        return merge([self._before, after, allocator])
+
+    def seen(self, reading: GpuReading) -> Attest:
+        """What one reading means."""
+        readings: dict[str, Json] = {"sm_clock_mhz": reading.sm_clock_mhz}
+        throttled = tuple(f"the GPU throttles: {name}" for bit, name in THROTTLES.items() if reading.throttle & bit)
+        if throttled:
+            return Attest("contended", throttled, readings)
+        isolation = self.verdict(reading.pids)
+        reasons = {"contended": ("another process is on the device",), "unknown": ("the driver hides its processes",)}
+        return Attest(isolation, reasons.get(isolation, ()), readings)
 
     def verdict(self, pids: frozenset[int] | None) -> Isolation:
         """What a list of processes means; None is a list that can't be read."""
@@ -86,26 +167,96 @@ class GpuWitness:
         return "exclusive" if keeps_lease else "contended"
 
 
+@dataclass(frozen=True)
+class GpuReading:
+    """What NVML says of a device at one instant: the processes on it (None where it can't say), the bits of what
+    throttles it, and its clock."""
+
+    pids: frozenset[int] | None = None
+    throttle: int = 0
+    sm_clock_mhz: int | None = None
+    held_bytes: int | None = None
+    """What this very process holds on the device."""
+
+
 def worst(verdicts: Iterable[Isolation]) -> Isolation:
     """The least trustworthy of them; of none, 'exclusive'."""
     rank: dict[Isolation, int] = {"exclusive": 0, "unknown": 1, "contended": 2}
     return max(verdicts, key=rank.__getitem__, default="exclusive")
 
 
-def _device_pids(uuid: str | None) -> frozenset[int] | None:
-    """The processes computing on the device, by NVML; None when it can't be asked."""
+def merge(attests: Sequence[Attest]) -> Attest:
+    """The worst of several, with everybody's reasons, each once; a reading's last value counts."""
+    reasons = dict.fromkeys(reason for attest in attests for reason in attest.reasons)
+    readings: dict[str, Json] = {}
+    for attest in attests:
+        readings |= attest.readings or {}
+    return Attest(worst([attest.isolation for attest in attests]), tuple(reasons), readings)
+
+
+def read_gpu(uuid: str | None) -> GpuReading:
+    """A reading of the device with this UUID, or of the first one; empty where NVML can't be asked."""
     try:
         import pynvml
     except ImportError:
-        return None
+        return GpuReading()
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return None
+        return GpuReading()
     try:
         handle = pynvml.nvmlDeviceGetHandleByUUID(uuid) if uuid else pynvml.nvmlDeviceGetHandleByIndex(0)
-        return frozenset(entry.pid for entry in pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
+        entries = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        held = [entry.usedGpuMemory for entry in entries if entry.pid == os.getpid()]
+        return GpuReading(
+            pids=frozenset(entry.pid for entry in entries),
+            throttle=_asked(pynvml, 0, pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle),
+            sm_clock_mhz=_asked(pynvml, None, pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
+            held_bytes=held[0] if held else None,
+        )
     except pynvml.NVMLError:
-        return None
+        return GpuReading()
     finally:
         pynvml.nvmlShutdown()
+
+
+def _asked(pynvml: Any, default: Any, question: Any, *arguments: Any) -> Any:
+    """The answer, or the default where this device or driver does not give one."""
+    try:
+        return question(*arguments)
+    except pynvml.NVMLError:
+        return default
+
+
+def _allocator_retries() -> int:
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0
+    return int(torch.cuda.memory_stats().get("num_alloc_retries", 0))
+
+
+def _share(before: float | None, after: float | None, whole: float) -> float | None:
+    if before is None or after is None or whole <= 0:
+        return None
+    return round((after - before) / whole, 3)
+
+
+def _ticks(path: Path) -> tuple[float, float | None]:
+    """All ticks of all cores so far, and those that a hypervisor took: proc_stat(5)."""
+    try:
+        with path.open() as file:
+            fields = [int(text) for text in file.readline().split()[1:]]
+    except (OSError, ValueError):
+        return 0.0, None
+    return float(sum(fields[:8])), float(fields[7]) if len(fields) > 7 else None
+
+
+def _waiting_s(path: Path) -> float | None:
+    """Seconds so far in which some task waited for a core; None where the kernel doesn't count them."""
+    try:
+        first = path.read_text().splitlines()[0]
+    except (OSError, IndexError):
+        return None
+    total = next((part for part in first.split() if part.startswith("total=")), None)
+    return None if total is None else int(total.removeprefix("total=")) / 1e6

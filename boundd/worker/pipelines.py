@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from boundd.worker.architectures import ARCHITECTURES, build_pipeline
+from boundd.worker.attention import check_attention, set_attention
 from boundd.worker.devices import Device
 from boundd.worker.digits import model_folder
 from boundd.worker.errors import BadDataError, ModelUnavailableError
 from boundd.worker.methods.base import ModelContext
-from boundd.worker.settings import BUILTIN, Settings
+from boundd.worker.settings import BUILTIN, RANDOM, Settings
 
 Pipeline: TypeAlias = Any
 """A diffusers text-to-image pipeline; diffusers is not typed."""
@@ -20,12 +22,16 @@ def load_pipeline(settings: Settings, device: Device) -> Pipeline:
 
     Raises:
         ModelUnavailableError: when it can't be had.
-        BadDataError: when the model does not take the scheduler.
+        BadDataError: when the model does not take the scheduler, or the device not this kind of attention.
     """
     import torch
 
-    dtype = getattr(torch, device.dtype_for(settings))
-    pipe = _from_pretrained(settings, dtype)
+    check_attention(settings.attention, is_cuda=device.is_cuda)
+    dtype = device.dtype_for(settings)
+    if settings.weights == RANDOM:
+        pipe = build_pipeline(ARCHITECTURES[settings.source], device.name, dtype, settings.seed)
+    else:
+        pipe = _from_pretrained(settings, getattr(torch, dtype))
     if not hasattr(pipe, "unet"):
         raise BadDataError(
             f"{settings.model}: {type(pipe).__name__} has no UNet, and the methods here accelerate UNets"
@@ -35,6 +41,7 @@ def load_pipeline(settings: Settings, device: Device) -> Pipeline:
         pipe.safety_checker = None
     pipe.scheduler = build_scheduler(pipe.scheduler.config, settings.scheduler_class)
     pipe.to(device.name)
+    set_attention(pipe, settings.attention)
     pipe.set_progress_bar_config(disable=True)
     pipe.unet.eval()
     return pipe
@@ -75,6 +82,7 @@ def describe(pipe: Pipeline, settings: Settings) -> ModelContext:
         scheduler_order=pipe.scheduler.order,
         attention_downsamples=attending,
         cache_branches=branches,
+        attention=settings.attention,
     )
 
 

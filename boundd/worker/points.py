@@ -1,21 +1,29 @@
-"""Measuring one point: its images, its speed-up over the baseline, and what it cost in quality."""
+"""Measuring points: their images, their speed-up over the baseline, and what it cost in quality.
+
+Nothing is generated twice: the images of timed calls are samples, and a sample's image is dropped once it is scored
+and compared, but for a thumbnail.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from boundd.protocol.lease import Lease
-from boundd.protocol.lines import Point
-from boundd.protocol.strict_json import Json
+from boundd.worker.contact_sheet import thumbnails
 from boundd.worker.devices import Device, Stopwatch
 from boundd.worker.errors import BadDataError, WorkerError
-from boundd.worker.methods.base import Method, Parameters
-from boundd.worker.quality import Quality, compare, score_all
+from boundd.worker.loop import LoopWatch
+from boundd.worker.memory import MemoryLog, Peak
+from boundd.worker.methods.base import Call, Method, Parameters
+from boundd.worker.quality import Quality, Sample, compare_images, score_all, summarize
 from boundd.worker.sampling import Batch, Sampler, to_host
 from boundd.worker.scorers import Scorer
-from boundd.worker.timing import PairTimer, Timing
+from boundd.worker.sequential import SequentialTest
+from boundd.worker.statistics import Estimate
+from boundd.worker.timing import PairTimer, Series, Timed, Timing, is_steady
+from boundd.worker.traversal import Verdict
 
 if TYPE_CHECKING:
     import torch
@@ -23,26 +31,22 @@ if TYPE_CHECKING:
 MAX_MEAN_DRIFT = 0.02
 """How far, on average over pixels in [0, 1], the baseline's images may move between its first run and a later
 one: room for a GPU's sums in another order, and far below what a method left in place would do."""
+MAX_WARM_UP_CALLS = 6
+"""A device that is not steady by then will not be: its noise shows in the A/A run."""
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """The unaccelerated images and their scores.
+class Made:
+    """What one call made: images in host memory, (n, 3, height, width) in [0, 1], and the latents that were decoded,
+    (n, channels, height, width), where they were seen."""
 
-    Attributes:
-        batches: the images of each batch, (n, 3, height, width) in [0, 1], float32, in host memory.
-        scores: one an image; empty without a scorer.
-        call_s: seconds of a call of a whole batch, when the images were made.
-    """
-
-    batches: Sequence[torch.Tensor]
-    scores: Sequence[float]
-    call_s: float
+    images: torch.Tensor
+    latents: torch.Tensor | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bench:
-    """Everything that measuring a point needs, the same for all points."""
+    """Everything that measuring a point needs, the same for all points. `images_made` counts what was generated."""
 
     pipe: Any
     method: Method
@@ -52,106 +56,123 @@ class Bench:
     device: Device
     lease: Lease
     timer: PairTimer
+    loop: LoopWatch
+    memory: MemoryLog
     seed: int
+    images_made: int = field(default=0, init=False)
 
     @property
-    def prompts(self) -> list[str]:
-        """The prompts of all samples, in order."""
-        return [prompt for batch in self.batches for prompt in batch.prompts]
+    def samples(self) -> int:
+        """How many images the quality of a point is judged by."""
+        return sum(len(batch.seeds) for batch in self.batches)
 
-    def score(self, images: torch.Tensor) -> list[float]:
-        """The score of every sample, with the device shared."""
-        with self.lease.shared():
-            return score_all(self.scorer, images, self.prompts, len(self.batches[0].seeds))
+    @property
+    def full_batches(self) -> list[int]:
+        """The batches of full size: only calls of one size are compared in time."""
+        size = len(self.batches[0].seeds)
+        return [index for index, batch in enumerate(self.batches) if len(batch.seeds) == size]
 
+    def run(self, call: Call, index: int, what: str) -> tuple[Made, Stopwatch]:
+        """Make a batch's images, and say what it took; the copy to the host is not timed.
 
-def run_baseline(bench: Bench) -> Baseline:
-    """Warm the pipeline up, generate every sample without acceleration, and score them.
+        Raises:
+            BadDataError: when the images are not finite; `what` made them.
+        """
+        self.loop.reset()
+        images, watch = self.device.time(lambda: self.sampler.generate(call, self.batches[index]))
+        self.images_made += len(self.batches[index].seeds)
+        latents = self.loop.latents
+        made = Made(to_host(images, what), None if latents is None else latents.float().cpu())
+        return made, replace(watch, loop_s=self.loop.loop_s())
 
-    Raises:
-        BadDataError: when images or scores are not finite, or the images score nothing.
-    """
-    import torch
+    def score(self, images: torch.Tensor, index: int) -> list[float]:
+        """The scores of a batch's images; none without a scorer."""
+        scores: list[float] = []
 
-    _warm_up(bench)
-    images, watches = [], []
-    for batch in bench.batches:
-        with bench.lease.shared():
-            made, watch = bench.device.time(lambda: bench.sampler.generate(bench.pipe, batch))  # noqa: B023
-        images.append(to_host(made, "the baseline"))
-        watches.append(watch.elapsed_s)
-    scores = bench.score(torch.cat(images))
-    if scores and sum(scores) <= 0:
-        raise BadDataError(
-            "the unaccelerated images score 0 on average, so there is no score to lose a share of: are scorer, prompts"
-            " and model made for each other, and are there steps enough?"
-        )
-    return Baseline(images, scores, watches[0])
+        def work() -> None:
+            scores.extend(score_all(self.scorer, images, self.batches[index].prompts))
 
-
-def _warm_up(bench: Bench) -> None:
-    """One call which nobody looks at: it loads kernels and fills the allocator's cache."""
-    with bench.lease.shared():
-        bench.sampler.generate(bench.pipe, bench.batches[0])
+        if self.scorer is not None:
+            with self.lease.shared():
+                self.memory.during("score", work)
+        return scores
 
 
-def measure_point(bench: Bench, baseline: Baseline, parameters: Parameters, is_identity: bool) -> tuple[Point, Any]:
-    """Measure one point.
+class Baseline:
+    """The unaccelerated images and their scores, and the A/A run."""
 
-    The images of its timed calls are its samples; only batches that were not timed are generated besides.
-
-    Returns:
-        The point's line, and its images (samples, 3, height, width).
-
-    Raises:
-        BadDataError: when its images or scores are not finite.
-        WorkerError: when the unaccelerated pipeline no longer gives the baseline's images.
-    """
-    import torch
-
-    run = _PointRun(bench, baseline, parameters)
-    run.generate(0)  # the variant's own warm-up, and its first samples
-    timing = bench.timer.measure(run.time_baseline, run.time_variant)
-    for index in range(len(bench.batches)):
-        run.generate(index)
-    images = torch.cat([run.images[index] for index in range(len(bench.batches))])
-    quality = compare(torch.cat(list(baseline.batches)), images, baseline.scores, bench.score(images), bench.seed)
-    line = Point(
-        parameters=dict(parameters),
-        speedup=timing.speedup.value,
-        score_loss=None if quality.score_loss is None else quality.score_loss.value,
-        isolation=timing.isolation,
-        extra={"identity": is_identity, **_timing_extra(timing), **_quality_extra(quality)},
-    )
-    return line, images
-
-
-class _PointRun:
-    """One point's calls: keeps the images of each batch the first time they are made."""
-
-    def __init__(self, bench: Bench, baseline: Baseline, parameters: Parameters) -> None:
+    def __init__(self, bench: Bench) -> None:
         self._bench = bench
-        self._baseline = baseline
-        self._parameters = parameters
-        self.images: dict[int, torch.Tensor] = {}
+        self._made: dict[int, Made] = {}
+        self._turn = 0
+        self.scores: dict[int, list[float]] = {}
+        self.warm_up_s: list[float] = []
+        self.a_a: Timing | None = None
 
-    def generate(self, index: int) -> None:
-        """Make the images of a batch, untimed, unless they are there."""
-        if index in self.images:
-            return
-        with self._bench.lease.shared():
-            self._run_variant(index)
+    @property
+    def all_scores(self) -> list[float]:
+        """The score of every sample, in order; none without a scorer."""
+        return [score for index in sorted(self.scores) for score in self.scores[index]]
 
-    def time_variant(self, pair: int) -> Stopwatch:
-        """Time the pair's accelerated call; method and baseline alternate, so it is applied and undone each
-        time."""
-        return self._run_variant(self._batch_of(pair))
+    def made(self, index: int) -> Made:
+        """A batch's unaccelerated images."""
+        return self._made[index]
 
-    def time_baseline(self, pair: int) -> Stopwatch:
-        """Time the pair's unaccelerated call, and see that it still gives the baseline's images."""
-        bench, index = self._bench, self._batch_of(pair)
-        images, watch = self._timed(bench.pipe, index)
-        drift = float((to_host(images, "the baseline") - self._baseline.batches[index]).abs().mean())
+    def warm_up(self) -> None:
+        """Call until three calls in a row take the same time: kernels are loaded, the allocator's cache is full, the
+        clocks are up."""
+        bench = self._bench
+        bench.loop.on_decode = lambda: bench.memory.enter("decode")
+        while len(self.warm_up_s) < MAX_WARM_UP_CALLS and not is_steady(self.warm_up_s):
+            with bench.lease.shared():
+                self.warm_up_s.append(self.time(self._next()).elapsed_s)
+            if bench.loop.on_decode is not None:
+                bench.loop.on_decode = None
+                bench.memory.enter("baseline")
+
+    def time_against_itself(self) -> None:
+        """The A/A run: pairs of two baseline calls show how far from 1 the ratio of equals comes out."""
+        timer = self._bench.timer
+        series = Series(timer.rule.fewest, None, self._bench.seed)
+
+        def next_pair() -> tuple[Timed, Timed]:
+            first, second = self._next(), self._next()
+            return lambda: self.time(first), lambda: self.time(second)
+
+        rule = replace(timer.rule, max_pairs=timer.rule.fewest, precision=0.0)
+        replace(timer, rule=rule).measure(series, next_pair)
+        self.a_a = series.timing()
+
+    def complete(self) -> None:
+        """Make what images are missing."""
+        for index in range(len(self._bench.batches)):
+            if index not in self._made:
+                with self._bench.lease.shared():
+                    self.time(index)
+
+    def score(self) -> None:
+        """Score them all.
+
+        Raises:
+            BadDataError: when they score nothing, or scores are not finite.
+        """
+        for index, made in sorted(self._made.items()):
+            self.scores[index] = self._bench.score(made.images, index)
+        if self.all_scores and sum(self.all_scores) <= 0:
+            raise BadDataError(
+                "the unaccelerated images score 0 on average, so there is no score to lose a share of: are scorer,"
+                " prompts and model made for each other, and are there steps enough?"
+            )
+
+    def time(self, index: int) -> Stopwatch:
+        """One unaccelerated call. Its images are kept, or compared with those that are.
+
+        Raises:
+            WorkerError: when the pipeline no longer gives the same images.
+        """
+        bench = self._bench
+        made, watch = bench.run(bench.pipe, index, "the baseline")
+        drift = float((made.images - self._made.setdefault(index, made).images).abs().mean())
         if drift > MAX_MEAN_DRIFT:
             raise WorkerError(
                 f"{bench.method.name} was not undone: the unaccelerated images moved by {drift:.3f} on average, which"
@@ -159,45 +180,138 @@ class _PointRun:
             )
         return watch
 
-    def _run_variant(self, index: int) -> Stopwatch:
+    def time_any(self) -> Stopwatch:
+        """One unaccelerated call of a full batch, whichever."""
+        return self.time(self._next())
+
+    def _next(self) -> int:
+        """The full batches in turn, so that those without images come first."""
+        full = self._bench.full_batches
+        self._turn += 1
+        return full[(self._turn - 1) % len(full)]
+
+
+class PointRun:
+    """One point's calls, and what is known of its images so far."""
+
+    def __init__(self, bench: Bench, baseline: Baseline, parameters: Parameters, noise: float) -> None:
+        self._bench = bench
+        self._baseline = baseline
+        self._turn = 0
+        self._samples: dict[int, list[Sample]] = {}
+        # Made under the lease's exclusive hold, to be scored outside of it.
+        self._waiting: dict[int, Made] = {}
+        self.parameters = parameters
+        self.series = Series(bench.timer.rule.fewest, noise, bench.seed)
+        self.thumbnails: dict[int, torch.Tensor] = {}
+        self.peak: Peak | None = None
+        """Memory of the variant's own calls, as its warm-up showed it."""
+
+    def warm_up(self) -> None:
+        """The variant's first call, which nobody times: what it compiles and allocates is no part of a speed-up."""
+        if self.peak is not None:
+            return
+        index = self._next()
+        phase = "point " + ", ".join(f"{name}={value:g}" for name, value in self.parameters.items())
+        with self._bench.lease.shared():
+            self._bench.memory.during(phase, lambda: self._call(index))
+        self.peak = self._bench.memory.peak(phase)
+        self._score_waiting()
+
+    def next_timed(self) -> Timed:
+        """A call to time, on the next batch that has no images yet."""
+        index = self._next()
+        return lambda: self._call(index)
+
+    def next_pair(self) -> tuple[Timed, Timed]:
+        """A baseline call and a variant call on the same batch, to be timed as a pair."""
+        index = self._next()
+        return lambda: self._baseline.time(index), lambda: self._call(index)
+
+    def judge(self, test: SequentialTest | None, is_settled: Callable[[Estimate], bool]) -> Verdict | None:
+        """Make and score samples until the test rejects the point, or all are there; without a test, until all are
+        there. While the timing has a budget, samples are made as pairs with the baseline, so that they sharpen the
+        speed-up as well.
+
+        Returns:
+            The verdict; None where `is_settled` said of the speed-up that none is needed.
+        """
+        timer = self._bench.timer
+        while True:
+            self._score_waiting()
+            if test is not None and test.rejects(self._excess(test), self._bench.samples):
+                return Verdict.REJECTED
+            missing = self._missing()
+            if not missing:
+                return self.verdict(test)
+            if is_settled(self.series.estimate()):
+                return None
+            is_sharp = self.series.pairs >= timer.rule.most or timer.is_spent(self.series)
+            if is_sharp or missing[0] not in self._bench.full_batches:
+                self._make(missing[0])
+            else:
+                timer.add_pair(self.series, self.next_pair)
+
+    def complete(self) -> None:
+        """Make and score every sample that is missing."""
+        for index in self._missing():
+            self._make(index)
+        self._score_waiting()
+
+    def quality(self) -> Quality:
+        """Over the samples so far."""
+        self._score_waiting()
+        baseline = [score for index in sorted(self._samples) for score in self._baseline.scores.get(index, ())]
+        return summarize(self._all_samples(), baseline, self._bench.seed)
+
+    def _make(self, index: int) -> None:
+        with self._bench.lease.shared():
+            self._call(index)
+
+    def _missing(self) -> list[int]:
+        """The batches without images."""
+        every = range(len(self._bench.batches))
+        return [index for index in every if index not in self._samples and index not in self._waiting]
+
+    def _call(self, index: int) -> Stopwatch:
         bench = self._bench
-        with bench.method.applied(bench.pipe, self._parameters, bench.pipe) as call:
-            images, watch = self._timed(call, index)
-        if index not in self.images:
-            self.images[index] = to_host(images, f"{bench.method.name} at {dict(self._parameters)}")
+        what = f"{bench.method.name} at {dict(self.parameters)}"
+        with bench.method.applied(bench.pipe, self.parameters, bench.pipe) as call:
+            made, watch = bench.run(call, index, what)
+        if index not in self._samples:
+            self._waiting.setdefault(index, made)
         return watch
 
-    def _timed(self, call: Callable[..., Any], index: int) -> tuple[torch.Tensor, Stopwatch]:
-        bench = self._bench
-        images, watch = bench.device.time(lambda: bench.sampler.generate(call, bench.batches[index]))
-        return images, watch
+    def _score_waiting(self) -> None:
+        """Score and compare the images that wait for it, and let go of them."""
+        for index in sorted(self._waiting):
+            made, before = self._waiting.pop(index), self._baseline.made(index)
+            scores = self._bench.score(made.images, index)
+            self._samples[index] = compare_images(before.images, made.images, scores, (before.latents, made.latents))
+            self.thumbnails[index] = thumbnails(made.images)
 
-    def _batch_of(self, pair: int) -> int:
-        """Pairs go round the full batches, from the second on: the warm-up has made the first one's
-        images."""
-        size = len(self._bench.batches[0].seeds)
-        full = [index for index, batch in enumerate(self._bench.batches) if len(batch.seeds) == size]
-        return full[(pair + 1) % len(full)]
+    def _excess(self, test: SequentialTest) -> list[float]:
+        return [
+            test.excess(before, sample.score)
+            for index in sorted(self._samples)
+            for before, sample in zip(self._baseline.scores.get(index, ()), self._samples[index], strict=False)
+            if sample.score is not None
+        ]
 
+    def verdict(self, test: SequentialTest | None) -> Verdict:
+        """What all samples say, once all are there."""
+        loss = self.quality().score_loss
+        if test is None or loss is None:
+            return Verdict.PASSED
+        return Verdict.PASSED if loss.value <= test.tolerance else Verdict.FAILED
 
-def _timing_extra(timing: Timing) -> Mapping[str, Json]:
-    return {
-        "speedup_low": timing.speedup.low,
-        "speedup_high": timing.speedup.high,
-        "speedup_wall": timing.median_of(lambda pair: pair.baseline.wall_s / pair.variant.wall_s),
-        "pairs": timing.speedup.pairs,
-        "baseline_s": timing.median_of(lambda pair: pair.baseline.elapsed_s),
-        "accelerated_s": timing.median_of(lambda pair: pair.variant.elapsed_s),
-        "retimings": timing.retimings,
-    }
+    def _all_samples(self) -> list[Sample]:
+        return [sample for index in sorted(self._samples) for sample in self._samples[index]]
 
-
-def _quality_extra(quality: Quality) -> Mapping[str, Json]:
-    loss = quality.score_loss
-    return {
-        "score_loss_low": None if loss is None else loss.low,
-        "score_loss_high": None if loss is None else loss.high,
-        "score": quality.mean_score,
-        "psnr_db": quality.psnr_db,
-        "ssim": quality.ssim,
-    }
+    def _next(self) -> int:
+        """The next full batch without images; once all have them, each in turn."""
+        full = self._bench.full_batches
+        if missing := [index for index in self._missing() if index in full]:
+            return missing[0]
+        self._turn += 1
+        return full[(self._turn - 1) % len(full)]

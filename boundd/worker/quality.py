@@ -4,6 +4,7 @@ ones."""
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,73 +25,113 @@ SSIM_K2 = 0.03
 
 
 @dataclass(frozen=True)
+class Sample:
+    """One image of a variant against the baseline's of the same prompt and seed.
+
+    Attributes:
+        score: 0 to 100; None where nothing was scored.
+        squared_error: the mean over the image's pixels, which are in [0, 1].
+        ssim: 1 for identical images.
+        latent_error: ‖variant − baseline‖ / ‖baseline‖ of the latents that were decoded; None where they were not
+            seen.
+    """
+
+    score: float | None
+    squared_error: float
+    ssim: float
+    latent_error: float | None
+
+
+@dataclass(frozen=True)
 class Quality:
-    """A variant's images against the baseline's of the same seeds.
+    """A variant's images against the baseline's of the same seeds, over `samples` of them.
 
     Attributes:
         score_loss: with its interval; None where nothing was scored.
         mean_score: 0 to 100; None where nothing was scored.
         psnr_db: of the mean squared error over all pixels; None for identical images, where it is infinite.
         ssim: the mean over images, 1 for identical ones.
+        latent_error: the mean over images.
     """
 
+    samples: int
     score_loss: Estimate | None
     mean_score: float | None
     psnr_db: float | None
     ssim: float
+    latent_error: float | None
 
 
-def score_all(scorer: Scorer | None, images: torch.Tensor, prompts: Sequence[str], batch_size: int) -> list[float]:
-    """One score an image, a batch at a time; an empty list without a scorer.
+def score_all(scorer: Scorer | None, images: torch.Tensor, prompts: Sequence[str]) -> list[float]:
+    """One score an image; an empty list without a scorer.
 
     Raises:
         BadDataError: when a score is not finite.
     """
     if scorer is None:
         return []
-    scores: list[float] = []
-    for start in range(0, len(images), batch_size):
-        end = start + batch_size
-        scores += scorer.score(images[start:end], prompts[start:end]).tolist()
+    scores: list[float] = scorer.score(images, prompts).tolist()
     if not all(map(math.isfinite, scores)):
         raise BadDataError("the scorer gave values that are not finite")
     return scores
 
 
-def compare(
+def compare_images(
     baseline: torch.Tensor,
     variant: torch.Tensor,
-    baseline_scores: Sequence[float],
-    variant_scores: Sequence[float],
-    seed: int,
-) -> Quality:
-    """The variant's quality.
+    scores: Sequence[float],
+    latents: tuple[torch.Tensor | None, torch.Tensor | None],
+) -> list[Sample]:
+    """Each image of the variant against the baseline's.
 
     Args:
         baseline: (n, 3, height, width) in [0, 1], float32.
         variant: the same, of the same prompts and seeds.
-        baseline_scores: n of them, or none.
-        variant_scores: as many.
+        scores: n of the variant's, or none.
+        latents: the baseline's and the variant's, (n, channels, height, width), where they were seen.
+    """
+    errors = ((baseline - variant).double() ** 2).flatten(1).mean(dim=1).tolist()
+    drifts = _latent_errors(*latents) or [None] * len(variant)
+    return [
+        Sample(scores[index] if scores else None, errors[index], ssim(baseline[index], variant[index]), drifts[index])
+        for index in range(len(variant))
+    ]
+
+
+def summarize(samples: Sequence[Sample], baseline_scores: Sequence[float], seed: int) -> Quality:
+    """The quality over some samples.
+
+    Args:
+        samples: n of a variant, n at least 1.
+        baseline_scores: of the baseline's images with the same seeds; none where nothing was scored.
         seed: of the bootstrap.
 
     Raises:
         ValueError: when the baseline scored nothing, so that there is no loss to speak of.
     """
-    loss = mean = None
-    if variant_scores:
-        loss = relative_loss(baseline_scores, variant_scores, seed)
-        mean = math.fsum(variant_scores) / len(variant_scores)
-    return Quality(loss, mean, psnr_db(baseline, variant), ssim(baseline, variant))
+    scores = [sample.score for sample in samples if sample.score is not None]
+    drifts = [sample.latent_error for sample in samples if sample.latent_error is not None]
+    squared_error = statistics.fmean(sample.squared_error for sample in samples)
+    return Quality(
+        samples=len(samples),
+        score_loss=relative_loss(baseline_scores, scores, seed) if scores else None,
+        mean_score=statistics.fmean(scores) if scores else None,
+        psnr_db=None if squared_error == 0 else -10 * math.log10(squared_error),
+        ssim=statistics.fmean(sample.ssim for sample in samples),
+        latent_error=statistics.fmean(drifts) if len(drifts) == len(samples) else None,
+    )
 
 
-def psnr_db(first: torch.Tensor, second: torch.Tensor) -> float | None:
-    """Peak signal-to-noise ratio of images in [0, 1], in decibels; None when they are identical."""
-    mean_squared_error = float(((first - second).double() ** 2).mean())
-    return None if mean_squared_error == 0 else -10 * math.log10(mean_squared_error)
+def _latent_errors(baseline: torch.Tensor | None, variant: torch.Tensor | None) -> list[float | None]:
+    if baseline is None or variant is None or baseline.shape != variant.shape:
+        return []
+    distance = (variant.double() - baseline.double()).flatten(1).norm(dim=1)
+    errors: list[float | None] = (distance / baseline.double().flatten(1).norm(dim=1)).tolist()
+    return errors
 
 
 def ssim(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Mean structural similarity of images (n, channels, height, width) in [0, 1].
+    """Structural similarity of two images, each (channels, height, width) in [0, 1].
 
     Images smaller than the window are compared with the largest odd window that fits.
     """
@@ -101,21 +142,16 @@ def ssim(first: torch.Tensor, second: torch.Tensor) -> float:
     offsets = torch.arange(size_px, dtype=torch.float32) - size_px // 2
     bell = torch.exp(-(offsets**2) / (2 * SSIM_DEVIATION_PX**2))
     window = torch.outer(bell, bell) / bell.sum() ** 2
-    channels = first.shape[1]
+    channels = first.shape[0]
     kernel = window.expand(channels, 1, size_px, size_px)
 
     def local(values: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.conv2d(values, kernel, groups=channels)
+        return torch.nn.functional.conv2d(values[None], kernel, groups=channels)
 
-    total = 0.0
-    # An image at a time: the statistics of 32 images of 1024 pixels would take gigabytes.
-    for index in range(len(first)):
-        one, other = first[index : index + 1], second[index : index + 1]
-        mean_one, mean_other = local(one), local(other)
-        variance_one = local(one * one) - mean_one**2
-        variance_other = local(other * other) - mean_other**2
-        covariance = local(one * other) - mean_one * mean_other
-        luminance = (2 * mean_one * mean_other + SSIM_K1**2) / (mean_one**2 + mean_other**2 + SSIM_K1**2)
-        structure = (2 * covariance + SSIM_K2**2) / (variance_one + variance_other + SSIM_K2**2)
-        total += float((luminance * structure).mean())
-    return total / len(first)
+    mean_first, mean_second = local(first), local(second)
+    variance_first = local(first * first) - mean_first**2
+    variance_second = local(second * second) - mean_second**2
+    covariance = local(first * second) - mean_first * mean_second
+    luminance = (2 * mean_first * mean_second + SSIM_K1**2) / (mean_first**2 + mean_second**2 + SSIM_K1**2)
+    structure = (2 * covariance + SSIM_K2**2) / (variance_first + variance_second + SSIM_K2**2)
+    return float((luminance * structure).mean())

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
-from boundd.protocol.lines import Error, Line, Memory, Point, Progress, Result, ResultsWriter, encode
+from boundd.protocol.lines import Error, Line, Memory, Point, Progress, Result, ResultsWriter, encode, name_of
 
 
 class Reporter(Protocol):
@@ -31,15 +31,20 @@ class ResultsReporter:
 
 
 class SpeedupPrinter:
-    """Prints `speedup: 2.31` for each point, for scripts which read the old script's output."""
+    """Prints `speedup: 2.31` for each point at the end, when it is known best, for scripts which read the old
+    script's output."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._points: dict[str, Point] = {}
 
     def report(self, line: Line) -> None:
-        """Print a point's speed-up, and nothing for other lines."""
+        """Keep a point; print them all once nothing more can come."""
         if isinstance(line, Point):
-            print(f"speedup: {line.speedup:.2f}", file=self._stream, flush=True)
+            self._points[name_of(line.parameters)] = line
+        elif isinstance(line, Result | Error):
+            for point in self._points.values():
+                print(f"speedup: {point.speedup:.2f}", file=self._stream, flush=True)
 
 
 class JsonCollector:
@@ -47,7 +52,7 @@ class JsonCollector:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._points: list[Any] = []
+        self._points: dict[str, Any] = {}
         self._document: dict[str, Any] = {}
 
     def report(self, line: Line) -> None:
@@ -55,11 +60,15 @@ class JsonCollector:
         value = json.loads(encode(line))
         kind = value.pop("type")
         if isinstance(line, Point):
-            self._points.append(value)
+            self._points[name_of(line.parameters)] = value
         elif isinstance(line, Memory | Result | Error):
             self._document[kind] = value
         if isinstance(line, Result | Error):
-            print(json.dumps({"points": self._points, **self._document}, indent=2), file=self._stream, flush=True)
+            print(
+                json.dumps({"points": list(self._points.values()), **self._document}, indent=2),
+                file=self._stream,
+                flush=True,
+            )
 
 
 class Screen:
@@ -81,7 +90,7 @@ class Screen:
             transient=True,
         )
         self._task = self._bar.add_task("starting", total=None)
-        self._points: list[Point] = []
+        self._points: dict[str, Point] = {}
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -98,10 +107,10 @@ class Screen:
             description = str(line.extra.get("phase", ""))
             self._bar.update(self._task, completed=line.done, total=line.total, description=description)
         elif isinstance(line, Point):
-            self._points.append(line)
+            self._points[name_of(line.parameters)] = line
         elif isinstance(line, Result):
             self._bar.stop()
-            self._console.print(_table(self._points, line))
+            self._console.print(_table(list(self._points.values()), line))
 
 
 def _table(points: Sequence[Point], result: Result) -> Any:
@@ -109,8 +118,8 @@ def _table(points: Sequence[Point], result: Result) -> Any:
 
     best = result.best or {}
     table = Table(title=f"speed-up of {result.extra.get('label', '')}", caption=_caption(result), title_justify="left")
-    for heading in ("parameters", "speed-up", "95% interval", "score loss", "PSNR", "SSIM", "device"):
-        is_text = heading in ("parameters", "device")
+    for heading in ("parameters", "speed-up", "95% interval", "score loss", "PSNR", "SSIM", "verdict", "device"):
+        is_text = heading in ("parameters", "verdict", "device")
         table.add_column(heading, justify="left" if is_text else "right", no_wrap=is_text)
     for point in points:
         extra: Any = point.extra
@@ -122,6 +131,7 @@ def _table(points: Sequence[Point], result: Result) -> Any:
             "" if point.score_loss is None else f"{100 * point.score_loss:.2f}%",
             "same" if extra["psnr_db"] is None else f"{extra['psnr_db']:.1f} dB",
             f"{extra['ssim']:.3f}",
+            extra["verdict"] or "slower",
             point.isolation,
             style="bold green" if is_best else "dim" if extra["identity"] else None,
         )
@@ -135,4 +145,6 @@ def _caption(result: Result) -> str:
     else:
         bound = f"{result.max_speedup_within_tolerance:.2f}x within a score loss of {tolerance}"
     fastest = "" if result.max_speedup is None else f"; {result.max_speedup:.2f}x at any loss"
-    return bound + fastest
+    skipped: Any = result.extra.get("points_skipped", [])
+    settled = f"\n{len(skipped)} points were settled by others" if skipped else ""
+    return bound + fastest + settled

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+SCORER_ROOM_PERCENT = 150
+"""What a scorer must find free, of its weights' size: they, and the activations of a batch."""
+
 
 class Scorer(Protocol):
     """Scores images against their prompts."""
@@ -36,13 +39,26 @@ class Scorer(Protocol):
 class ClipScorer:
     """CLIP score (Hessel et al., 2021, arXiv:2104.08718): 100 x the cosine of image and text, not below 0.
 
-    The model visits the device for a batch and leaves it again: beside a large pipeline both may not fit.
+    It is on the CPU until it is placed.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, device_name: str) -> None:
+    def __init__(self, model: Any, tokenizer: Any) -> None:
         self._model = model
         self._tokenizer = tokenizer
-        self._device_name = device_name
+        self.device_name = "cpu"
+
+    def place(self, device_name: str, free_bytes: int | None) -> None:
+        """Move to the device for good, if it leaves room there for what comes; stay on the CPU else.
+
+        Args:
+            device_name: torch's.
+            free_bytes: what may still be taken there beside the pipeline at its peak; None where memory is shared.
+        """
+        parts = (*self._model.parameters(), *self._model.buffers())
+        size_bytes = sum(part.numel() * part.element_size() for part in parts)
+        if free_bytes is None or free_bytes >= size_bytes * SCORER_ROOM_PERCENT // 100:
+            self._model.to(device_name)
+            self.device_name = device_name
 
     def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """One score an image; prompts are cut to what the text encoder reads."""
@@ -56,23 +72,19 @@ class ClipScorer:
             max_length=text.max_position_embeddings,
             return_tensors="pt",
         )
-        try:
-            self._model.to(self._device_name)
-            with torch.inference_mode():
-                seen = self._model(
-                    input_ids=tokens.input_ids.to(self._device_name),
-                    attention_mask=tokens.attention_mask.to(self._device_name),
-                    pixel_values=_as_clip_sees(images, vision.image_size).to(self._device_name),
-                )
-        finally:
-            self._model.to("cpu")
+        with torch.inference_mode():
+            seen = self._model(
+                input_ids=tokens.input_ids.to(self.device_name),
+                attention_mask=tokens.attention_mask.to(self.device_name),
+                pixel_values=_as_clip_sees(images, vision.image_size).to(self.device_name),
+            )
         # The embeddings come normalised.
         cosine = (seen.image_embeds * seen.text_embeds).sum(dim=-1)
         scores: torch.Tensor = (100 * cosine).clamp(min=0).float().cpu()
         return scores
 
 
-def load_scorer(source: str, device_name: str) -> Scorer | None:
+def load_scorer(source: str) -> Scorer | None:
     """The scorer that `source` names: 'builtin', a CLIP model's hub id or folder; None for ''.
 
     Raises:
@@ -95,7 +107,7 @@ def load_scorer(source: str, device_name: str) -> Scorer | None:
             " Hugging Face cache, the hub. To give it: set source in the config's [scorer] (or --scorer) to a folder"
             f' or a hub id of a CLIP model, or to "" to measure without a score. {type(error).__name__}: {error}'
         ) from error
-    return ClipScorer(model.eval(), tokenizer, device_name)
+    return ClipScorer(model.eval(), tokenizer)
 
 
 def _cached_or_fetched(loader: Any, source: str) -> Any:

@@ -1,30 +1,40 @@
-"""The traversal search of one cell: the baseline, then every point of the method's grid, then the bound."""
+"""The search of one cell: the baseline, the points of the method's grid, the bound."""
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from boundd import __version__
 from boundd.protocol.environment import WorkerEnvironment
 from boundd.protocol.lease import DeviceLease, Lease, NoLease
-from boundd.protocol.lines import Point, Progress, Result
-from boundd.protocol.strict_json import Json
-from boundd.worker.contact_sheet import save_sheet
+from boundd.protocol.lines import Progress, Result
+from boundd.protocol.strict_json import Json, dumps
+from boundd.worker.contact_sheet import save_sheet, thumbnails
 from boundd.worker.devices import Device, open_device
+from boundd.worker.earlier import read_earlier
 from boundd.worker.errors import BadDataError, Shortage, shortage_of
+from boundd.worker.explore import Explorer, Instrument
 from boundd.worker.fingerprint import fingerprint
 from boundd.worker.isolation import CpuWitness, GpuWitness, Witness, worst
+from boundd.worker.loop import LoopWatch
+from boundd.worker.memory import MemoryLog, meter_for
 from boundd.worker.methods import combine
-from boundd.worker.methods.base import Parameters
+from boundd.worker.methods.base import ModelContext
+from boundd.worker.methods.combination import Combination
+from boundd.worker.methods.ordering import orders_of
 from boundd.worker.pipelines import describe, load_pipeline
-from boundd.worker.points import Baseline, Bench, measure_point, run_baseline
+from boundd.worker.points import Baseline, Bench
 from boundd.worker.report import Reporter
 from boundd.worker.sampling import Sampler, cut_batches, read_prompts
-from boundd.worker.scorers import load_scorer
+from boundd.worker.scorers import ClipScorer, load_scorer
 from boundd.worker.settings import Settings
-from boundd.worker.timing import PairTimer
+from boundd.worker.timing import PairTimer, StopRule
+from boundd.worker.traversal import Traversal
+
+BASE_STEPS = 2
+"""Loading and the baseline, beside the points: the steps that progress is counted in."""
 
 
 class OutOfMemoryError(Exception):
@@ -43,11 +53,8 @@ class Search:
         self._environment = environment
         self._reporter = reporter
         self._done = 0
-        self._total = 2  # loading and the baseline; the points are added once the grid is known
-        self._points: list[Point] = []
-        self._starved: list[Json] = []
-        self._best_images: Any = None
-        self._device: Device | None = None
+        self._total = BASE_STEPS  # the points are added once the grid is known
+        self._memory: MemoryLog | None = None
         self.phase = "load"
 
     def run(self) -> Result:
@@ -60,48 +67,55 @@ class Search:
         started_s = time.monotonic()
         folder = self._environment.lease_folder
         lease: Lease = NoLease() if folder is None else DeviceLease(folder)
-        self._progress(lease)
+        self._progress(lease, 0)
         try:
-            bench, identity, grid = self._load(lease)
-            self._advance("baseline", lease)
-            baseline = run_baseline(bench)
+            bench, context = self._load(lease)
+            traversal = self._traversal(bench, context)
+            self._phase("baseline", lease, 1)
+            baseline = run_baseline(bench, self._environment.memory_cap_bytes)
         except Exception as error:
             if shortage := shortage_of(error):
                 raise OutOfMemoryError(shortage) from error
             raise
-        self._advance("points", lease)
-        for parameters in (identity, *grid):
-            self._measure(bench, baseline, parameters, parameters is identity)
-            self._advance("points", lease)
-        result = self._result(bench, baseline, time.monotonic() - started_s)
-        if self._settings.output_dir is not None:
-            self._save_sheets(self._settings.output_dir, baseline)
+        self._phase("points", lease, BASE_STEPS)
+        explorer = self._explorer(bench, baseline, traversal, context)
+        if self._settings.is_exhaustive:
+            explorer.explore_everything()
+        else:
+            explorer.explore_lazily()
+        if not explorer.lines:
+            raise OutOfMemoryError(explorer.starved[-1].shortage)
+        best = _best(traversal, explorer)
+        extra = self._extra(bench, baseline, traversal, explorer, best)
+        self._progress(lease, self._total)
+        self._save_sheets(baseline, bench, explorer, best)
         self.report_memory()
+        extra |= {"elapsed_s": time.monotonic() - started_s, "lease_waited_s": lease.waited_s}
+        result = self._result(traversal, explorer, best, extra)
         self._reporter.report(result)
         return result
 
     def report_memory(self) -> None:
-        """Report the peak so far, if the device was opened: also of a search that failed, since it says how
+        """Report the peaks so far, if the device was opened: also of a search that failed, since they say how
         much is not enough.
         """
-        if self._device is not None:
-            self._reporter.report(self._device.peak_memory())
+        if self._memory is not None:
+            self._reporter.report(self._memory.line())
 
-    def _load(self, lease: Lease) -> tuple[Bench, Parameters, Sequence[Parameters]]:
+    def _load(self, lease: Lease) -> tuple[Bench, ModelContext]:
         settings = self._settings
         batches = cut_batches(read_prompts(settings), settings.num_samples, settings.batch_size, settings.seed)
         method = combine(settings.methods)
-        self._device = device = open_device(settings, self._environment.memory_cap_bytes)
+        device = open_device(settings, self._environment.memory_cap_bytes)
+        self._memory = MemoryLog(meter_for(device, self._uuid()))
+        self._memory.enter("load")
         with lease.shared():
             pipe = load_pipeline(settings, device)
-            scorer = load_scorer(settings.scorer, device.name)
+            scorer = load_scorer(settings.scorer)
         context = describe(pipe, settings)
         if reason := method.requires(context):
             raise BadDataError(f"{method.name} can't be measured on {settings.model}: {reason}")
-        grid = method.grid(context, settings.grid)
-        if not grid:
-            raise BadDataError(f"{method.name} has no point to measure at {settings.steps} steps of this model")
-        self._total += 1 + len(grid)
+        rule = StopRule(settings.repeats, settings.max_repeats, settings.precision, settings.budget_s)
         bench = Bench(
             pipe=pipe,
             method=method,
@@ -110,94 +124,196 @@ class Search:
             scorer=scorer,
             device=device,
             lease=lease,
-            timer=PairTimer(lease, self._witness(device), settings.repeats, settings.budget_s, settings.seed),
+            timer=PairTimer(lease, self._witness(device), rule, settings.seed),
+            loop=LoopWatch(pipe, device),
+            memory=self._memory,
             seed=settings.seed,
         )
-        return bench, method.identity(context), grid
+        return bench, context
+
+    def _traversal(self, bench: Bench, context: ModelContext) -> Traversal:
+        settings = self._settings
+        grid = bench.method.grid(context, settings.grid)
+        if not grid:
+            raise BadDataError(f"{bench.method.name} has no point to measure at {settings.steps} steps of this model")
+        points = [bench.method.identity(context), *grid]
+        self._total += len(points)
+        return Traversal(points, orders_of(bench.method, context))
+
+    def _explorer(self, bench: Bench, baseline: Baseline, traversal: Traversal, context: ModelContext) -> Explorer:
+        digest = self._instrument_digest(bench)
+        return Explorer(
+            bench,
+            baseline,
+            traversal,
+            self._settings.tolerance,
+            Instrument(digest, bench.method.identity(context)),
+            self._reporter.report,
+            lambda settled: self._progress(bench.lease, BASE_STEPS + settled),
+            {} if self._settings.is_fresh else read_earlier(self._environment.earlier_results, digest),
+        )
+
+    def _instrument_digest(self, bench: Bench) -> str:
+        """Of everything that a point's figures depend on: another digest, another measurement."""
+        subject = {
+            **_describe_run(self._settings, bench),
+            "boundd": __version__,
+            "precision": self._settings.precision,
+            "repeats": self._settings.repeats,
+            "prompts": [list(batch.prompts) for batch in bench.batches],
+            "fingerprint": fingerprint(bench.device, bench.pipe, [bench.method.distribution]),
+        }
+        return hashlib.sha256(dumps(subject).encode()).hexdigest()[:16]
 
     def _witness(self, device: Device) -> Witness:
         if not device.is_cuda:
             return CpuWitness(device.threads)
+        return GpuWitness(self._uuid(), self._environment.lease_folder)
+
+    def _uuid(self) -> str | None:
         visible = self._environment.visible_devices or ""
-        uuid = visible if visible.startswith(("GPU-", "MIG-")) else None
-        return GpuWitness(uuid, self._environment.lease_folder)
+        return visible if visible.startswith(("GPU-", "MIG-")) else None
 
-    def _measure(self, bench: Bench, baseline: Baseline, parameters: Parameters, is_identity: bool) -> None:
-        """Measure one point; one that runs out of memory is noted, and the search goes on."""
-        try:
-            point, images = measure_point(bench, baseline, parameters, is_identity)
-        except Exception as error:
-            shortage = shortage_of(error)
-            if shortage is None:
-                raise
-            self._starved.append({"parameters": dict(parameters), "message": shortage.message})
-            if len(self._starved) + len(self._points) == self._total - 2 and not self._points:
-                raise OutOfMemoryError(shortage) from error
-            bench.device.free_unused()
-            return
-        self._points.append(point)
-        self._reporter.report(point)
-        if point is self._best():
-            self._best_images = images
-
-    def _within(self) -> list[Point]:
-        tolerance = self._settings.tolerance
-        return [point for point in self._points if point.score_loss is not None and point.score_loss <= tolerance]
-
-    def _best(self) -> Point:
-        """The fastest point within the tolerance; where nothing was scored or nothing is within, the
-        fastest."""
-        return max(self._within() or self._points, key=lambda point: point.speedup)
-
-    def _result(self, bench: Bench, baseline: Baseline, elapsed_s: float) -> Result:
-        within = self._within()
-        best = self._best()
-        fastest = max(self._points, key=lambda point: point.speedup)
-        scores = baseline.scores
+    def _result(self, traversal: Traversal, explorer: Explorer, best: int, extra: dict[str, Json]) -> Result:
+        chosen = explorer.line(best)
+        fastest = max(explorer.lines, key=lambda point: point.speedup)
+        is_within = traversal.best is not None and chosen.score_loss is not None
         return Result(
             max_speedup=fastest.speedup,
-            max_speedup_within_tolerance=best.speedup if within else None,
-            best={"parameters": best.parameters, "speedup": best.speedup, "score_loss": best.score_loss},
-            isolation=worst([fastest.isolation, best.isolation]),
-            extra={
-                **_describe_run(self._settings, bench),
-                **_noise_floor(self._points),
-                "best_speedup_low": best.extra["speedup_low"],
-                "best_speedup_high": best.extra["speedup_high"],
-                "fastest_parameters": fastest.parameters,
-                "baseline_score": sum(scores) / len(scores) if scores else None,
-                "baseline_s": baseline.call_s,
-                "points": len(self._points),
-                "points_out_of_memory": self._starved,
-                "elapsed_s": elapsed_s,
-                "lease_waited_s": bench.lease.waited_s,
-                "fingerprint": fingerprint(bench.device, bench.pipe, [bench.method.distribution]),
-            },
+            max_speedup_within_tolerance=chosen.speedup if is_within else None,
+            best={"parameters": chosen.parameters, "speedup": chosen.speedup, "score_loss": chosen.score_loss},
+            isolation=worst([fastest.isolation, chosen.isolation]),
+            extra=extra,
         )
 
-    def _advance(self, phase: str, lease: Lease) -> None:
-        self.phase = phase
-        self._done += 1
-        self._progress(lease)
+    def _extra(
+        self, bench: Bench, baseline: Baseline, traversal: Traversal, explorer: Explorer, best: int
+    ) -> dict[str, Json]:
+        chosen = explorer.line(best)
+        fastest = max(explorer.lines, key=lambda point: point.speedup)
+        scores = baseline.all_scores
+        skipped: list[Json] = [
+            {"parameters": dict(skip.parameters), "reason": skip.reason} for skip in traversal.skipped()
+        ]
+        contributions = self._contributions(bench, traversal, explorer, best)
+        return {
+            **_describe_run(self._settings, bench),
+            **_noise(baseline),
+            "search": "exhaustive" if self._settings.is_exhaustive else "lazy",
+            "best_speedup_low": chosen.extra["speedup_low"],
+            "best_speedup_high": chosen.extra["speedup_high"],
+            "best_speedup_loop": chosen.extra["speedup_loop"],
+            "fastest_parameters": fastest.parameters,
+            "baseline_score": sum(scores) / len(scores) if scores else None,
+            "baseline_s": sorted(baseline.warm_up_s)[len(baseline.warm_up_s) // 2],
+            "points": len(explorer.lines),
+            "points_read_back": explorer.read_back,
+            "points_skipped": skipped,
+            "points_out_of_memory": [starved.as_json() for starved in explorer.starved],
+            "images_generated": bench.images_made,
+            "fingerprint": fingerprint(bench.device, bench.pipe, [bench.method.distribution]),
+            **({} if contributions is None else {"contributions": contributions}),
+        }
 
-    def _progress(self, lease: Lease) -> None:
+    def _contributions(
+        self, bench: Bench, traversal: Traversal, explorer: Explorer, best: int
+    ) -> dict[str, Json] | None:
+        """Of a combination: what each of its methods reaches alone, and what the best point adds to the best of
+        those. The search goes on for it, as lazily as before."""
+        if not isinstance(bench.method, Combination):
+            return None
+        alone: dict[str, Json] = {}
+        speeds: dict[str, float] = {}
+        for part in bench.method.parts:
+            own = set(part.parameter_names)
+            traversal.focus(index for index, point in enumerate(traversal.points) if set(point) == own)
+            if not self._settings.is_exhaustive:
+                explorer.explore_lazily()
+            if (single := traversal.best) is None:
+                alone[part.name] = None
+                continue
+            line = explorer.line(single)
+            speeds[part.name] = line.speedup
+            alone[part.name] = {
+                "parameters": line.parameters,
+                "speedup": line.speedup,
+                "score_loss": line.score_loss,
+            }
+        traversal.focus(range(len(traversal.points)))
+        first = max(speeds, key=speeds.__getitem__, default=None)
+        return {
+            "alone": alone,
+            "best_single": first,
+            "gain_over_best_single": None if first is None else explorer.line(best).speedup / speeds[first],
+        }
+
+    def _phase(self, phase: str, lease: Lease, done: int) -> None:
+        self.phase = phase
+        self._progress(lease, done)
+        if self._memory is not None:
+            self._memory.enter(phase)
+
+    def _progress(self, lease: Lease, done: int) -> None:
+        self._done = max(self._done, done)  # a point may be open again once a better one is known more exactly
         extra: dict[str, Json] = {"phase": self.phase, "lease_waited_s": lease.waited_s}
         self._reporter.report(Progress(done=self._done, total=self._total, extra=extra))
 
-    def _save_sheets(self, folder: Path, baseline: Baseline) -> None:
+    def _save_sheets(self, baseline: Baseline, bench: Bench, explorer: Explorer, best: int) -> None:
+        folder = self._settings.output_dir or _beside(self._environment.results)
+        if folder is None:
+            return
         import torch
 
-        save_sheet(torch.cat(list(baseline.batches)), folder / "baseline.png")
-        save_sheet(self._best_images, folder / "best.png")
+        batches = range(len(bench.batches))
+        save_sheet(torch.cat([thumbnails(baseline.made(index).images) for index in batches]), folder / "baseline.png")
+        run = explorer.run_of(best)
+        if not run.thumbnails:
+            run.warm_up()  # it was read back from an earlier attempt: a batch shows what it looks like
+        save_sheet(torch.cat([run.thumbnails[index] for index in sorted(run.thumbnails)]), folder / "best.png")
 
 
-def _noise_floor(points: Sequence[Point]) -> dict[str, Json]:
-    """How far from 1 the speed-up of nothing at all was measured; null where the identity ran out of
-    memory."""
-    identity = next((point.extra for point in points if point.extra["identity"]), None)
+def run_baseline(bench: Bench, memory_cap_bytes: int | None) -> Baseline:
+    """Warm up, make every sample without acceleration, time the baseline against itself, and score.
+
+    The scorer is placed on the device only now, when the pipeline's peak is known, and only if both fit.
+
+    Raises:
+        BadDataError: when images or scores are not finite, or the images score nothing.
+    """
+    baseline = Baseline(bench)
+    baseline.warm_up()
+    baseline.time_against_itself()
+    baseline.complete()
+    if isinstance(bench.scorer, ClipScorer):
+        bench.scorer.place(bench.device.name, bench.device.free_bytes(memory_cap_bytes))
+    baseline.score()
+    return baseline
+
+
+def _best(traversal: Traversal, explorer: Explorer) -> int:
+    """The fastest point that passed; where none did, the fastest of all."""
+    if traversal.best is not None:
+        return traversal.best
+    timed = [index for index in range(len(traversal.points)) if traversal.estimate(index) is not None]
+    return max(timed, key=lambda index: explorer.line(index).speedup)
+
+
+def _beside(results: Path | None) -> Path | None:
+    """Where sheets go when nobody said: beside the results that the daemon keeps."""
+    return None if results is None else results.parent / "sheets"
+
+
+def _noise(baseline: Baseline) -> dict[str, Json]:
+    """How far from 1 the speed-up of nothing at all was measured: the A/A run."""
+    timing = baseline.a_a
+    assert timing is not None, "the baseline was timed against itself"
     return {
-        "noise_floor_low": identity and identity["speedup_low"],
-        "noise_floor_high": identity and identity["speedup_high"],
+        "noise_floor": timing.speedup.value,
+        "noise_floor_low": timing.speedup.low,
+        "noise_floor_high": timing.speedup.high,
+        "noise_floor_pairs": timing.speedup.pairs,
+        "noise_floor_isolation": timing.isolation,
+        "warm_up_calls": len(baseline.warm_up_s),
     }
 
 
@@ -218,9 +334,10 @@ def _describe_run(settings: Settings, bench: Bench) -> dict[str, Json]:
         "resolution": settings.resolution,
         "dtype": bench.device.dtype_for(settings),
         "grid": settings.grid,
-        "weights": "pretrained",
+        "weights": settings.weights,
+        "attention": settings.attention,
         "scorer": settings.scorer or None,
         "tolerance": settings.tolerance,
-        "timed": "the whole call, from prompts to decoded images",
-        "clock": "cuda events" if bench.device.is_cuda else "cpu time" if settings.threads == 1 else "wall",
+        "timed": "the whole call, from prompts to decoded images; speedup_loop: the denoising loop alone",
+        "clock": bench.device.clock_name,
     }

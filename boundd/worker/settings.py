@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from boundd.protocol.catalogue import (
+    ARCHITECTURES,
+    ATTENTIONS,
     BUILTIN_MODELS,
     PIPELINE_CLASSES,
+    WEIGHTS,
     UnknownNameError,
     parse_method,
     resolve_scheduler,
@@ -21,6 +24,7 @@ from boundd.worker.methods.base import GridSize
 DTYPES = ("float32", "float16", "bfloat16")
 GRIDS: tuple[GridSize, ...] = ("coarse", "standard")
 BUILTIN = "builtin"
+RANDOM = "random"
 
 DEFAULT_SOURCES: Mapping[str, str] = {
     "SD1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -37,8 +41,13 @@ _DEFAULTS: Mapping[str, Json] = {
     "guidance_scale": 7.5,  # diffusers' own default for StableDiffusionPipeline
     "grid": "standard",
     "budget_s": 0.0,
-    "repeats": 5,
+    "repeats": 8,
+    "max_repeats": 40,
+    "precision": 0.01,
+    "exhaustive": False,
+    "fresh": False,
     "weights": "pretrained",
+    "attention": "sdpa",
     "resolution": None,
     "dtype": None,
     "device": None,
@@ -62,20 +71,28 @@ class Settings:
     Attributes:
         model: the name asked for, such as 'SD1.5'.
         pipeline_class: the diffusers class, or '' to let the model's own index say.
-        source: a hub id, a folder, or 'builtin'.
+        source: a hub id, a folder, or 'builtin'; with random weights the architecture's name.
+        weights: 'pretrained' or 'random'.
+        attention: how the model computes it, one of `ATTENTIONS`.
         scheduler_class: the diffusers class.
         methods: names, sorted.
         resolution: pixels of a side; None for the model's own.
         dtype, device: None to choose by the device that is there.
         scorer: a hub id, a folder, 'builtin', or '' for no score.
         budget_s: seconds to spend timing a point once it has its fewest pairs; 0 for no limit.
-        repeats: pairs of baseline and variant to time a point by.
+        repeats: the fewest pairs of baseline and variant to time a point by.
+        max_repeats: the most.
+        precision: the half width of a speed-up's interval, as a share of it, at which timing ends.
+        is_exhaustive: whether every point is measured to its end.
+        is_fresh: whether what earlier attempts measured is left unread.
         threads: on the CPU.
     """
 
     model: str
     pipeline_class: str
     source: str
+    weights: str
+    attention: str
     scheduler_class: str
     methods: tuple[str, ...]
     steps: int
@@ -91,6 +108,10 @@ class Settings:
     grid: GridSize
     budget_s: float
     repeats: int
+    max_repeats: int
+    precision: float
+    is_exhaustive: bool
+    is_fresh: bool
     prompts: Path | None
     output_dir: Path | None
     threads: int
@@ -116,16 +137,14 @@ def resolve(options: Mapping[str, Any], environment: WorkerEnvironment) -> Setti
                 return values[key]
         return _DEFAULTS.get(name)
 
-    if setting("weights") != "pretrained":
-        raise SettingsError(
-            f"--weights {setting('weights')}: only 'pretrained' weights can be measured; "
-            "building a model with random weights is not available yet"
-        )
+    weights = cast("str", _choice("weights", setting("weights"), WEIGHTS))
     model, pipeline_class = _model(_named("pipe", setting("pipe")), setting("source"))
     return Settings(
         model=model,
         pipeline_class=pipeline_class,
-        source=_source(model, setting("source")),
+        source=_source(model, setting("source"), weights),
+        weights=weights,
+        attention=cast("str", _choice("attention", setting("attention"), ATTENTIONS)),
         scheduler_class=_checked("sched", resolve_scheduler, setting("sched")),
         methods=_checked("search_targets", parse_method, setting("search_targets")),
         steps=_integer("steps", setting("steps"), low=1, high=1000),
@@ -137,10 +156,14 @@ def resolve(options: Mapping[str, Any], environment: WorkerEnvironment) -> Setti
         resolution=_resolution(setting("resolution")),
         dtype=_choice("dtype", setting("dtype"), DTYPES),
         device=setting("device"),
-        scorer=_scorer(model, setting("scorer"), environment.scorer),
+        scorer=_scorer(model, setting("scorer"), environment.scorer, weights),
         grid=cast("GridSize", _choice("grid", setting("grid"), GRIDS)),
         budget_s=_real("budget_s", setting("budget_s"), low=0.0),
         repeats=_integer("repeats", setting("repeats"), low=1),
+        max_repeats=_integer("max_repeats", setting("max_repeats"), low=1),
+        precision=_real("precision", setting("precision"), low=0.0),
+        is_exhaustive=_flag("exhaustive", setting("exhaustive")),
+        is_fresh=_flag("fresh", setting("fresh")),
         prompts=_path(setting("prompts")),
         output_dir=_path(setting("output_dir")),
         threads=_integer("threads", setting("threads"), low=1),
@@ -164,15 +187,35 @@ def _model(name: str, source: object) -> tuple[str, str]:
     raise SettingsError(f'--pipe: {hint}; any other name needs --source, or a config entry [models."{name}"]')
 
 
-def _source(model: str, source: object) -> str:
+def _source(model: str, source: object, weights: str) -> str:
+    if weights == RANDOM:
+        return _architecture(model, source)
     if source is not None:
         return str(source)
     return BUILTIN if model in BUILTIN_MODELS else DEFAULT_SOURCES[model]
 
 
-def _scorer(model: str, given: object, table: Mapping[str, Json] | None) -> str:
+def _architecture(model: str, source: object) -> str:
+    """What to build with random weights: what the source names, else what the model's own name does."""
+    for name in (source, model):
+        if name in ARCHITECTURES:
+            return str(name)
+    raise SettingsError(
+        f"--weights {RANDOM}: {model} is no architecture that can be built without its files; take --pipe (or, under "
+        f"another name, --source) {', '.join(ARCHITECTURES)}"
+    )
+
+
+def _scorer(model: str, given: object, table: Mapping[str, Json] | None, weights: str) -> str:
     """The option, else the config's; a built-in model always has the scorer made for it, unless told
-    otherwise."""
+    otherwise. The config's is not for random weights, whose images show nothing."""
+    if weights == RANDOM:
+        if given:
+            raise SettingsError(
+                f"--scorer {given}: images of random weights show nothing that could be scored; leave --scorer out, or "
+                "measure pretrained weights"
+            )
+        return ""
     if given is not None:
         return str(given)
     configured = (table or {}).get("source")
@@ -209,6 +252,12 @@ def _real(name: str, value: object, low: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < float("inf"):
         raise SettingsError(f"--{name}: must be a number of at least {low:g}, not {value!r}")
     return float(value)
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise SettingsError(f"--{name}: must be true or false, not {value!r}")
+    return value
 
 
 def _choice(name: str, value: object, known: tuple[str, ...]) -> str | None:

@@ -1,43 +1,58 @@
 """Timing a variant against the baseline: interleaved pairs, alone on the device, until they agree or time is
 up.
 
-A pair is one call of each on the same batch, one right after the other, in an order that is shuffled from
-pair to pair; what drifts (clocks, temperature, neighbours) then falls on both alike. What is timed is the
-whole call, from the prompts to the decoded images.
+A pair is one call of each, one right after the other, in an order that is shuffled from pair to pair; what drifts
+(clocks, temperature, neighbours) then falls on both alike. What is timed is the whole call, from the prompts to the
+decoded images, and within it the denoising loop.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from boundd.protocol.lease import Lease
 from boundd.protocol.lines import Isolation
 from boundd.worker.devices import Stopwatch
-from boundd.worker.isolation import Witness
+from boundd.worker.isolation import Attest, Witness, merge
 from boundd.worker.statistics import Estimate, median_ratio
 
 MIN_PAIRS = 2
-RETIMINGS = 2
-"""How many times a contended point is timed again."""
+MAX_DISTURBED = 5
+"""How many disturbed pairs of a point are timed again; a neighbour that stays is reported, not waited out."""
 MAX_HELD_S = 60.0
 """How long the device's lease may be held alone at a stretch, where a call can be had in less."""
+VARIANTS_A_BASELINE = 4
+"""How many variants share one baseline call where points are timed roughly: more, and the baseline is too far away."""
+ROUGH_DEVIATIONS = 3
+"""The half width of a rough interval, in standard errors by the spread of the A/A run's pairs."""
+MIN_ROUGH_SHARE = 0.01
+"""Its least, as a share: an A/A run of a few pairs can look steadier than the device is."""
+STEADY_SHARE = 0.05
+"""The last calls of a warm-up must lie this close together."""
+STEADY_CALLS = 3
 
 Timed = Callable[[], Stopwatch]
 """Runs one call and says what it took."""
+NextPair = Callable[[], tuple[Timed, Timed]]
+"""The next pair's baseline and variant, ready to run."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One call of the baseline and one of the variant, on the same batch."""
+    """One call of the baseline and one of the variant, close together in time."""
 
     baseline: Stopwatch
     variant: Stopwatch
+
+    @property
+    def ratio(self) -> float:
+        """Baseline over variant."""
+        return self.baseline.elapsed_s / self.variant.elapsed_s
 
 
 @dataclass(frozen=True)
@@ -46,12 +61,107 @@ class Timing:
 
     speedup: Estimate
     pairs: Sequence[Pair]
-    isolation: Isolation
-    retimings: int
+    attest: Attest
+    dropped: int
+    """Pairs that a neighbour disturbed, and that were timed again."""
+
+    @property
+    def isolation(self) -> Isolation:
+        """Whether the device was its alone."""
+        return self.attest.isolation
 
     def median_of(self, what: Callable[[Pair], float]) -> float:
         """The median over the pairs of something that each of them has."""
         return statistics.median(what(pair) for pair in self.pairs)
+
+    def median_loop_ratio(self) -> float | None:
+        """The median ratio of the denoising loops alone; None where a loop was not seen."""
+        ratios = [
+            before / after
+            for pair in self.pairs
+            if (before := pair.baseline.loop_s) is not None and (after := pair.variant.loop_s) is not None
+        ]
+        return statistics.median(ratios) if len(ratios) == len(self.pairs) else None
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """When a point has been timed enough.
+
+    Attributes:
+        min_pairs: before anything else, and at least MIN_PAIRS.
+        max_pairs: at most.
+        precision: the half width of the interval, as a share of the speed-up, that is enough; 0 never is.
+        budget_s: seconds after which no pair is begun, past MIN_PAIRS; 0 for none.
+    """
+
+    min_pairs: int
+    max_pairs: int
+    precision: float
+    budget_s: float
+
+    @property
+    def fewest(self) -> int:
+        """Pairs that a proper interval rests on."""
+        return max(MIN_PAIRS, self.min_pairs)
+
+    @property
+    def most(self) -> int:
+        """Pairs after which timing ends."""
+        return max(self.fewest, self.max_pairs)
+
+
+class Series:
+    """The pairs of one point so far.
+
+    Args:
+        fewest: with fewer pairs the interval is a rough one.
+        noise: the standard deviation of the logarithm of a single pair's ratio, as the A/A run showed it; None during
+            that run.
+        seed: of the bootstrap.
+    """
+
+    def __init__(self, fewest: int, noise: float | None, seed: int) -> None:
+        self._fewest = fewest
+        self._noise = noise
+        self._seed = seed
+        self._clean: list[tuple[Pair, Attest]] = []
+        self._disturbed: list[tuple[Pair, Attest]] = []
+        self.spent_s = 0.0
+
+    @property
+    def pairs(self) -> int:
+        """How many count."""
+        return len(self._counted())
+
+    @property
+    def tries(self) -> int:
+        """How many were timed, the disturbed ones included."""
+        return len(self._clean) + len(self._disturbed)
+
+    def add(self, pair: Pair, attest: Attest, took_s: float) -> None:
+        """A pair was timed, and this was seen meanwhile."""
+        (self._disturbed if attest.isolation == "contended" else self._clean).append((pair, attest))
+        self.spent_s += took_s
+
+    def timing(self) -> Timing:
+        """What is known so far, from at least one pair. Disturbed pairs count only where others are too few."""
+        counted = self._counted()
+        attest = merge([attest for _, attest in counted])
+        return Timing(self.estimate(), [pair for pair, _ in counted], attest, self.tries - len(counted))
+
+    def estimate(self) -> Estimate:
+        """The speed-up: with few pairs by the noise of the A/A run, else by the pairs' own spread."""
+        pairs = [pair for pair, _ in self._counted()]
+        if len(pairs) >= self._fewest or self._noise is None:
+            return median_ratio([p.baseline.elapsed_s for p in pairs], [p.variant.elapsed_s for p in pairs], self._seed)
+        ratio = statistics.median(pair.ratio for pair in pairs)
+        width = math.exp(max(MIN_ROUGH_SHARE, ROUGH_DEVIATIONS * self._noise / math.sqrt(len(pairs))))
+        return Estimate(ratio, ratio / width, ratio * width, len(pairs))
+
+    def _counted(self) -> list[tuple[Pair, Attest]]:
+        enough = len(self._clean) >= min(self._fewest, max(1, self.tries - MAX_DISTURBED))
+        return self._clean if enough else [*self._clean, *self._disturbed]
 
 
 @dataclass
@@ -59,68 +169,96 @@ class PairTimer:
     """Times pairs under the lease.
 
     Attributes:
-        repeats: pairs to time a point by, at least MIN_PAIRS.
-        budget_s: seconds after which no pair is begun, past the fewest; 0 for none.
-        seed: of the order within pairs and of the bootstrap.
+        seed: of the order within pairs.
         clock: seconds, monotonic.
     """
 
     lease: Lease
     witness: Witness
-    repeats: int
-    budget_s: float
+    rule: StopRule
     seed: int
     clock: Callable[[], float] = field(default=time.monotonic)
 
-    def measure(self, baseline: Callable[[int], Stopwatch], variant: Callable[[int], Stopwatch]) -> Timing:
-        """Time pairs; `baseline(i)` and `variant(i)` run the i-th pair's call.
+    def __post_init__(self) -> None:
+        self._order = random.Random(self.seed)  # noqa: S311 - shuffling, not secrecy
+        self._longest_s = 0.0
 
-        A measurement that a neighbour disturbed is made again, while the budget lasts; what is reported is
-        the last.
+    def measure(
+        self, series: Series, next_pair: NextPair, is_enough: Callable[[Estimate], bool] = lambda _: False
+    ) -> None:
+        """Time pairs until the rule, or `is_enough`, says so. A pair that a neighbour disturbed is timed again, up to
+        MAX_DISTURBED times."""
+        while not self.is_done(series, is_enough):
+            self.add_pair(series, next_pair)
+
+    def is_done(self, series: Series, is_enough: Callable[[Estimate], bool]) -> bool:
+        """Whether the series needs no further pair."""
+        rule = self.rule
+        if series.tries >= MIN_PAIRS and self.is_spent(series):
+            return True
+        if series.pairs < rule.fewest:
+            return False
+        if series.tries >= rule.most + MAX_DISTURBED or series.pairs >= rule.most:
+            return True
+        estimate = series.estimate()
+        return estimate.relative_half_width <= rule.precision or is_enough(estimate)
+
+    def is_spent(self, series: Series) -> bool:
+        """Whether the series' budget is spent."""
+        return self.rule.budget_s > 0 and series.spent_s >= self.rule.budget_s
+
+    def add_pair(self, series: Series, next_pair: NextPair) -> None:
+        """Time one pair."""
+        baseline, variant = next_pair()
+        started_s = self.clock()
+        turns = self._order.sample([0, 1], 2)
+        watches, attest = self._run([baseline, variant], turns)
+        series.add(Pair(watches[0], watches[1]), attest, self.clock() - started_s)
+
+    def add_rough_pairs(self, baseline: Timed, variants: Sequence[tuple[Series, Timed]]) -> None:
+        """One pair for each variant; up to VARIANTS_A_BASELINE of them share a baseline call.
+
+        Args:
+            baseline: one unaccelerated call.
+            variants: one accelerated call each, all of the same size as the baseline's.
         """
-        started_s = self.clock()
-        retimings = 0
-        pairs, isolation = self._round(baseline, variant)
-        while isolation == "contended" and retimings < RETIMINGS and not self._is_spent(started_s):
-            retimings += 1
-            pairs, isolation = self._round(baseline, variant)
-        speedup = median_ratio(
-            [pair.baseline.elapsed_s for pair in pairs], [pair.variant.elapsed_s for pair in pairs], self.seed
-        )
-        return Timing(speedup, pairs, isolation, retimings)
+        for start in range(0, len(variants), VARIANTS_A_BASELINE):
+            group = variants[start : start + VARIANTS_A_BASELINE]
+            calls = [baseline, *(call for _, call in group)]
+            started_s = self.clock()
+            watches, attest = self._run(calls, self._order.sample(range(len(calls)), len(calls)))
+            took_s = (self.clock() - started_s) / len(group)
+            for (series, _), watch in zip(group, watches[1:], strict=True):
+                series.add(Pair(watches[0], watch), attest, took_s)
 
-    def _round(
-        self, baseline: Callable[[int], Stopwatch], variant: Callable[[int], Stopwatch]
-    ) -> tuple[list[Pair], Isolation]:
-        order = random.Random(self.seed)  # noqa: S311 - shuffling, not secrecy
-        started_s = self.clock()
-        pairs: list[Pair] = []
+    def _run(self, calls: Sequence[Timed], turns: Sequence[int]) -> tuple[list[Stopwatch], Attest]:
+        """Run each call in its turn, holding the device alone, and anew where it would be held too long."""
+        watches: dict[int, Stopwatch] = {}
+        waiting = list(turns)
         self.witness.begin()
-        while len(pairs) < max(MIN_PAIRS, self.repeats):
-            if len(pairs) >= MIN_PAIRS and self._is_spent(started_s):
-                break
-            index = len(pairs)
-            longest_s = max((pair.baseline.wall_s + pair.variant.wall_s for pair in pairs), default=0.0)
-            pairs.append(self._pair(lambda: baseline(index), lambda: variant(index), order, longest_s))  # noqa: B023
-        watches = [watch for pair in pairs for watch in (pair.baseline, pair.variant)]
-        return pairs, self.witness.judge(watches)
+        while waiting:
+            with self.lease.exclusive():
+                taken_s = self.clock()
+                is_first = True
+                while waiting and (is_first or self.clock() - taken_s + self._longest_s <= MAX_HELD_S):
+                    turn = waiting.pop(0)
+                    watches[turn] = calls[turn]()
+                    self._longest_s = max(self._longest_s, watches[turn].wall_s)
+                    is_first = False
+        in_order = [watches[turn] for turn in range(len(calls))]
+        return in_order, self.witness.judge(in_order)
 
-    def _is_spent(self, started_s: float) -> bool:
-        return self.budget_s > 0 and self.clock() - started_s >= self.budget_s
 
-    def _pair(self, baseline: Timed, variant: Timed, order: random.Random, expected_s: float) -> Pair:
-        """One pair: under one hold of the lease, unless that would be held too long; then each under its
-        own."""
-        together = expected_s <= MAX_HELD_S
-        outer: AbstractContextManager[Any] = self.lease.exclusive() if together else nullcontext()
+def noise_of(pairs: Iterable[Pair]) -> float:
+    """The standard deviation of the logarithm of a single A/A pair's ratio; its mean is known to be 0."""
+    squares = [math.log(pair.ratio) ** 2 for pair in pairs]
+    return math.sqrt(statistics.fmean(squares))
 
-        def alone(timed: Timed) -> Stopwatch:
-            with nullcontext() if together else self.lease.exclusive():
-                return timed()
 
-        with outer:
-            if order.random() < 0.5:
-                before = alone(baseline)
-                return Pair(before, alone(variant))
-            after = alone(variant)
-            return Pair(alone(baseline), after)
+def is_steady(calls_s: Sequence[float]) -> bool:
+    """Whether a warm-up may end: the last STEADY_CALLS calls lie within STEADY_SHARE of their median."""
+    last = calls_s[-STEADY_CALLS:]
+    if len(last) < STEADY_CALLS:
+        return False
+    middle = statistics.median(last)
+    return all(abs(call_s - middle) <= STEADY_SHARE * middle for call_s in last)

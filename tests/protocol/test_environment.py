@@ -24,6 +24,7 @@ _sizes = st.integers(1, 2**63 - 1)
         lease_folder=st.none() | st.just(Path("/b")),
         model=st.none() | _objects,
         scorer=st.none() | _objects,
+        earlier_results=st.sampled_from([(), (Path("/a/1"), Path("/a/2"))]),
         visible_devices=st.none() | st.sampled_from(["", "GPU-1"]),
     )
 )
@@ -56,6 +57,9 @@ def test_nothing_set_is_a_worker_of_its_own() -> None:
         (environment.BATCH_SIZE, "٤"),
         (environment.RESULTS, "results.jsonl"),
         (environment.LEASE, "lease"),
+        (environment.EARLIER_RESULTS, "/a"),
+        (environment.EARLIER_RESULTS, '["a"]'),
+        (environment.EARLIER_RESULTS, "[1]"),
     ],
 )
 def test_a_bad_value_names_its_variable(name: str, value: str) -> None:

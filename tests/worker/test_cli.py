@@ -14,11 +14,24 @@ from typing import Any
 
 import pytest
 
-from boundd.protocol.lines import Error, LineSplitter, Memory, Point, Result, parse_line
+from boundd.protocol.lines import Error, LineSplitter, Memory, Point, Result, name_of, parse_line
 
 ROOT = Path(__file__).parents[2]
 SPEEDUP = re.compile(r"speedup: (\d+\.\d+)")
-QUICK = ("--steps", "5", "--num_samples", "2", "--batch_size", "1", "--grid", "coarse", "--repeats", "2")
+QUICK = (
+    "--steps",
+    "5",
+    "--num_samples",
+    "2",
+    "--batch_size",
+    "1",
+    "--grid",
+    "coarse",
+    "--repeats",
+    "2",
+    "--max-repeats",
+    "2",
+)
 
 STARVED = """
 import re, resource
@@ -27,11 +40,11 @@ from boundd.worker import cli, search
 
 run_baseline = search.run_baseline
 
-def in_little_memory(bench):
+def in_little_memory(*arguments):
     used_bytes = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
     limit_bytes = used_bytes + (512 << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
-    return run_baseline(bench)
+    return run_baseline(*arguments)
 
 search.run_baseline = in_little_memory
 cli.main(prog_name="worker")
@@ -60,6 +73,11 @@ def lines_of(path: Path) -> list[Any]:
     return lines
 
 
+def lines_of_torn(path: Path) -> list[Any]:
+    """The whole lines of a results file whose writer was killed."""
+    return [parse_line(line) for line in LineSplitter().feed(path.read_bytes())]
+
+
 def test_the_old_command_line_runs(tmp_path: Path) -> None:
     """The old options with class names: speed-ups on stdout and nothing else, lines in the file, exit 0."""
     results = tmp_path / "results.jsonl"
@@ -75,7 +93,8 @@ def test_the_old_command_line_runs(tmp_path: Path) -> None:
     assert all(printed)
     lines = lines_of(results)
     points = [line for line in lines if isinstance(line, Point)]
-    assert [f"{point.speedup:.2f}" for point in points] == [match[1] for match in printed if match]
+    last = {name_of(point.parameters): point for point in points}.values()
+    assert [f"{point.speedup:.2f}" for point in last] == [match[1] for match in printed if match]
     assert isinstance(lines[-1], Result)
 
 
@@ -128,7 +147,7 @@ def test_json_is_the_only_output() -> None:
         ((), "--pipe: is needed"),
         (("--pipe", "digits-sd15", "--sched", "DIMM"), "did you mean DDIM"),
         (("--no-such-option",), "No such option"),
-        (("--pipe", "digits-sd15", "--weights", "random"), "not available yet"),
+        (("--pipe", "digits-sd15", "--weights", "random"), "digits-sd15 is no architecture"),
     ],
 )
 def test_wrong_usage_is_exit_2_and_quick(arguments: tuple[str, ...], reason: str) -> None:
@@ -200,12 +219,40 @@ def test_out_of_memory_is_exit_3(tmp_path: Path) -> None:
     assert line.requested_bytes > 512 << 20
 
 
-def test_help_is_quick_and_whole() -> None:
-    """It answers without the heavy libraries, and names every option, an example and the exit codes."""
-    started = time.monotonic()
-    done = worker("--help")
-    assert time.monotonic() - started < 2
+def test_a_killed_worker_goes_on_where_it_was(tmp_path: Path) -> None:
+    """kill -9 in the middle of the points: the next attempt reads back what was measured, and measures the rest."""
+    results, rest = tmp_path / "1.jsonl", tmp_path / "2.jsonl"
+    arguments = ("--pipe", "digits-sd15", "--sched", "DDIM", "--search_targets", "tome", "--exhaustive", *QUICK)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "boundd.worker", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"BOUNDD_RESULTS": str(results), "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+    )
+    while process.poll() is None and (not results.exists() or results.read_text().count('"point"') < 2):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    killed = [line for line in lines_of_torn(results) if isinstance(line, Point)]
+    assert 2 <= len(killed) < 5, "it was killed in the middle"
+    done = worker(*arguments, BOUNDD_RESULTS=str(rest), BOUNDD_EARLIER_RESULTS=json.dumps([str(results)]))
+    assert done.returncode == 0, done.stderr
+    lines = lines_of(rest)
+    points = [line for line in lines if isinstance(line, Point)]
+    assert lines[-1].extra["points_read_back"] == len(killed)
+    assert points[: len(killed)] == killed
+    assert len(points) == 5
+
+
+def test_help_is_light_and_whole() -> None:
+    """It answers without loading the heavy libraries, and names every option, an example and the exit codes."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "boundd.worker", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert "boundd.worker.settings" in imported
+    assert not imported & {"torch", "diffusers", "transformers", "numpy", "matplotlib"}
     for word in ("--search_targets", "--search-targets", "--budget-s", "Example:", "Exit codes:", "deepcache", "UniPC"):
         assert word in done.stdout
 

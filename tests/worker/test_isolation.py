@@ -11,29 +11,60 @@ from pathlib import Path
 import pytest
 
 from boundd.worker.devices import Stopwatch
-from boundd.worker.isolation import CpuWitness, GpuWitness, worst
+from boundd.worker.isolation import Attest, CpuWitness, GpuReading, GpuWitness, merge, worst
+
+
+def proc(folder: Path, waiting_s: float | None, stolen_ticks: int = 0) -> Path:
+    """A /proc that counts this much: of 1,000 ticks, and of a clock that the test moves."""
+    (folder / "pressure").mkdir(exist_ok=True)
+    (folder / "stat").write_text(f"cpu  {1000 - stolen_ticks} 0 0 0 0 0 0 {stolen_ticks} 0 0\n")
+    if waiting_s is not None:
+        (folder / "pressure" / "cpu").write_text(
+            f"some avg10=0.00 avg60=0.00 avg300=0.00 total={round(waiting_s * 1e6)}\nfull avg10=0.00 total=0\n"
+        )
+    return folder
 
 
 @pytest.mark.parametrize(
-    ("cpu_s", "threads", "verdict"),
-    [
-        (0.99, 1, "exclusive"),
-        (0.91, 1, "exclusive"),
-        (0.89, 1, "contended"),
-        (0.3, 1, "contended"),
-        (2.0, 2, "unknown"),
-    ],
+    ("cpu_s", "verdict"), [(0.99, "exclusive"), (0.91, "exclusive"), (0.89, "contended"), (0.3, "contended")]
 )
-def test_the_share_of_the_cpu_decides(cpu_s: float, threads: int, verdict: str) -> None:
-    """Nine tenths of the time on the core is alone; several threads can't be judged."""
-    witness = CpuWitness(threads)
+def test_the_share_of_the_cpu_decides(cpu_s: float, verdict: str, tmp_path: Path) -> None:
+    """Nine tenths of the time on the core is alone, and the share is told."""
+    witness = CpuWitness(1, proc(tmp_path, 0.0))
     witness.begin()
-    assert witness.judge([Stopwatch(0.6, 0.6 * cpu_s), Stopwatch(0.4, 0.4 * cpu_s)]) == verdict
+    attest = witness.judge([Stopwatch(0.6, 0.6 * cpu_s), Stopwatch(0.4, 0.4 * cpu_s)])
+    assert attest.isolation == verdict
+    assert attest.as_json()["cpu_share"] == pytest.approx(cpu_s)
+    assert bool(attest.reasons) == (verdict == "contended")
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.02, "exclusive"), (0.6, "contended"), (None, "unknown")])
+def test_several_threads_are_judged_by_the_kernels_pressure(
+    share: float | None, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the kernel counts how long something waited for a core; else nobody can say."""
+    now_s = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    witness = CpuWitness(2, proc(tmp_path, None if share is None else 50.0))
+    witness.begin()
+    now_s = 110.0
+    proc(tmp_path, None if share is None else 50.0 + 10 * share)
+    assert witness.judge([Stopwatch(10.0, 15.0)]).isolation == verdict
+
+
+def test_what_a_hypervisor_takes_counts(tmp_path: Path) -> None:
+    """A tenth of all ticks stolen in between is somebody else on our cores."""
+    witness = CpuWitness(1, proc(tmp_path, 0.0))
+    witness.begin()
+    (tmp_path / "stat").write_text("cpu  1900 0 0 0 0 0 0 100 0 0\n")
+    attest = witness.judge([Stopwatch(1.0, 1.0)])
+    assert attest.isolation == "contended"
+    assert "hypervisor" in attest.reasons[0]
 
 
 def test_too_short_to_judge() -> None:
     """The clocks can't tell the share of a millisecond."""
-    assert CpuWitness(1).judge([Stopwatch(0.001, 0.0)]) == "unknown"
+    assert CpuWitness(1).judge([Stopwatch(0.001, 0.0)]).isolation == "unknown"
 
 
 def test_a_section_that_did_not_run_is_contended() -> None:
@@ -41,7 +72,25 @@ def test_a_section_that_did_not_run_is_contended() -> None:
     wall, cpu = time.perf_counter(), time.process_time()
     time.sleep(0.2)
     watch = Stopwatch(time.perf_counter() - wall, time.process_time() - cpu)
-    assert CpuWitness(1).judge([watch]) == "contended"
+    assert CpuWitness(1).judge([watch]).isolation == "contended"
+
+
+def test_a_throttled_gpu_is_not_fit_to_time(tmp_path: Path) -> None:
+    """Heat and power brakes spoil a timing, and are named; a power cap is how a GPU under load runs."""
+    witness = GpuWitness("GPU-1", tmp_path)
+    alone = frozenset({os.getpid()})
+    hot = witness.seen(GpuReading(alone, throttle=0x40, sm_clock_mhz=900))
+    assert (hot.isolation, hot.reasons) == ("contended", ("the GPU throttles: hardware thermal slowdown",))
+    assert hot.as_json()["sm_clock_mhz"] == 900
+    assert witness.seen(GpuReading(alone, throttle=0x04)).isolation == "exclusive"
+
+
+def test_several_attests_make_one() -> None:
+    """The worst verdict, every reason once, the last readings."""
+    both = merge(
+        [Attest("exclusive", (), {"mhz": 1}), Attest("contended", ("a",), {"mhz": 2}), Attest("unknown", ("a",))]
+    )
+    assert both == Attest("contended", ("a",), {"mhz": 2})
 
 
 def test_a_gpu_that_cannot_be_seen_is_unknown(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from boundd.worker.errors import ModelUnavailableError
-from boundd.worker.scorers import load_scorer
+from boundd.worker.scorers import ClipScorer, load_scorer
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_clip_scores_between_0_and_100(clip_folder: Path) -> None:
     """Any size and shape of image, any length of prompt; the same pair always scores the same."""
-    scorer = load_scorer(str(clip_folder), "cpu")
+    scorer = load_scorer(str(clip_folder))
     assert scorer is not None
     images = torch.rand(3, 3, 64, 48, generator=torch.Generator().manual_seed(0))
     prompts = ["a dog", "a very long prompt that goes on and on past the end of it", ""]
@@ -43,20 +43,31 @@ def test_clip_scores_between_0_and_100(clip_folder: Path) -> None:
     assert torch.allclose(scorer.score(images[1:2], prompts[1:2]), scores[1:2], atol=1e-3)
 
 
+@pytest.mark.parametrize(("room", "is_moved"), [(1.1, False), (2.0, True), (None, True)])
+def test_a_scorer_goes_to_the_device_only_where_both_fit(clip_folder: Path, room: float | None, is_moved: bool) -> None:
+    """It needs its weights' size and half as much again beside the pipeline; else it stays where it is. ('meta' is a
+    device of torch's that every machine has.)"""
+    scorer = load_scorer(str(clip_folder))
+    assert isinstance(scorer, ClipScorer)
+    size_bytes = sum(part.numel() * part.element_size() for part in CLIPModel.from_pretrained(clip_folder).parameters())
+    scorer.place("meta", None if room is None else int(room * size_bytes))
+    assert scorer.device_name == ("meta" if is_moved else "cpu")
+
+
 def test_the_builtin_scorer_loads() -> None:
     """'builtin' is the digits' scorer, from the package."""
-    scorer = load_scorer("builtin", "cpu")
+    scorer = load_scorer("builtin")
     assert scorer is not None
     assert scorer.score(torch.rand(2, 3, 32, 32), ["a 3", "a 4"]).shape == (2,)
 
 
 def test_no_scorer_is_no_scorer() -> None:
     """The empty name."""
-    assert load_scorer("", "cpu") is None
+    assert load_scorer("") is None
 
 
 def test_a_scorer_that_is_not_there_says_how_to_give_it(tmp_path: Path) -> None:
     """The error names what was looked for and the config key."""
     with pytest.raises(ModelUnavailableError, match=r"\[scorer\]") as caught:
-        load_scorer(str(tmp_path), "cpu")
+        load_scorer(str(tmp_path))
     assert str(tmp_path) in str(caught.value)

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from boundd.protocol.environment import WorkerEnvironment
-from boundd.protocol.lines import Line, Memory, Point, Progress, Result, encode, parse_line
+from boundd.protocol.lines import Line, Memory, Point, Progress, Result, encode, name_of, parse_line
 from boundd.worker import points as points_module
 from boundd.worker import search as search_module
 from boundd.worker.errors import BadDataError, WorkerError
 from boundd.worker.methods import load_method
 from boundd.worker.methods.base import Call, Method, ModelContext, Parameters
+from boundd.worker.sampling import Batch, Sampler
 from boundd.worker.search import OutOfMemoryError, Search
 from boundd.worker.settings import Settings
 from tests.worker.conftest import MakeSettings
@@ -93,10 +94,20 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Any:
     return use
 
 
-def test_a_search_reports_everything(make_settings: MakeSettings, tmp_path: Path) -> None:
+def last_of(points: Sequence[Point]) -> list[Point]:
+    """What is known of each point in the end: of several lines about one, the last."""
+    return list({name_of(point.parameters): point for point in points}.values())
+
+
+QUICK: dict[str, Any] = {"repeats": 2, "max_repeats": 2}
+
+
+def test_an_exhaustive_search_reports_everything(make_settings: MakeSettings, tmp_path: Path) -> None:
     """Progress to the end, the identity first, memory before the result, and numbers that agree with each
     other."""
-    settings = make_settings(num_samples=3, batch_size=2, repeats=3, tolerance=1.0, output_dir=str(tmp_path))
+    settings = make_settings(
+        num_samples=3, batch_size=2, repeats=3, max_repeats=3, tolerance=1.0, output_dir=str(tmp_path), exhaustive=True
+    )
     recorder, result = run(settings, lease_folder=tmp_path / "lease")
     points = recorder.of(Point)
     assert [point.extra["identity"] for point in points] == [True] + [False] * (len(points) - 1)
@@ -104,14 +115,19 @@ def test_a_search_reports_everything(make_settings: MakeSettings, tmp_path: Path
     identity = points[0]
     assert identity.score_loss == 0
     assert identity.extra["psnr_db"] is None
+    assert identity.extra["latent_error"] == 0
     assert all(point.extra["psnr_db"] is not None for point in points[1:])
     for point in points:
         assert point.extra["speedup_low"] <= point.speedup <= point.extra["speedup_high"]
-        assert point.extra["pairs"] == settings.repeats
+        assert point.extra["pairs"] + point.extra["pairs_dropped"] >= settings.repeats
+        assert point.extra["samples"] == 3
+        assert point.extra["verdict"] == "passed"
+        assert point.extra["speedup_loop"] > 0
+        assert point.extra["memory"]["peak_allocated_bytes"] > 0
     assert [type(line) for line in recorder.lines[-2:]] == [Memory, Result]
     progress = recorder.of(Progress)
-    assert [line.done for line in progress] == list(range(len(points) + 3))
-    assert progress[-1].done == progress[-1].total
+    assert [line.done for line in progress] == sorted(line.done for line in progress)
+    assert progress[-1].done == progress[-1].total == len(points) + 2
     assert {line.extra["phase"] for line in progress} == {"load", "baseline", "points"}
     fastest = max(points, key=lambda point: point.speedup)
     assert result.max_speedup == result.max_speedup_within_tolerance == fastest.speedup
@@ -120,38 +136,113 @@ def test_a_search_reports_everything(make_settings: MakeSettings, tmp_path: Path
         "speedup": fastest.speedup,
         "score_loss": fastest.score_loss,
     }
-    assert result.extra["points_out_of_memory"] == []
+    assert result.extra["search"] == "exhaustive"
+    assert result.extra["points_out_of_memory"] == result.extra["points_skipped"] == []
+    assert result.extra["noise_floor_low"] <= result.extra["noise_floor"] <= result.extra["noise_floor_high"]  # type: ignore[operator]
     fingerprint = result.extra["fingerprint"]
     assert isinstance(fingerprint, dict)
     assert fingerprint["torch"] == torch.__version__
     assert fingerprint["DeepCache"]
-    assert recorder.of(Memory)[0].extra == {"measure": "peak_rss"}
+    memory = recorder.of(Memory)[0]
+    assert memory.extra["measure"] == "peak_rss"
+    assert {"load", "baseline", "decode", "score"} <= set(memory.extra["phases"])
+    assert (
+        max(phase["peak_allocated_bytes"] for phase in memory.extra["phases"].values()) == memory.peak_allocated_bytes
+    )
     assert (tmp_path / "baseline.png").stat().st_size > 0
     assert (tmp_path / "best.png").stat().st_size > 0
 
 
-def test_a_combination_is_searched(make_settings: MakeSettings) -> None:
-    """All three methods at once, on the architecture with the most traps."""
-    settings = make_settings(pipe="digits-sdxl", search_targets="tome+tgate+deepcache", scorer="", repeats=2)
+def test_a_lazy_search_makes_fewer_images_and_says_what_it_left_out(make_settings: MakeSettings) -> None:
+    """With everything allowed the fastest point settles all the others; each has its reason."""
+    settings = make_settings(num_samples=8, batch_size=4, steps=4, tolerance=1.0, grid="standard", **QUICK)
     recorder, result = run(settings)
+    points = last_of(recorder.of(Point))
+    skipped = result.extra["points_skipped"]
+    assert isinstance(skipped, list)
+    assert len(points) == 1
+    assert len(points) + len(skipped) == 2 * 4 + 1
+    assert points[0].parameters == {"cache_interval": 3, "cache_branch_id": 0}
+    assert points[0].extra["refined"]
+    assert all("which passed" in skip["reason"] for skip in skipped)
+    assert recorder.of(Progress)[-1].done == recorder.of(Progress)[-1].total
+    exhaustive = run(make_settings(**vars_of(settings), exhaustive=True, **QUICK))[1]
+    assert 3 * int(str(result.extra["images_generated"])) < int(str(exhaustive.extra["images_generated"]))
+    assert exhaustive.best is not None
+    assert exhaustive.best["parameters"] == points[0].parameters
+
+
+def vars_of(settings: Settings) -> dict[str, Any]:
+    """The options of the search above, once more."""
+    names = ("num_samples", "batch_size", "steps", "tolerance", "grid")
+    return {name: getattr(settings, name) for name in names}
+
+
+def test_images_are_counted_as_they_are_made(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number in the result is what the pipeline was really asked for."""
+    made = 0
+    generate = Sampler.generate
+
+    def counted(self: Sampler, call: Call, batch: Batch) -> torch.Tensor:
+        nonlocal made
+        made += len(batch.seeds)
+        return generate(self, call, batch)
+
+    monkeypatch.setattr(Sampler, "generate", counted)
+    _, result = run(make_settings(num_samples=5, batch_size=2, **QUICK))
+    assert result.extra["images_generated"] == made
+
+
+def test_an_earlier_attempt_is_read_back(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """Points that a worker measured before it was killed are not measured again, and --fresh refuses them."""
+    settings = make_settings(num_samples=4, batch_size=2, exhaustive=True, **QUICK)
+    first, whole = run(settings)
+    results = tmp_path / "results.jsonl"
+    kept = first.of(Point)[:2]
+    results.write_text("".join(encode(point) + "\n" for point in kept))
+    again, result = run(settings, earlier_results=(results,))
+    assert result.extra["points_read_back"] == 2
+    assert [point.speedup for point in again.of(Point)[:2]] == [point.speedup for point in kept]
+    assert len(last_of(again.of(Point))) == len(first.of(Point))
+    assert int(str(result.extra["images_generated"])) < int(str(whole.extra["images_generated"]))
+    fresh = make_settings(num_samples=4, batch_size=2, exhaustive=True, fresh=True, **QUICK)
+    assert run(fresh, earlier_results=(results,))[1].extra["points_read_back"] == 0
+    other = make_settings(num_samples=4, batch_size=2, exhaustive=True, seed=43, **QUICK)
+    assert run(other, earlier_results=(results,))[1].extra["points_read_back"] == 0
+
+
+def test_a_combination_is_searched(make_settings: MakeSettings) -> None:
+    """All three methods at once, on the architecture with the most traps; each alone is part of the space, and what
+    the combination adds to the best of them is told."""
+    settings = make_settings(pipe="digits-sdxl", search_targets="tome+tgate+deepcache", scorer="", **QUICK)
+    _, result = run(settings)
     assert result.extra["methods"] == ["deepcache", "tgate", "tome"]
-    assert set(recorder.of(Point)[0].parameters) >= {"cache_interval", "gate_step", "ratio"}
-    assert result.max_speedup is not None
+    contributions = result.extra["contributions"]
+    assert isinstance(contributions, dict)
+    alone = contributions["alone"]
+    assert set(alone) == {"deepcache", "tgate", "tome"}
+    assert set(alone["tome"]["parameters"]) == {"ratio", "max_downsample"}
+    best_single = max(alone, key=lambda name: alone[name]["speedup"])
+    assert contributions["best_single"] == best_single
+    assert result.best is not None
+    gain = result.best["speedup"] / alone[best_single]["speedup"]  # type: ignore[operator]
+    assert contributions["gain_over_best_single"] == pytest.approx(gain)
 
 
 def test_the_tolerance_bites(make_settings: MakeSettings) -> None:
     """With none allowed, the bound is the best of the points that lose nothing; the fastest is told beside
     it."""
-    recorder, result = run(make_settings(tolerance=0.0, repeats=2, steps=8))
+    recorder, result = run(make_settings(tolerance=0.0, steps=8, exhaustive=True, **QUICK))
     lossless = [point for point in recorder.of(Point) if point.score_loss <= 0]
     assert result.max_speedup_within_tolerance == max(point.speedup for point in lossless)
     assert result.max_speedup == max(point.speedup for point in recorder.of(Point))
+    assert {point.extra["verdict"] for point in recorder.of(Point)} == {"passed", "failed"}
 
 
 def test_without_a_scorer_nothing_is_within_the_tolerance(make_settings: MakeSettings) -> None:
     """No score, no bound within a tolerance, and best is the fastest; PSNR and SSIM are there all the
     same."""
-    recorder, result = run(make_settings(scorer="", repeats=2))
+    recorder, result = run(make_settings(scorer="", **QUICK))
     assert all(point.score_loss is None for point in recorder.of(Point))
     assert result.max_speedup_within_tolerance is None
     assert result.best is not None
@@ -164,11 +255,12 @@ def test_a_point_that_starves_is_noted_and_the_search_goes_on(make_settings: Mak
     """A real allocation failure at some points: they are listed, the others measured, the pipeline is
     whole."""
     broken(starving)
-    recorder, result = run(make_settings(search_targets="tome", repeats=2))
+    recorder, result = run(make_settings(search_targets="tome", **QUICK))
     starved = result.extra["points_out_of_memory"]
     assert isinstance(starved, list)
     assert [point["parameters"]["ratio"] for point in starved] == [0.5, 0.7, 0.5]
-    assert [point.parameters["ratio"] for point in recorder.of(Point)] == [0.0, 0.3]
+    assert all(point["requested_bytes"] == 1 << 60 for point in starved)
+    assert [point.parameters["ratio"] for point in last_of(recorder.of(Point))] == [0.0, 0.3]
     assert recorder.of(Progress)[-1].done == recorder.of(Progress)[-1].total
 
 
@@ -182,7 +274,7 @@ def test_when_every_point_starves_the_cell_does(make_settings: MakeSettings, bro
 
 def test_a_starving_baseline_ends_it(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The phase says where memory ran out."""
-    monkeypatch.setattr(search_module, "run_baseline", lambda _: torch.empty(1 << 60, dtype=torch.uint8))
+    monkeypatch.setattr(search_module, "run_baseline", lambda *_: torch.empty(1 << 60, dtype=torch.uint8))
     search = Search(make_settings(), WorkerEnvironment(), Recorder())
     with pytest.raises(OutOfMemoryError):
         search.run()
@@ -197,7 +289,7 @@ def test_a_method_that_stays_is_caught(make_settings: MakeSettings, broken: Any)
         return call
 
     broken(leave_noise)
-    settings = make_settings(search_targets="tome", repeats=2)
+    settings = make_settings(search_targets="tome", **QUICK)
     with pytest.raises(WorkerError, match="was not undone"):
         run(settings)
 
@@ -224,7 +316,7 @@ def test_images_that_are_no_numbers_end_it(make_settings: MakeSettings, broken: 
 
     broken(poison)
     with pytest.raises(BadDataError, match="not finite"):
-        run(make_settings(search_targets="tome", repeats=2))
+        run(make_settings(search_targets="tome", **QUICK))
 
 
 @pytest.mark.parametrize(
@@ -243,7 +335,7 @@ def test_a_misfit_is_bad_data(options: dict[str, Any], reason: str, make_setting
 
 def test_what_is_printed_is_read_back(make_settings: MakeSettings) -> None:
     """The result's isolation is the worst of the points that make the bound, and one of the protocol's."""
-    recorder, result = run(make_settings(repeats=2))
+    recorder, result = run(make_settings(**QUICK))
     makers = [point.isolation for point in recorder.of(Point) if point.speedup == result.max_speedup]
     assert result.isolation in ("exclusive", "contended", "unknown")
     assert not (result.isolation == "exclusive" and "contended" in makers)

@@ -100,7 +100,8 @@ def test_any_name_will_do_with_a_source() -> None:
         ({"resolution": 513}, "multiple of 8"),
         ({"dtype": "int8"}, "--dtype: must be one of"),
         ({"grid": "fine"}, "--grid: must be one of"),
-        ({"weights": "random"}, "not available yet"),
+        ({"weights": "guessed"}, "--weights: must be one of"),
+        ({"attention": "flash"}, "--attention: must be one of"),
         ({"repeats": 0}, "--repeats"),
     ],
 )

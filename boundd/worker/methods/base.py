@@ -29,8 +29,9 @@ class ModelContext:
         is_xl: whether the pipeline is an SDXL.
         scheduler_order: UNet calls a step (2 for Heun).
         attention_downsamples: the factors by which latents are downsampled where the UNet has transformer
-            blocks, in rising order: (1, 2, 4) for SD1.5, (2, 4) for SDXL. cache_branches: the skip
-            connections DeepCache can cache at: 11 for SD, 8 for SDXL.
+            blocks, in rising order: (1, 2, 4) for SD1.5, (2, 4) for SDXL.
+        cache_branches: the skip connections DeepCache can cache at: 11 for SD, 8 for SDXL.
+        attention: how the model computes it: 'sdpa', 'eager', 'sliced' or 'xformers'.
     """
 
     steps: int
@@ -39,6 +40,7 @@ class ModelContext:
     scheduler_order: int
     attention_downsamples: tuple[int, ...]
     cache_branches: int
+    attention: str = "sdpa"
 
 
 class Method(Protocol):

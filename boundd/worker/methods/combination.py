@@ -36,12 +36,19 @@ class Combination:
         """The first part's reason that there is."""
         return next((reason for method in self._methods if (reason := method.requires(context))), None)
 
+    @property
+    def parts(self) -> tuple[Method, ...]:
+        """The methods that are combined."""
+        return self._methods
+
     def grid(self, context: ModelContext, size: GridSize) -> Sequence[Parameters]:
-        """Coarse: the parts' coarse grids side by side, gentle with gentle. Standard: their coarse grids'
-        product."""
+        """Every part alone (a part whose parameters are missing is not applied), and several at once: of the parts'
+        coarse grids, side by side (gentle with gentle) where it is to be coarse, else every subset's product."""
         parts = [method.grid(context, "coarse") for method in self._methods]
-        points = itertools.product(*parts) if size == "standard" else zip(*parts, strict=False)
-        return [_union(point) for point in points]
+        if size == "standard":
+            options = [[{}, *part] for part in parts]
+            return [union for point in itertools.product(*options) if (union := _union(point))]
+        return [*itertools.chain.from_iterable(parts), *(_union(point) for point in zip(*parts, strict=False))]
 
     def identity(self, context: ModelContext) -> Parameters:
         """Every part at its own identity."""
@@ -49,9 +56,10 @@ class Combination:
 
     @contextmanager
     def applied(self, pipe: Any, parameters: Parameters, call: Call) -> Iterator[Call]:
-        """Apply every part; DeepCache and T-GATE go together, by the loader made for the pair."""
-        own = {method.name: {name: parameters[name] for name in method.parameter_names} for method in self._methods}
-        remaining = sorted(self._methods, key=lambda method: method.name not in _REPLACES_CALL)
+        """Apply every part that has parameters; DeepCache and T-GATE go together, by the loader made for the pair."""
+        used = [method for method in self._methods if method.parameter_names[0] in parameters]
+        own = {method.name: {name: parameters[name] for name in method.parameter_names} for method in used}
+        remaining = sorted(used, key=lambda method: method.name not in _REPLACES_CALL)
         with ExitStack() as stack:
             if own.keys() >= deepcache_tgate.PAIR:
                 pair = deepcache_tgate.applied(pipe, own["deepcache"], own["tgate"])

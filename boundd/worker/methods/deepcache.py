@@ -3,9 +3,9 @@ between."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from boundd.worker.methods.base import Call, GridSize, ModelContext, Parameters, Restored
 
@@ -21,6 +21,9 @@ class DeepCacheMethod:
     distribution = "DeepCache"
     parameter_names = ("cache_interval", "cache_branch_id")
     composes_with = frozenset({"tgate", "tome"})
+    # A longer interval reuses more often; a lower branch recomputes less of the UNet in between.
+    lossier: ClassVar[Mapping[str, int]] = {"cache_interval": +1, "cache_branch_id": -1}
+    faster: ClassVar[Mapping[str, int]] = lossier
 
     def requires(self, context: ModelContext) -> str | None:
         """It finds the step it is at by its timestep, which a second-order scheduler visits twice."""

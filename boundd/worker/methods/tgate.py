@@ -7,7 +7,7 @@ import functools
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from boundd.worker.methods.base import Call, GridSize, ModelContext, Parameters, Restored
 
@@ -27,13 +27,21 @@ class TGateMethod:
     distribution = "tgate"
     parameter_names = ("gate_step", "sp_interval", "fi_interval", "warm_up")
     composes_with = frozenset({"deepcache", "tome"})
+    # An earlier gate drops guidance and cross-attention for more steps; longer intervals reuse attention more often.
+    lossier: ClassVar[Mapping[str, int]] = {"gate_step": -1, "sp_interval": +1, "fi_interval": +1}
+    faster: ClassVar[Mapping[str, int]] = lossier
 
     def requires(self, context: ModelContext) -> str | None:
-        """Guidance, which is what it gates, and a scheduler that counts steps as it does."""
+        """Guidance, which is what it gates, a scheduler that counts steps as it does, and its own attention."""
         if context.guidance_scale <= 1:
             return f"T-GATE gates guidance, and a guidance scale of {context.guidance_scale:g} (at most 1) has none"
         if context.scheduler_order != 1:
             return f"T-GATE counts UNet calls as steps, and this scheduler makes {context.scheduler_order} a step"
+        if context.attention != "sdpa":
+            return (
+                f"T-GATE computes attention by SDPA whatever the model does, so beside a baseline with "
+                f"{context.attention} attention it would be credited with SDPA's speed-up too: take --attention sdpa"
+            )
         return None
 
     def grid(self, context: ModelContext, size: GridSize) -> Sequence[Parameters]:

@@ -3,9 +3,9 @@ attention."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from boundd.worker.methods.base import Call, GridSize, ModelContext, Parameters, Restored
 
@@ -25,6 +25,8 @@ class ToMeMethod:
     distribution = "tomesd"
     parameter_names = ("ratio", "max_downsample")
     composes_with = frozenset({"deepcache", "tgate"})
+    lossier: ClassVar[Mapping[str, int]] = {"ratio": +1, "max_downsample": +1}
+    faster: ClassVar[Mapping[str, int]] = {}  # merging costs time too, and on small models more than it saves
 
     def requires(self, context: ModelContext) -> str | None:
         """Transformer blocks, whose tokens it merges."""

@@ -1,0 +1,30 @@
+"""How the points of a method, or of several at once, compare: what the lazy search may conclude from one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from boundd.worker.methods.base import Method, ModelContext
+from boundd.worker.methods.combination import Combination
+from boundd.worker.traversal import MethodOrder
+
+
+def orders_of(method: Method, context: ModelContext) -> list[MethodOrder]:
+    """One order for each method that is applied.
+
+    `lossier` and `faster` are optional on a method: without them nothing is concluded from one point about another.
+    """
+    parts = method.parts if isinstance(method, Combination) else (method,)
+    return [
+        MethodOrder(
+            part.parameter_names, part.identity(context), _directions(part, "lossier"), _directions(part, "faster")
+        )
+        for part in parts
+    ]
+
+
+def _directions(method: Method, name: str) -> Mapping[str, int]:
+    directions: Mapping[str, int] = getattr(method, name, {})
+    if unknown := directions.keys() - set(method.parameter_names):
+        raise ValueError(f"{method.name}: {name} names {min(unknown)!r}, which is none of its parameters")
+    return directions

@@ -1,0 +1,286 @@
+"""A picture of one cell: speed-up against what it cost, with the tolerance, the frontier and the bound.
+
+It is drawn from the lines of the protocol alone, so that results which somebody kept can be drawn too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from boundd.protocol.catalogue import BUILTIN_MODELS
+from boundd.protocol.lines import Line, Point, Result, name_of
+from boundd.protocol.strict_json import Json
+
+SUFFIXES = (".png", ".svg", ".pdf")
+_BEYOND_DB = 5.0
+"""How far past the most alike images identical ones are drawn, whose PSNR is infinite."""
+
+# Told apart in grey and by people who see no red or green (Okabe & Ito, 2008); shapes differ too.
+_POINT, _OUTSIDE, _BEST, _FRONTIER, _NOISE = "#0072B2", "#999999", "#D55E00", "#009E73", "#DDDDDD"
+
+
+class PlotError(ValueError):
+    """A picture that can't be drawn; the message says what to do."""
+
+
+def check_plot(path: Path) -> None:
+    """See that a picture can be drawn there, before anything is measured.
+
+    Raises:
+        PlotError: for a suffix of no known form, a folder that isn't there, or without matplotlib.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise PlotError(f"--plot {path}: the name must end in {', '.join(SUFFIXES)}, which says what is drawn")
+    if not path.absolute().parent.is_dir():
+        raise PlotError(f"--plot {path}: there is no folder {path.parent}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise PlotError(f"--plot {path}: needs matplotlib: pip install 'boundd[report]'")
+
+
+class Plotter:
+    """A reporter that keeps the points and draws them when the result has come."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._points: dict[str, Point] = {}
+
+    def report(self, line: Line) -> None:
+        """Keep a point, the last line about it; draw at the result."""
+        if isinstance(line, Point):
+            self._points[name_of(line.parameters)] = line
+        elif isinstance(line, Result):
+            try:
+                draw(list(self._points.values()), line, self._path)
+            except Exception as error:  # a full disk must not turn hours of measuring into a failure
+                print(f"boundd.worker: {self._path} could not be drawn: {error}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point as it is drawn. `cost` is a score loss in per cent, or a PSNR in decibels; each with its interval."""
+
+    cost: float
+    cost_low: float
+    cost_high: float
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    is_within: bool
+    is_best: bool
+
+
+def marks_of(points: Sequence[Point], result: Result) -> tuple[list[Mark], bool]:
+    """The points as they are drawn, and whether they are drawn by their score loss.
+
+    Where no point was scored, by their PSNR. Where some were, the others have no place and are left out.
+    """
+    scored = [point for point in points if point.score_loss is not None]
+    chosen = scored or [point for point in points if "psnr_db" in point.extra]
+    best = (result.best or {}).get("parameters")
+    tolerance = _number(result.extra.get("tolerance"))
+    finite = [value for point in chosen if (value := _number(point.extra.get("psnr_db"))) is not None]
+    identical_db = max(finite, default=0.0) + _BEYOND_DB
+    marks = []
+    for point in chosen:
+        cost, low, high = _loss(point) if scored else _psnr(point, identical_db)
+        within = not scored or tolerance is None or cost <= 100 * tolerance
+        speedups = [_number(point.extra.get(name)) for name in ("speedup_low", "speedup_high")]
+        slow, fast = (point.speedup if value is None else value for value in speedups)
+        marks.append(Mark(cost, low, high, point.speedup, slow, fast, within, point.parameters == best))
+    return marks, bool(scored)
+
+
+def frontier(marks: Sequence[Mark], *, less_is_better: bool) -> list[Mark]:
+    """The marks which no other one beats in both speed-up and cost, from the gentlest to the fastest."""
+    by_cost = sorted(marks, key=lambda mark: (mark.cost if less_is_better else -mark.cost, -mark.speedup))
+    best: list[Mark] = []
+    for mark in by_cost:
+        if not best or mark.speedup > best[-1].speedup:
+            best.append(mark)
+    return best
+
+
+def draw(points: Sequence[Point], result: Result, path: Path) -> None:
+    """Draw the cell's points into `path`, in the form that its suffix says.
+
+    Raises:
+        PlotError: see `check_plot`.
+    """
+    check_plot(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    marks, is_scored = marks_of(points, result)
+    figure = Figure(figsize=(9, 5.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    _draw_floor(axes, result)
+    _draw_marks(axes, marks, is_scored)
+    _draw_frontier(axes, marks, is_scored)
+    if is_scored:
+        _draw_tolerance(axes, result, marks)
+        axes.set_xlabel("score loss against the unaccelerated images, per cent")
+    else:
+        axes.invert_xaxis()
+        axes.set_xlabel("PSNR against the unaccelerated images, dB (nothing was scored); less like them to the right")
+    axes.set_ylabel("speed-up")
+    axes.yaxis.set_major_formatter("{x:g}x")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(visible=True, color="#EEEEEE", linewidth=0.8)
+    axes.set_axisbelow(True)
+    title, subtitle = titles(result)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=13, fontweight="bold")
+    axes.set_title(subtitle, loc="left", fontsize=9, color="#555555")
+    _draw_footnote(figure, points, marks, result)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none", fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def titles(result: Result) -> tuple[str, str]:
+    """What was measured, and on what; a model that stands for no real images is called so."""
+    extra = result.extra
+    methods = extra.get("methods")
+    method = " + ".join(map(str, methods)) if isinstance(methods, list) else "?"
+    title = f"{extra.get('model', '?')}: {method}"
+    if extra.get("weights") == "random":
+        title += " (random weights: true speeds, meaningless images)"
+    elif extra.get("model") in BUILTIN_MODELS:
+        title += " (a tiny model, not what it is named after)"
+    fingerprint = extra.get("fingerprint")
+    device = fingerprint.get("device") if isinstance(fingerprint, dict) else None
+    parts = [
+        str(extra.get("scheduler_class", "")).removesuffix("Scheduler"),
+        f"{extra.get('steps')} steps",
+        f"batch {extra.get('batch_size')}",
+        str(extra.get("dtype") or ""),
+        str(device or ""),
+    ]
+    attention = extra.get("attention")
+    if attention not in (None, "sdpa"):
+        parts.append(f"{attention} attention")
+    if result.isolation != "exclusive":
+        parts.append(f"isolation: {result.isolation}")
+    return title, "  ·  ".join(filter(None, parts))
+
+
+def _draw_marks(axes: Any, marks: Sequence[Mark], is_scored: bool) -> None:
+    groups = (
+        (
+            "within the tolerance" if is_scored else "measured",
+            _POINT,
+            "o",
+            [m for m in marks if m.is_within and not m.is_best],
+        ),
+        ("beyond it", _OUTSIDE, "X", [m for m in marks if not m.is_within and not m.is_best]),
+        ("the bound", _BEST, "*", [m for m in marks if m.is_best]),
+    )
+    for label, colour, shape, group in groups:
+        if not group:
+            continue
+        costs, speedups = [m.cost for m in group], [m.speedup for m in group]
+        name = label
+        if label == "the bound":
+            is_bound = is_scored and group[0].is_within
+            name = f"{label if is_bound else 'the fastest'}: {speedups[0]:.2f}x"
+        axes.errorbar(
+            costs,
+            speedups,
+            xerr=[_arms(costs, [m.cost_low for m in group]), _arms([m.cost_high for m in group], costs)],
+            yerr=[_arms(speedups, [m.speedup_low for m in group]), _arms([m.speedup_high for m in group], speedups)],
+            fmt=shape,
+            color=colour,
+            ecolor=colour,
+            elinewidth=0.7,
+            alpha=0.9,
+            markersize=15 if shape == "*" else 6,
+            markeredgecolor="white",
+            markeredgewidth=0.6,
+            zorder=4 if shape == "*" else 3,
+            label=name,
+        )
+
+
+def _arms(upper: Sequence[float], lower: Sequence[float]) -> list[float]:
+    """Lengths of error bars; an interval of a median can lie beside its point by a rounding, never by more."""
+    return [max(0.0, high - low) for high, low in zip(upper, lower, strict=True)]
+
+
+def _draw_frontier(axes: Any, marks: Sequence[Mark], is_scored: bool) -> None:
+    best = frontier(marks, less_is_better=is_scored)
+    if len(best) > 1:
+        axes.step(
+            [mark.cost for mark in best],
+            [mark.speedup for mark in best],
+            where="post",
+            color=_FRONTIER,
+            linewidth=1.4,
+            zorder=2,
+            label="frontier: nothing is faster at less cost",
+        )
+
+
+def _draw_tolerance(axes: Any, result: Result, marks: Sequence[Mark]) -> None:
+    tolerance = _number(result.extra.get("tolerance"))
+    if tolerance is None:
+        return
+    axes.axvline(100 * tolerance, color=_BEST, linestyle="--", linewidth=1, zorder=1, label=f"tolerance {tolerance:g}")
+    # A hopeless point far to the right would press all that matters into a corner.
+    costs = sorted(mark.cost for mark in marks)
+    limit = max(8 * 100 * tolerance, costs[int(0.75 * (len(costs) - 1))] * 1.2, 1.0)
+    if costs[-1] > limit:
+        left = axes.get_xlim()[0]
+        axes.set_xlim(max(left, -limit), limit)
+        beyond = sum(cost > limit for cost in costs)
+        axes.annotate(
+            f"{beyond} more beyond, up to {costs[-1]:.0f}%",
+            xy=(1, 0.01),
+            xycoords="axes fraction",
+            ha="right",
+            fontsize=8,
+            color="#777777",
+        )
+
+
+def _draw_floor(axes: Any, result: Result) -> None:
+    low, high = (_number(result.extra.get(f"noise_floor_{end}")) for end in ("low", "high"))
+    if low is not None and high is not None:
+        axes.axhspan(
+            low, high, color=_NOISE, zorder=0, label=f"noise: the baseline against itself, {low:.3f} to {high:.3f}"
+        )
+
+
+def _draw_footnote(figure: Any, points: Sequence[Point], marks: Sequence[Mark], result: Result) -> None:
+    notes = ["bars: 95% intervals"]
+    if unplaced := len(points) - len(marks):
+        notes.append(f"{unplaced} timed and not scored")
+    for key, text in (
+        ("points_skipped", "settled by others and not measured"),
+        ("points_out_of_memory", "out of memory"),
+    ):
+        listed = result.extra.get(key)
+        if isinstance(listed, list) and listed:
+            notes.append(f"{len(listed)} {text}")
+    figure.supxlabel("; ".join(notes), x=0.99, ha="right", fontsize=8, color="#777777")
+
+
+def _loss(point: Point) -> tuple[float, float, float]:
+    assert point.score_loss is not None, "only scored points are asked"
+    low, high = (_number(point.extra.get(f"score_loss_{end}")) for end in ("low", "high"))
+    values = (point.score_loss, point.score_loss if low is None else low, point.score_loss if high is None else high)
+    return 100 * values[0], 100 * values[1], 100 * values[2]
+
+
+def _psnr(point: Point, identical_db: float) -> tuple[float, float, float]:
+    value = _number(point.extra.get("psnr_db"))
+    decibels = identical_db if value is None else value
+    return decibels, decibels, decibels
+
+
+def _number(value: Json) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,0 +1,240 @@
+"""Which point of a grid to look at next, and which need not be looked at. Pure: no clock, no device, no randomness.
+
+A method may say for a parameter in which direction it loses quality (`lossier`) and in which it is sure to be faster
+(`faster`). That orders the points, partly, and lets one measured point settle others:
+
+ * a point that passed settles every point that is no faster by that order;
+ * a point that was rejected by the sequential test settles every point that is at least as lossy;
+ * a point that was measured slower than the fastest one that passed is settled, and what is no faster than it too.
+
+What was measured always beats what the order says: a point whose interval lies above that of the point which is said
+to be faster stays open. A point that failed on all samples without being rejected settles nothing: it is too close to
+the tolerance to speak for others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from boundd.worker.methods.base import Parameters
+from boundd.worker.statistics import Estimate
+
+FAILURES_IN_A_ROW = 2
+"""So many, and the bound is not near the fastest points: going down one by one would judge most of the grid."""
+
+
+class Verdict(StrEnum):
+    """What became of a point."""
+
+    PASSED = "passed"
+    """Within the tolerance on all samples, or fast where nothing is scored."""
+    REJECTED = "rejected"
+    """Above the tolerance, by the sequential test."""
+    FAILED = "failed"
+    """Above the tolerance on all samples."""
+    STARVED = "out_of_memory"
+    """Memory ran out."""
+
+
+@dataclass(frozen=True)
+class MethodOrder:
+    """How the points of one method compare; its identity is below all of them. A point without the method's
+    parameters is at its identity.
+
+    Attributes:
+        names: the method's parameters.
+        identity: its point that changes nothing.
+        lossier, faster: parameter → +1 or −1, the direction in which it loses quality, or is sure to be faster.
+    """
+
+    names: tuple[str, ...]
+    identity: Parameters
+    lossier: Mapping[str, int]
+    faster: Mapping[str, int]
+
+    def is_at_least(self, first: Parameters, second: Parameters, directions: Mapping[str, int]) -> bool:
+        """Whether `first` is at least as far in these directions as `second`, every other parameter being equal."""
+        here, there = ({name: point.get(name, self.identity[name]) for name in self.names} for point in (first, second))
+        if directions and there == self.identity:
+            return True
+        return all(
+            (here[name] - there[name]) * directions[name] >= 0 if name in directions else here[name] == there[name]
+            for name in self.names
+        )
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A point that was not measured, or not to its end, and why."""
+
+    parameters: Parameters
+    reason: str
+
+
+@dataclass
+class _Entry:
+    parameters: Parameters
+    estimate: Estimate | None = None
+    verdict: Verdict | None = None
+
+
+@dataclass
+class Traversal:
+    """The search over one grid. Points are named by their index in `points`."""
+
+    points: Sequence[Parameters]
+    orders: Sequence[MethodOrder]
+    _among: frozenset[int] = field(init=False)
+    _failures: int = field(init=False, default=0)
+    _entries: list[_Entry] = field(init=False)
+    _no_faster: list[frozenset[int]] = field(init=False)
+    _at_least_as_lossy: list[frozenset[int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._among = frozenset(range(len(self.points)))
+        self._entries = [_Entry(point) for point in self.points]
+        self._no_faster = self._related(lambda order, this, other: order.is_at_least(this, other, order.faster))
+        self._at_least_as_lossy = self._related(
+            lambda order, this, other: order.is_at_least(other, this, order.lossier)
+        )
+
+    def _related(self, holds: Callable[[MethodOrder, Parameters, Parameters], bool]) -> list[frozenset[int]]:
+        """For each point, the others for which `holds` of every method."""
+        return [
+            frozenset(
+                other
+                for other, candidate in enumerate(self.points)
+                if other != this and all(holds(order, point, candidate) for order in self.orders)
+            )
+            for this, point in enumerate(self.points)
+        ]
+
+    def focus(self, among: Iterable[int]) -> None:
+        """From now on search among these points only: the best of them, whatever passed beside them."""
+        self._among = frozenset(among)
+
+    def timed(self, index: int, estimate: Estimate) -> None:
+        """Note how fast a point is; a later, better estimate takes the place of an earlier one."""
+        self._entries[index].estimate = estimate
+
+    def judged(self, index: int, verdict: Verdict) -> None:
+        """Note what became of a point."""
+        self._entries[index].verdict = verdict
+        self._failures = self._failures + 1 if verdict in (Verdict.REJECTED, Verdict.FAILED) else 0
+
+    def verdict(self, index: int) -> Verdict | None:
+        """What became of a point; None while nothing did."""
+        return self._entries[index].verdict
+
+    def estimate(self, index: int) -> Estimate | None:
+        """How fast a point is, as far as it was timed."""
+        return self._entries[index].estimate
+
+    @property
+    def best(self) -> int | None:
+        """The fastest point that passed; ties go to the first."""
+        passed = list(self._with(Verdict.PASSED))
+        return max(passed, key=lambda index: (self._known(index).value, -index), default=None)
+
+    def contenders(self) -> list[int]:
+        """The points that passed and may be the fastest: whose interval overlaps the best one's."""
+        best = self.best
+        if best is None:
+            return []
+        low = self._known(best).low
+        return [index for index in self._with(Verdict.PASSED) if self._known(index).high >= low]
+
+    def open(self) -> list[int]:
+        """The points that may still turn out to be the fastest that passes."""
+        return [
+            index
+            for index in sorted(self._among)
+            if self._entries[index].verdict is None and self._settled_by(index) is None
+        ]
+
+    def to_time(self) -> list[int]:
+        """The open points to time next: those that no other open point is sure to be as fast as."""
+        waiting = self.open()
+        beaten = {slower for index in waiting for slower in self._no_faster[index]}
+        return [index for index in waiting if index not in beaten and self._entries[index].estimate is None]
+
+    def candidate(self) -> int | None:
+        """The open point to judge next; None when all are settled.
+
+        The fastest; but after FAILURES_IN_A_ROW, the one which settles most whatever becomes of it: a bisection of
+        what is left, in the partial order.
+        """
+        waiting = self.open()
+        if not waiting:
+            return None
+        if self._failures < FAILURES_IN_A_ROW:
+            timed = [index for index in waiting if self._entries[index].estimate is not None]
+            if timed:
+                return max(timed, key=lambda index: (self._known(index).value, -index))
+        return max(waiting, key=lambda index: (self._settles(index, set(waiting)), self._speed(index), -index))
+
+    def skipped(self) -> list[Skip]:
+        """The points that were not judged, with the reason of each."""
+        return [
+            Skip(entry.parameters, self._settled_by(index) or "the search ended before it")
+            for index, entry in enumerate(self._entries)
+            if entry.verdict is None
+        ]
+
+    def _settles(self, index: int, waiting: set[int]) -> int:
+        """How many open points a verdict settles at least, the point itself included."""
+        speed = self._entries[index].estimate
+        slower = {
+            other for other in waiting if speed and (known := self._entries[other].estimate) and known.high < speed.low
+        }
+        return 1 + min(len(waiting & (self._no_faster[index] | slower)), len(waiting & self._at_least_as_lossy[index]))
+
+    def _settled_by(self, index: int) -> str | None:
+        """Why a point needs no verdict of its own; None while it does."""
+        for passed in self._with(Verdict.PASSED):
+            if index in self._no_faster[passed] and not self._is_measured_faster(index, passed):
+                return f"no faster than {_named(self.points[passed])}, which passed"
+        for rejected in (other for other, entry in enumerate(self._entries) if entry.verdict is Verdict.REJECTED):
+            if index in self._at_least_as_lossy[rejected]:
+                return f"at least as lossy as {_named(self.points[rejected])}, which was rejected"
+        return self._outrun(index)
+
+    def _outrun(self, index: int) -> str | None:
+        best = self.best
+        if best is None:
+            return None
+        fastest = self._known(best)
+        own = self._entries[index].estimate
+        if own is not None:
+            if own.high >= fastest.low:
+                return None
+            return f"measured slower ({own.value:.2f}x) than {_named(self.points[best])} ({fastest.value:.2f}x)"
+        for other, entry in enumerate(self._entries):
+            if entry.estimate is not None and entry.estimate.high < fastest.low and index in self._no_faster[other]:
+                return (
+                    f"no faster than {_named(entry.parameters)}, measured slower ({entry.estimate.value:.2f}x) than"
+                    f" {_named(self.points[best])} ({fastest.value:.2f}x)"
+                )
+        return None
+
+    def _is_measured_faster(self, index: int, than: int) -> bool:
+        own, other = self._entries[index].estimate, self._entries[than].estimate
+        return own is not None and other is not None and own.low > other.high
+
+    def _with(self, *verdicts: Verdict) -> Iterator[int]:
+        return (index for index in sorted(self._among) if self._entries[index].verdict in verdicts)
+
+    def _known(self, index: int) -> Estimate:
+        estimate = self._entries[index].estimate
+        assert estimate is not None, "a point is timed before it is judged"
+        return estimate
+
+    def _speed(self, index: int) -> float:
+        estimate = self._entries[index].estimate
+        return 0.0 if estimate is None else estimate.value
+
+
+def _named(parameters: Parameters) -> str:
+    return ", ".join(f"{name}={value:g}" for name, value in parameters.items())
