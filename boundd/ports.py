@@ -18,7 +18,7 @@ from boundd.core.attempts import Attempt, CellRecord
 from boundd.core.devices import DeviceReading
 from boundd.core.effects import Note
 from boundd.core.events import Event, Now
-from boundd.core.footprint import Observation
+from boundd.core.history import Duration, Observation
 from boundd.core.outcomes import PointRecord, Verdict
 from boundd.core.records import Record
 from boundd.core.state import State
@@ -89,6 +89,10 @@ class LaunchSpec:
     timeout_s: float
     grace_s: float
     log_limit_bytes: int = 16 * 1024**2
+    memory_max_bytes: int = 0
+    """Of the host's memory, for all of its processes; 0 for no limit."""
+    pids_max: int = 0
+    """Processes and threads; 0 for no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,12 @@ class ProcessEnd:
     """Set where the worker could not be executed at all."""
     wall_s: float | None = None
     lost: str = ""
+    host_peak_bytes: int | None = None
+    """The most of the host's memory that all of its processes held together; None where nobody counted."""
+    host_memory: str = ""
+    """Set where the kernel ended some of it because the host's memory, or its own limit of that, was used up."""
+    lease_waited_s: float | None = None
+    """About how long it waited for its device's lease, which put its deadline off; None where it had none."""
 
 
 class Launcher(Protocol):
@@ -142,6 +152,7 @@ class Snapshot:
     attempts: tuple[Attempt, ...] = ()
     """Attempts without an end."""
     observations: tuple[Observation, ...] = ()
+    durations: tuple[Duration, ...] = ()
     cordons: Mapping[str, str] = field(default_factory=dict)
     paused: bool = False
 

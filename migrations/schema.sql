@@ -39,7 +39,7 @@ CREATE TABLE cells (
     measurement TEXT CHECK (measurement IS NULL OR json_valid(measurement)),
     measured_device TEXT NOT NULL,
     measured_batch_size INTEGER,
-    duration_s REAL,
+    duration_s REAL, plain_failures INTEGER NOT NULL DEFAULT 0 CHECK (plain_failures >= 0), error_cause TEXT, error_why TEXT,
     CHECK ((error_kind IS NULL) = (error_message IS NULL) AND (error_kind IS NULL) = (error_at_unix_s IS NULL))
 ) STRICT;
 
@@ -63,7 +63,7 @@ CREATE TABLE attempts (
     end_reason TEXT,
     progress_done INTEGER NOT NULL,
     progress_total INTEGER NOT NULL,
-    points INTEGER NOT NULL,
+    points INTEGER NOT NULL, estimate_bytes INTEGER, host_memory_bytes INTEGER NOT NULL DEFAULT 0, cores INTEGER NOT NULL DEFAULT 0, observed_peak_bytes INTEGER NOT NULL DEFAULT 0, foreign_seen INTEGER NOT NULL DEFAULT 0 CHECK (foreign_seen IN (0, 1)),
     UNIQUE (key, number)
 ) STRICT;
 
@@ -82,7 +82,7 @@ CREATE TABLE ends (
     signal INTEGER,
     wall_s REAL,
     peak_allocated_bytes INTEGER,
-    peak_reserved_bytes INTEGER,
+    peak_reserved_bytes INTEGER, error_cause TEXT, error_why TEXT, host_peak_bytes INTEGER,
     CHECK (measurement IS NULL OR error_kind IS NULL),
     CHECK ((error_kind IS NULL) = (error_message IS NULL) AND (error_kind IS NULL) = (error_at_unix_s IS NULL))
 ) STRICT;
@@ -104,9 +104,20 @@ CREATE TABLE observations (
     batch_size INTEGER NOT NULL,
     peak_bytes INTEGER NOT NULL,
     censored INTEGER NOT NULL CHECK (censored IN (0, 1))
-) STRICT;
+, pixels INTEGER NOT NULL DEFAULT 0, torch TEXT NOT NULL DEFAULT '', host_peak_bytes INTEGER, estimate_bytes INTEGER) STRICT;
 
 CREATE TABLE cordons (
     device TEXT PRIMARY KEY,
     reason TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE durations (
+    id INTEGER PRIMARY KEY,
+    model TEXT NOT NULL,
+    method TEXT NOT NULL,
+    device_name TEXT NOT NULL,
+    steps INTEGER NOT NULL,
+    samples INTEGER NOT NULL,
+    batch_size INTEGER NOT NULL,
+    wall_s REAL NOT NULL CHECK (wall_s >= 0)
 ) STRICT;

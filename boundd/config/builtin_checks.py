@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from boundd.config.command import BUILTIN_WORKER
 from boundd.config.reading import key_path, nearest
 from boundd.config.schema import Config
 from boundd.core.cells import Cell
-from boundd.protocol.catalogue import BUILTIN_MODELS, parse_method, resolve_scheduler
+from boundd.protocol.catalogue import ATTENTIONS, BUILTIN_MODELS, parse_method, resolve_scheduler
 
 Judge: TypeAlias = Callable[[Any], str]
 """What is wrong with a value; empty where nothing is."""
@@ -54,12 +54,17 @@ def _judges(config: Config) -> Mapping[str, Judge]:
         "num_samples": positive,
         "batch_size": positive,
         "repeats": positive,
+        "max_repeats": positive,
         "threads": positive,
         "seed": _whole(0),
         "tolerance": _tolerance,
         "guidance_scale": _at_least_zero,
         "budget_s": _at_least_zero,
-        "grid": lambda value: "" if value in GRIDS else f"must be one of {', '.join(GRIDS)}, not {value!r}",
+        "precision": _at_least_zero,
+        "exhaustive": _flag,
+        "fresh": _flag,
+        "grid": _one_of(GRIDS),
+        "attention": _one_of(ATTENTIONS),
         "resolution": _resolution,
     }
 
@@ -100,6 +105,10 @@ def _whole(low: int, high: int | None = None) -> Judge:
     return judge
 
 
+def _one_of(known: Collection[str]) -> Judge:
+    return lambda value: "" if value in known else f"must be one of {', '.join(known)}, not {value!r}"
+
+
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -108,6 +117,10 @@ def _tolerance(value: Any) -> str:
     if _number(value) and 0 <= value < 1:
         return ""
     return f"must be a share of the score from 0 to below 1, such as 0.02 for 2 per cent, not {value!r}"
+
+
+def _flag(value: Any) -> str:
+    return "" if isinstance(value, bool) else f"must be true or false, not {value!r}"
 
 
 def _at_least_zero(value: Any) -> str:

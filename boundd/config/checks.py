@@ -15,6 +15,7 @@ from boundd.config.command import ALWAYS_KNOWN, placeholders
 from boundd.config.reading import Reading, key_path, nearest
 from boundd.config.schema import Config
 from boundd.core.cells import canonical_json
+from boundd.protocol.catalogue import ARCHITECTURES
 from boundd.protocol.environment import CUDA_DEVICE_ORDER, VARIABLES
 from boundd.protocol.strict_json import INT_MAX, INT_MIN
 
@@ -98,8 +99,12 @@ def _command(config: Config) -> Iterator[str]:
     if not command or not command[0]:
         yield 'worker.command: is empty: name the program first, such as ["{python}", "-m", "boundd.worker"]'
     known = [*ALWAYS_KNOWN, *config.matrix.axes, *config.matrix.constants]
-    for place, template in enumerate(command):
-        path = key_path("worker", "command", place)
+    arguments = [("wrapper", place, text) for place, text in enumerate(config.worker.wrapper)]
+    arguments += [("command", place, text) for place, text in enumerate(command)]
+    if config.worker.wrapper and not config.worker.wrapper[0]:
+        yield 'worker.wrapper: names no program: name it first, such as ["nice", "-n", "10"], or take it out'
+    for key, place, template in arguments:
+        path = key_path("worker", key, place)
         try:
             names = placeholders(template)
         except ValueError as error:
@@ -134,15 +139,17 @@ def _simulated(config: Config) -> Iterator[str]:
 
 
 def _models(config: Config) -> Iterator[str]:
-    """What the schema knows and this version can't do yet."""
+    """A model has a name, and what it is loaded from; random weights need an architecture that is known."""
     for name, model in config.models.items():
         if not name or "\0" in name:
             yield f"{key_path('models', name)}: a model needs a name without NUL characters"
-        if model.weights == "random":
+        if model.weights == "random" and not {name, model.source} & set(ARCHITECTURES):
             yield (
-                f'{key_path("models", name, "weights")}: "random" is not available yet in this version: '
-                'use "pretrained", and give a source with the weights'
+                f'{key_path("models", name, "weights")}: "random" builds {", ".join(ARCHITECTURES)} only: '
+                "name the model so, or give one of these as its source"
             )
+        if model.weights == "pretrained" and not model.source:
+            yield f"{key_path('models', name, 'source')}: is missing: give a hub id, or a folder"
 
 
 def _not_json(value: Any) -> str:

@@ -34,6 +34,16 @@ def _positive_duration(value: object) -> float:
     return seconds
 
 
+def _limit(value: object) -> int:
+    return 0 if value == "" else _positive_size(value)
+
+
+def _count_limit(value: int) -> int:
+    if value < 0:
+        raise ValueError(f"must be a number of processes and threads, such as 4096, or 0 for no limit, not {value}")
+    return value
+
+
 def _plain(value: str) -> str:
     if "\0" in value:
         raise ValueError("holds a NUL character, which no path, argument or name can hold: take it out")
@@ -72,7 +82,22 @@ def _attempts(value: int) -> int:
     return value
 
 
+def _cores(value: int) -> int:
+    if value < 0:
+        raise ValueError(f"must be a number of cores, such as 2, or 0 for cells that aren't to be counted, not {value}")
+    return value
+
+
+def _max_cells(value: int) -> int:
+    if value < 0:
+        raise ValueError(f"must be a number of cells, such as 4, or 0 for as many as fit, not {value}")
+    return value
+
+
 Size = Annotated[int, BeforeValidator(parse_size)]
+Limit = Annotated[int, BeforeValidator(_limit)]
+"""A size, 0 for none, which is written ""."""
+CountLimit = Annotated[int, AfterValidator(_count_limit)]
 PositiveSize = Annotated[int, BeforeValidator(_positive_size)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 PositiveDuration = Annotated[float, BeforeValidator(_positive_duration)]
@@ -120,6 +145,7 @@ class DevicesTable(Table):
     exclude: list[DeviceName] = []
     margin: Size = 512 * 1024**2
     mix_models: bool = False
+    max_cells: Annotated[int, AfterValidator(_max_cells)] = 0
     simulated: list[SimulatedTable] = []
 
 
@@ -141,23 +167,30 @@ class RuleTable(Table):
     grace: Duration | None = None
     footprint: PositiveSize | None = None
     lease: bool | None = None
+    host_memory: Size | None = None
+    cores: Annotated[int, AfterValidator(_cores)] | None = None
+    memory_max: Limit | None = None
+    pids_max: CountLimit | None = None
 
 
 class WorkerTable(Table):
     """[worker]."""
 
     command: list[Text] = list(DEFAULT_COMMAND)
+    wrapper: list[Text] = []
     result: Literal["protocol", "stdout"] = "protocol"
     timeout: PositiveDuration = 3600.0
     grace: Duration = 10.0
     python: Text = ""
     env: dict[str, Text] = {}
+    memory_max: Limit = 0
+    pids_max: CountLimit = 0
 
 
 class ModelTable(Table):
     """[models."X"]."""
 
-    source: FilledText
+    source: FilledText = ""  # needed but for random weights; `checks` sees to it
     weights: Literal["pretrained", "random"] = "pretrained"
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     pipeline: Text = ""

@@ -6,6 +6,7 @@ touches no file but the config itself.
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from typing import Any
 from boundd.config import paths
 from boundd.config.builtin_checks import cells_errors
 from boundd.config.checks import semantic_errors
-from boundd.config.command import as_argument, fill
+from boundd.config.command import BUILTIN_WORKER, as_argument, fill
 from boundd.config.reading import read_tables, read_toml
-from boundd.config.schema import Config, RuleTable
+from boundd.config.schema import Config, ModelTable, RuleTable
 from boundd.core.cells import Cell, CellPolicy, Parameters
 from boundd.core.matrix import MatrixError, expand, matches
 from boundd.ports import ConfigError
+from boundd.protocol.catalogue import ARCHITECTURES
 from boundd.protocol.strict_json import Json
 
 
@@ -41,6 +43,7 @@ class Settings:
 
     Attributes:
         safety_factor: an upper bound is this times a measured maximum.
+        max_cells: attempts at a time on one device; 0 where memory alone decides.
         simulated_devices: (name, bytes of memory) each.
         cells: the matrix with the rules applied, in the order of the axes.
         worker_python: the interpreter for `{python}`, or '' for the daemon's own.
@@ -64,6 +67,7 @@ class Settings:
     device_exclude: tuple[str, ...]
     margin_bytes: int
     mix_models: bool
+    max_cells: int
     simulated_devices: tuple[tuple[str, int], ...]
     axes: Mapping[str, tuple[Any, ...]]
     constants: Parameters
@@ -149,6 +153,8 @@ def check_writable(settings: Settings) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return  # A full disk is no error of the config: it passes, and whoever needs the room says so.
         reason = error.strerror or str(error)
         raise ConfigError(
             [f"daemon.state_dir: {folder} can't be written to ({reason}): choose another folder"]
@@ -191,11 +197,12 @@ def _settings(
         device_exclude=tuple(config.devices.exclude),
         margin_bytes=config.devices.margin,
         mix_models=config.devices.mix_models,
+        max_cells=config.devices.max_cells,
         simulated_devices=tuple((device.name, device.memory) for device in config.devices.simulated),
         axes=MappingProxyType({name: tuple(values) for name, values in config.matrix.axes.items()}),
         constants=MappingProxyType(dict(config.matrix.constants)),
         cells=_with_policies(config, cells),
-        worker_command=tuple(config.worker.command),
+        worker_command=(*config.worker.wrapper, *config.worker.command),
         worker_result=config.worker.result,
         worker_timeout_s=config.worker.timeout,
         worker_grace_s=config.worker.grace,
@@ -213,32 +220,60 @@ def _settings(
 def _models(config: Config, folder: Path, environ: Mapping[str, str]) -> Mapping[str, ModelEntry]:
     return MappingProxyType(
         {
-            name: ModelEntry(paths.source(folder, model.source, environ), model.weights, model.dtype, model.pipeline)
+            name: ModelEntry(_source(model, folder, environ), model.weights, model.dtype, model.pipeline)
             for name, model in config.models.items()
         }
     )
 
 
+def _source(model: ModelTable, folder: Path, environ: Mapping[str, str]) -> str:
+    # With random weights it is an architecture's name, even where there is a folder of that name.
+    return model.source if model.weights == "random" else paths.source(folder, model.source, environ)
+
+
 def _with_policies(config: Config, cells: Iterable[Cell]) -> tuple[tuple[Cell, CellPolicy], ...]:
     """Each cell with its policy. Cells that the same rules match share one, because a matrix may be large."""
-    known: dict[tuple[int, ...], CellPolicy] = {}
+    known: dict[tuple[str, tuple[int, ...]], CellPolicy] = {}
     pairs = []
     for cell in cells:
+        model = str(cell.parameters.get("model", ""))
         matching = tuple(i for i, rule in enumerate(config.rule) if matches(rule.match, cell.parameters))
-        if matching not in known:
-            known[matching] = _policy(config, [config.rule[i] for i in matching])
-        pairs.append((cell, known[matching]))
+        if (model, matching) not in known:
+            known[model, matching] = _policy(config, model, [config.rule[i] for i in matching])
+        pairs.append((cell, known[model, matching]))
     return tuple(pairs)
 
 
-def _policy(config: Config, rules: Iterable[RuleTable]) -> CellPolicy:
+def _policy(config: Config, model: str, rules: Iterable[RuleTable]) -> CellPolicy:
     # A script of somebody's own does not know the lease, and must not be timed beside others.
     exclusive, lease = False, config.worker.result == "protocol"
     timeout_s, grace_s, footprint_bytes = config.worker.timeout, config.worker.grace, None
+    memory_max_bytes, pids_max = config.worker.memory_max, config.worker.pids_max
+    # The built-in worker computes in one thread; of a script of somebody's own nobody knows, and nothing is counted.
+    builtin = BUILTIN_WORKER in config.worker.command
+    host_memory_bytes, cores = None, 1 if builtin else 0
     for rule in rules:
         exclusive = exclusive if rule.exclusive is None else rule.exclusive
         timeout_s = timeout_s if rule.timeout is None else rule.timeout
         grace_s = grace_s if rule.grace is None else rule.grace
         footprint_bytes = footprint_bytes if rule.footprint is None else rule.footprint
         lease = lease if rule.lease is None else rule.lease
-    return CellPolicy(exclusive, timeout_s, grace_s, footprint_bytes, lease)
+        memory_max_bytes = memory_max_bytes if rule.memory_max is None else rule.memory_max
+        pids_max = pids_max if rule.pids_max is None else rule.pids_max
+        host_memory_bytes = host_memory_bytes if rule.host_memory is None else rule.host_memory
+        cores = cores if rule.cores is None else rule.cores
+    entry = config.models.get(model)
+    return CellPolicy(
+        exclusive,
+        timeout_s,
+        grace_s,
+        footprint_bytes,
+        lease,
+        memory_max_bytes=memory_max_bytes,
+        pids_max=pids_max,
+        dtype="" if entry is None else entry.dtype,
+        architecture=entry.source if entry is not None and entry.source in ARCHITECTURES else model,
+        builtin=builtin,
+        host_memory_bytes=host_memory_bytes,
+        cores=cores,
+    )

@@ -61,6 +61,15 @@ class Attempt:
     """True where the reservation is all that the device had: there is no larger one to try."""
     had_company: bool = False
     """True once another attempt was on the device at the same time."""
+    foreign_seen: bool = False
+    """True once a process that is not boundd's was seen on the device while it ran."""
+    estimate_bytes: int | None = None
+    """What it was expected to take; None where nobody knew. The reservation is larger where it is alone."""
+    host_memory_bytes: int = 0
+    """What is held for it of the host's memory; 0 where its device's memory is the host's."""
+    cores: int = 0
+    observed_peak_bytes: int = 0
+    """The most that its processes were seen to hold of the device; 0 where the driver doesn't say."""
     state: AttemptState = AttemptState.STARTING
     end_reason: EndReason | None = None
     progress_done: int = 0
@@ -79,16 +88,20 @@ class CellRecord:
     """Attempts made so far; the next one's number is one more."""
     charged_failures: int = 0
     """Failures since the last `retry` that count towards `max_attempts`."""
+    plain_failures: int = 0
+    """Those of the charged ones that a smaller batch or more memory doesn't cure: they are tried once more."""
     free_failures: int = 0
     """Failures since the last `retry` that the cell doesn't pay for; bounded all the same, so that every cell ends."""
     memory_level: int = 0
-    """How many times the reservation was raised because the estimate was too low."""
+    """How many times the estimate was too low; after `retry.LEVELS`, it has a device to itself until it is learned."""
     alone: bool = False
     """The next attempt must be alone on its device."""
     batch_size: int | None = None
     """The batch of the next attempt; smaller than the cell's own where the ladder lowered it."""
     not_before_boot_s: float = 0.0
     """Backoff. Not kept over a restart of the daemon."""
+    avoid: str = ""
+    """UUID of the device on which it died quickly: the next attempt goes elsewhere. Not kept over a restart."""
     error: AttemptError | None = None
     measurement: Measurement | None = None
     measured_device: str = ""

@@ -64,6 +64,20 @@ class CellPolicy:
     footprint_bytes: int | None = None
     lease: bool = True
     """Whether its worker takes the device's lease; one that doesn't must be alone to be timed honestly."""
+    dtype: str = ""
+    """What the config says that its model computes in; empty where it says nothing."""
+    architecture: str = ""
+    """The name of the known architecture that its model has; its model's own where the config doesn't say."""
+    host_memory_bytes: int | None = None
+    """What a rule says that it takes of the host; None where boundd is to know by itself."""
+    builtin: bool = False
+    """Whether the built-in worker runs it, of which boundd knows what it takes of the host."""
+    cores: int = 0
+    """Processor cores that it keeps busy; 0 where nobody knows, and none are counted."""
+    memory_max_bytes: int = 0
+    """What the kernel lets it have of the host's memory; 0 for no limit."""
+    pids_max: int = 0
+    """How many processes and threads the kernel lets it have; 0 for no limit."""
 
     @property
     def must_be_alone(self) -> bool:

@@ -58,6 +58,10 @@ class Evidence:
     lost: str = ""
     wall_s: float | None = None
     timeout_s: float = 0.0
+    lease_waited_s: float | None = None
+    """How long it waited for its device's lease, beside its timeout."""
+    host_memory: str = ""
+    """Why the kernel ended some of it for want of the host's memory; empty where it didn't, or nobody knows."""
     measurement: Measurement | None = None
     worker_error: WorkerError | None = None
     malformed: str = ""
@@ -66,8 +70,11 @@ class Evidence:
     """The result is the largest `speedup: x.xx` of the output."""
     ran_alone: bool = False
     """No other attempt was on the device: what boundd can attest for a worker that doesn't attest it itself."""
+    foreign_seen: bool = False
+    """A process that is not boundd's was on the device, which boundd attests likewise."""
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
+    host_peak_bytes: int | None = None
 
 
 def classify(evidence: Evidence, at_unix_s: float) -> Verdict:
@@ -86,6 +93,8 @@ def stdout_measurement(evidence: Evidence) -> Measurement | None:
     if not found:
         return None
     isolation = Isolation.EXCLUSIVE if evidence.ran_alone else Isolation.UNKNOWN
+    if evidence.foreign_seen:
+        isolation = Isolation.CONTENDED
     details = {"points": len(found), "read_from": "stdout", "isolation_attested_by": "boundd"}
     return Measurement(max(found), None, None, isolation, details=details)
 
@@ -102,6 +111,7 @@ def _verdict(
         evidence.wall_s,
         evidence.peak_allocated_bytes,
         evidence.peak_reserved_bytes,
+        evidence.host_peak_bytes,
     )
 
 
@@ -116,12 +126,18 @@ def _failure(evidence: Evidence, at_unix_s: float) -> tuple[Outcome, AttemptErro
     if evidence.lost:
         return error(Outcome.LOST, ErrorKind.LOST, evidence.lost)
     if evidence.timed_out:
-        message = f"no end within its {evidence.timeout_s:g} s; {_last_words(evidence.log_text)}"
+        waited_s = evidence.lease_waited_s or 0.0
+        beside = f" beside the {waited_s:.0f} s that it waited for the device's lease" if waited_s >= 1 else ""
+        message = f"no end within its {evidence.timeout_s:g} s{beside}; {_last_words(evidence.log_text)}"
         return error(Outcome.TIMED_OUT, ErrorKind.TIMEOUT, message)
     if evidence.ended_on_request:
         return error(Outcome.CANCELLED, ErrorKind.CANCELLED, "ended on request")
     if evidence.worker_error is not None:
         return _reported(evidence.worker_error, at_unix_s)
+    if evidence.host_memory:
+        # Not out_of_memory: no smaller batch and no other device would cure it.
+        message = f"{evidence.host_memory}; {_last_words(evidence.log_text)}"
+        return error(Outcome.FAILED, ErrorKind.KILLED_BY_SIGNAL, message)
     if evidence.malformed:
         return error(Outcome.FAILED, ErrorKind.MALFORMED_RESULT, evidence.malformed)
     if evidence.exit_status == 0:

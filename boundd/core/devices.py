@@ -26,7 +26,8 @@ class DeviceReading:
     `total_bytes` and `free_bytes` are None exactly where `unavailable` says why. `process_bytes` maps host pids to the
     device memory that each holds; a value of None means that the driver doesn't tell, and None in its place means that
     the process list was not read this time. `max_cells` bounds the attempts at a time (1 for the CPU and for compute
-    mode EXCLUSIVE_PROCESS); None means that memory alone decides.
+    mode EXCLUSIVE_PROCESS, 0 for what never takes any, as a device divided into MIG instances); None means that memory
+    alone decides.
     """
 
     uuid: str
@@ -40,11 +41,31 @@ class DeviceReading:
     backend: str = "nvml"
     """nvml, cpu or simulated: numbers measured on a simulated device are named as such."""
     driver: str = ""
+    ailment: str = ""
+    """What the driver holds against the device's health: it is taken out of service whenever this text changes, and
+    stays so until a person says `uncordon`."""
+    remark: str = ""
+    """What people should know of the numbers, such as that the memory is the host's."""
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether there is no such hardware; a fake driver says so in the device's name."""
+        return self.backend == "simulated" or "simulated" in self.name.casefold()
 
     @property
     def used_bytes(self) -> int:
         """Bytes in use; 0 for a device that could not be read (ask `unavailable` first)."""
         return (self.total_bytes or 0) - (self.free_bytes or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """A cell died quickly on a device. `elsewhere` once it was seen to run on another."""
+
+    device: str
+    key: str
+    at_boot_s: float
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)

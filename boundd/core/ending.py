@@ -2,50 +2,133 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from boundd.core.attempts import Attempt, AttemptState, CellRecord, EndReason
+from boundd.core.causes import diagnose
+from boundd.core.durations import duration_of
 from boundd.core.effects import Action, Commit, Effect, Note, ResultsChanged
 from boundd.core.events import Now
-from boundd.core.footprint import CONTEXT_BYTES, Observation, subject
+from boundd.core.footprint import CONTEXT_BYTES
+from boundd.core.history import Observation
 from boundd.core.lifecycle import GIVE_UP, AttemptTrigger, Trigger, next_attempt_state, next_cell_state
-from boundd.core.outcomes import Outcome, Verdict
-from boundd.core.records import Record, SaveCell, SaveEnd, SaveObservation
-from boundd.core.retry import decide
+from boundd.core.outcomes import MemoryCause, Outcome, Verdict
+from boundd.core.records import Record, SaveCell, SaveCordon, SaveDuration, SaveEnd, SaveObservation
+from boundd.core.retry import cut_siblings, decide
 from boundd.core.state import State
+from boundd.core.suspicion import after_end, is_quick_failure, to_cordon
+from boundd.core.workload import subject_on, workload_of
 
 
 def end_attempt(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> tuple[State, tuple[Effect, ...]]:
     """Record the end of a live attempt and decide what becomes of its cell."""
     ended = replace(attempt, state=next_attempt_state(attempt.state, AttemptTrigger.ENDED))
     assert ended.state is AttemptState.ENDED
+    verdict, memory_notes = _diagnosed(state, attempt, verdict)
     record, notes = _cell_after(state, attempt, verdict, now)
-    observation = observed(state, attempt, verdict)
     records: list[Record] = [SaveEnd(ended, verdict, now.unix_s), SaveCell(record)]
-    if observation is not None:
-        records.append(SaveObservation(observation))
     new = replace(
         state,
         attempts=state.attempts.delete(attempt.id),
         cells=state.cells.set(attempt.key, record),
-        observations=state.observations if observation is None else (*state.observations, observation),
+        completions=state.completions + 1,
     )
-    return new, (Commit(tuple(records)), _end_note(attempt, verdict), *notes, ResultsChanged())
+    new, lessons = _learned(new, attempt, verdict)
+    if verdict.error is not None and verdict.error.cause is MemoryCause.TOO_BIG:
+        new, cut = cut_siblings(new, attempt)
+        lessons = [*lessons, *cut]
+    new = after_end(new, attempt, verdict, now.boot_s)
+    new, cordons, cordon_notes = cordoned(new)
+    told = (_end_note(attempt, verdict), *memory_notes, *notes, *cordon_notes)
+    return new, (Commit((*records, *lessons, *cordons)), *told, ResultsChanged())
+
+
+def cordoned(state: State) -> tuple[State, tuple[Record, ...], tuple[Note, ...]]:
+    """The state without the devices that have killed too many cells, what is to be kept of that, and told."""
+    records: list[Record] = []
+    notes: list[Note] = []
+    for uuid, reason in to_cordon(state).items():
+        device = replace(state.devices[uuid], cordon_reason=reason)
+        state = replace(
+            state,
+            devices=state.devices.set(uuid, device),
+            cordons={**state.cordons, uuid: reason},
+            strikes=tuple(strike for strike in state.strikes if strike.device != uuid),
+        )
+        records.append(SaveCordon(uuid, reason))
+        notes.append(Note(Action.DEVICE_CORDONED, f"{device.reading.name}: {reason}", "error", device=uuid))
+    return state, tuple(records), tuple(notes)
+
+
+def _diagnosed(state: State, attempt: Attempt, verdict: Verdict) -> tuple[Verdict, list[Note]]:
+    """The verdict with the cause, where memory ran out, and who is to be named for it."""
+    if verdict.outcome is not Outcome.OUT_OF_MEMORY or verdict.error is None:
+        return verdict, []
+    found = diagnose(state, attempt, verdict)
+    fields = {
+        "boundd.cause": found.cause,
+        "boundd.reservation_bytes": attempt.reservation_bytes,
+        "boundd.cap_bytes": attempt.cap_bytes,
+        "boundd.requested_bytes": verdict.error.requested_bytes,
+        "boundd.free_bytes": verdict.error.free_bytes,
+        "boundd.phase": verdict.error.phase,
+        "boundd.neighbours": [other.label for other in found.outgrown] or None,
+    }
+    words = found.cause.replace("_", " ")
+    note = _note(Action.OUT_OF_MEMORY, f"{attempt.label}: {words}: {found.why}", attempt, "warning")
+    note = replace(note, fields={name: value for name, value in fields.items() if value is not None})
+    return replace(verdict, error=replace(verdict.error, cause=found.cause, why=found.why)), [note]
+
+
+def _learned(state: State, attempt: Attempt, verdict: Verdict) -> tuple[State, list[Record]]:
+    """What the attempt teaches of memory and of time."""
+    records: list[Record] = []
+    observation = observed(state, attempt, verdict)
+    if observation is not None:
+        state = replace(state, observations=state.observations.add(observation))
+        records.append(SaveObservation(observation))
+    device = state.devices.get(attempt.device)
+    if device is not None and verdict.outcome is Outcome.SUCCEEDED and verdict.wall_s is not None:
+        work = workload_of(state.cells[attempt.key], attempt.batch_size)
+        duration = duration_of(work, device.reading.name, verdict.wall_s)
+        state = replace(state, durations=state.durations.add(duration))
+        records.append(SaveDuration(duration))
+    return state, records
 
 
 def observed(state: State, attempt: Attempt, verdict: Verdict) -> Observation | None:
-    """What the attempt teaches about footprints; None where it reported no peak."""
+    """What the attempt teaches about footprints; None where it reported no peak.
+
+    Out of memory at its cap, its peak was at least what was reserved. Where others took its memory, it says nothing.
+    """
     device = state.devices.get(attempt.device)
+    cause = verdict.error.cause if verdict.error is not None else None
+    censored = cause in (MemoryCause.ESTIMATE_TOO_LOW, MemoryCause.TOO_BIG) and attempt.cap_bytes is not None
     peak = verdict.peak_reserved_bytes or verdict.peak_allocated_bytes
-    censored = verdict.outcome is Outcome.OUT_OF_MEMORY and attempt.cap_bytes is not None
-    if censored:
-        peak = attempt.cap_bytes
-    if device is None or not peak or not (censored or verdict.outcome is Outcome.SUCCEEDED):
+    if device is None or not (censored or (peak and verdict.outcome is Outcome.SUCCEEDED)):
         return None
     # torch's counters do not see the CUDA context; the CPU's peak is of the whole process.
-    context = 0 if censored or device.reading.backend == "cpu" else CONTEXT_BYTES
-    about = subject(state.cells[attempt.key].cell.parameters, device.reading.name)
-    return Observation(about, attempt.batch_size or 1, peak + context, censored)
+    context = 0 if device.reading.backend == "cpu" else CONTEXT_BYTES
+    work = workload_of(state.cells[attempt.key], attempt.batch_size)
+    return Observation(
+        subject_on(work, device.reading.name),
+        work.batch_size,
+        attempt.reservation_bytes if censored else (peak or 0) + context,
+        censored,
+        work.pixels,
+        _torch_of(verdict) or state.rules.torch,
+        verdict.host_peak_bytes,
+        attempt.estimate_bytes,
+    )
+
+
+def _torch_of(verdict: Verdict) -> str:
+    """The version that the worker said it ran with; empty where it didn't."""
+    details = verdict.measurement.details if verdict.measurement is not None else {}
+    fingerprint = details.get("fingerprint")
+    found = fingerprint.get("torch") if isinstance(fingerprint, Mapping) else None
+    return found if isinstance(found, str) else ""
 
 
 def _cell_after(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> tuple[CellRecord, list[Note]]:
@@ -64,6 +147,7 @@ def _cell_after(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> t
             decision.record,
             state=next_cell_state(record.state, Trigger.TRY_AGAIN),
             not_before_boot_s=now.boot_s + decision.delay_s if decision.delay_s else 0.0,
+            avoid=attempt.device if is_quick_failure(attempt, verdict) else "",
         )
         return again, [_note(Action.CELL_RETRYING, f"{attempt.label}: {decision.why}", attempt, "warning")]
     given_up = replace(decision.record, state=next_cell_state(record.state, GIVE_UP[verdict.outcome]))

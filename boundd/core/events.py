@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from boundd.core.cells import Cell, CellPolicy
 from boundd.core.devices import DeviceReading
+from boundd.core.host import HostReading
 from boundd.core.outcomes import ErrorKind, Measurement, PointRecord, Verdict
 
 
@@ -31,6 +32,10 @@ class DevicesRead:
 
     readings: tuple[DeviceReading, ...]
     observed_bytes: Mapping[str, Mapping[str, int | None]] = field(default_factory=dict)
+    host: HostReading | None = None
+    """The machine itself, in the same pass; None where it was not read."""
+    foreign: frozenset[str] = frozenset()
+    """UUIDs of devices on which a process was seen that is not boundd's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,63 +1,82 @@
 """Footprints: how much device memory a cell will take at its peak, before and after boundd has seen it run.
 
-Rules: the context and the allocator's cache are included; arithmetic is in integers of bytes; what an attempt reported
-beats the config's `footprint`, which beats the table below; a model that nobody knows runs alone.
+Rules: the context and the allocator's cache are included; arithmetic is in integers of bytes; what attempts reported
+of the same work beats what they reported of other batches and sizes of it, which beats the config's `footprint`, which
+beats the model's prior; a model that nobody knows runs alone. What ran out of memory is a lower bound, never an answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 from boundd.core.attempts import CellRecord
-from boundd.core.cells import Parameters
+from boundd.core.history import Observation, Observations
+from boundd.core.workload import DEFAULT_PIXELS, NATIVE_PIXELS, Workload, subject_on, workload_of
 
 MIB = 1024**2
 GIB = 1024**3
+MEGAPIXEL = 1_000_000
 
 CONTEXT_BYTES = GIB // 2
 """CUDA context with lazy loading, about 300 MB, and what the libraries take beside it."""
-LEARNED_SLACK_PERCENT = 110
-LEARNED_SLACK_BYTES = 256 * MIB
+FEW_PERCENT = 110
+FEW_BYTES = 256 * MIB
 """From the first observation: the largest peak x 1.10 + 256 MiB."""
-LEVEL_PERCENT = 150
-"""Each time the estimate was too low, the next reservation is half as much again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prior:
-    """A model's memory before it was seen: bytes of weights, and peak activations in bytes an image, guided."""
-
-    weights_bytes: int
-    activations_bytes: int
-
-
-# fp16. Weights: parameter counts of the pipelines (SD1.5 1.99 GiB, SD2.1 2.40, SDXL 6.46). Activations an image at the
-# native size: the VAE's decode, 1,536 MiB a megapixel, sets the peak (traced, exactly linear in batch x pixels); SDXL's
-# VAE runs in fp32, twice that. The digits models' are host memory on the CPU, torch itself included.
-PRIORS = {
-    "SD1.5": Prior(int(1.99 * GIB), 400 * MIB),
-    "SD2.1": Prior(int(2.40 * GIB), 910 * MIB),
-    "SDXL": Prior(int(6.46 * GIB), 3072 * MIB),
-    "digits-sd15": Prior(GIB, 8 * MIB),
-    "digits-sd21": Prior(GIB, 8 * MIB),
-    "digits-sdxl": Prior(GIB, 8 * MIB),
-}
+MANY = 5
+MANY_PERCENTILE = 95
+MANY_PERCENT = 105
+"""From the fifth: their 95th percentile x 1.05, and never under the largest of the last five."""
+CENSORED_PERCENT = 150
+"""What ran out of memory at its cap gets half as much again."""
 PRIOR_SLACK_PERCENT = 125
-
-FOOTPRINT_PARAMETERS = ("model", "method", "dtype", "resolution")
-"""What a peak depends on, beside the batch and the device; the steps and the scheduler do not change it."""
+LARGEST_PERCENT = 90
+"""A cell estimated above this share of a device is tried alone on it once so much is free: an estimate can be wrong,
+some bytes are always the driver's or the host's, and a cell that no device could ever take would wait for ever."""
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
-    """One attempt's memory: its peak, or, where it ran out (`censored`), what the peak was at least."""
+class Architecture:
+    """A model's memory before it was seen. Activations are in bytes a megapixel, in half precision.
 
-    subject: str
-    """The footprint's key: model, method, dtype, resolution and device name."""
-    batch_size: int
-    peak_bytes: int
-    censored: bool = False
+    `caches` are the bytes that a method keeps for each latent sample at the model's native size, in half precision.
+    """
+
+    unet_parameters: int
+    text_parameters: int
+    unet_activations: int
+    vae_activations: int
+    vae_parameters: int = 83_653_863
+    vae_in_float32: bool = False
+    caches: Mapping[str, int] = field(default_factory=dict)
+
+
+# Parameters: counted on the pipelines. Activations: traced with live tensors in fp16, exactly linear in batch x
+# megapixels (UNet SD1.5 260 MiB, SDXL 158 MiB; VAE decode 1,536 MiB, which sets the peak; twice that in fp32, which
+# SDXL's VAE needs). Caches of T-GATE and DeepCache: measured at the native sizes.
+ARCHITECTURES = {
+    "SD1.5": Architecture(
+        859_520_964, 123_060_480, 260 * MIB, 1536 * MIB, caches={"tgate": 44 * MIB, "deepcache": 54 * MIB}
+    ),
+    "SD2.1": Architecture(
+        865_910_724, 340_387_840, 260 * MIB, 1536 * MIB, caches={"tgate": 99 * MIB, "deepcache": 121 * MIB}
+    ),
+    "SDXL": Architecture(
+        2_567_463_684,
+        123_060_480 + 694_659_840,
+        158 * MIB,
+        1536 * MIB,
+        vae_in_float32=True,
+        caches={"tgate": 400 * MIB, "deepcache": 161 * MIB},
+    ),
+}
+SCORER_BYTES = 4 * 427_616_513
+"""CLIP ViT-L/14 in fp32. It visits the device between batches, when the activations are not there."""
+DIGITS_BYTES = GIB
+"""The built-in digits models: on the CPU, where torch itself counts."""
+VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+UNKNOWN_WEIGHTS_BYTES = 2 * GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,38 +85,148 @@ class Estimate:
 
     size_bytes: int | None
     source: str
+    learned: bool = False
+    """True where attempts at this very work are what it is from."""
 
 
-def subject(parameters: Parameters, device_name: str) -> str:
-    """The key that observations of the same memory need share."""
-    parts = [f"{name}={parameters[name]}" for name in FOOTPRINT_PARAMETERS if name in parameters]
-    return ";".join([*parts, f"device={device_name}"])
+def estimate(record: CellRecord, device_name: str, observations: Observations, torch: str = "") -> Estimate:
+    """The bytes to reserve for the cell's next attempt on a device of this name, with this version of torch."""
+    return estimate_of(workload_of(record), record.policy.footprint_bytes, device_name, observations, torch)
 
 
-def estimate(record: CellRecord, device_name: str, observations: Iterable[Observation]) -> Estimate:
-    """The bytes to reserve for the cell's next attempt on a device of this name."""
-    base = _base(record, device_name, observations)
-    if base.size_bytes is None or record.memory_level == 0:
+def estimate_of(
+    work: Workload, rule_bytes: int | None, device_name: str, observations: Observations, torch: str = ""
+) -> Estimate:
+    """The bytes that a piece of work needs; `rule_bytes` is the config's `footprint` for it."""
+    known = [o for o in observations.about(subject_on(work, device_name)) if torch in ("", o.torch) or not o.torch]
+    base = _learned(known, work)
+    if base is None:
+        base = prior(work) if rule_bytes is None else Estimate(rule_bytes, "the config's footprint")
+    bound = _lower_bound(known, work)
+    if bound is None or (base.size_bytes is not None and base.size_bytes >= bound):
         return base
-    raised = base.size_bytes
-    for _ in range(record.memory_level):
-        raised = raised * LEVEL_PERCENT // 100
-    return Estimate(raised, f"{base.source}, raised {record.memory_level} time(s) after running out of memory")
+    return Estimate(bound, f"{CENSORED_PERCENT} % of what it ran out of memory with")
 
 
-def _base(record: CellRecord, device_name: str, observations: Iterable[Observation]) -> Estimate:
-    batch = record.wanted_batch_size or 1
-    about = subject(record.cell.parameters, device_name)
-    peaks = [o.peak_bytes for o in observations if o.subject == about and o.batch_size == batch and not o.censored]
-    if peaks:
-        return Estimate(
-            max(peaks) * LEARNED_SLACK_PERCENT // 100 + LEARNED_SLACK_BYTES,
-            f"learned from {len(peaks)} attempt(s)",
-        )
-    if record.policy.footprint_bytes is not None:
-        return Estimate(record.policy.footprint_bytes, "the config's footprint")
-    prior = PRIORS.get(str(record.cell.parameters.get("model")))
-    if prior is None:
+def prior(work: Workload) -> Estimate:
+    """What the model's configuration says: context + weights + the largest activations + the methods' caches."""
+    if work.architecture.startswith("digits-"):
+        return Estimate(CONTEXT_BYTES + DIGITS_BYTES, "a prior for the built-in digits models")
+    architecture = ARCHITECTURES.get(work.architecture)
+    if architecture is None:
         return Estimate(None, "an unknown model")
-    size = CONTEXT_BYTES + prior.weights_bytes + prior.activations_bytes * batch
-    return Estimate(size * PRIOR_SLACK_PERCENT // 100, "a prior: weights + activations + context")
+    size = CONTEXT_BYTES + weights_bytes(work.architecture, work.dtype)
+    size += max(activations_bytes(work), SCORER_BYTES) + caches_bytes(work)
+    return Estimate(size * PRIOR_SLACK_PERCENT // 100, "a prior: context + weights + activations + caches")
+
+
+@lru_cache(maxsize=1024)
+def weights_bytes(model: str, dtype: str = "") -> int:
+    """A whole pipeline's weights; of a model that nobody knows, a middling size."""
+    if model.startswith("digits-"):
+        return 5 * MIB
+    architecture = ARCHITECTURES.get(model)
+    if architecture is None:
+        return UNKNOWN_WEIGHTS_BYTES
+    value = VALUE_BYTES.get(dtype, 2)
+    vae_value = 4 if architecture.vae_in_float32 else value
+    parameters = architecture.unet_parameters + architecture.text_parameters
+    return parameters * value + architecture.vae_parameters * vae_value
+
+
+def activations_bytes(work: Workload) -> int:
+    """The larger of the UNet's peak, whose batch guidance doubles, and the VAE's, which decodes the whole batch."""
+    architecture = ARCHITECTURES[work.architecture]
+    value = VALUE_BYTES.get(work.dtype, 2)
+    unet = architecture.unet_activations * _guided(work) * value // 2
+    vae = architecture.vae_activations * (4 if architecture.vae_in_float32 else value) // 2
+    return max(unet, vae) * work.batch_pixels // MEGAPIXEL
+
+
+def caches_bytes(work: Workload) -> int:
+    """What the methods keep between steps, for each latent sample, of which guidance makes two an image."""
+    architecture = ARCHITECTURES[work.architecture]
+    sample = sum(architecture.caches.get(part.strip(), 0) for part in work.method.split("+"))
+    native = NATIVE_PIXELS.get(work.architecture, DEFAULT_PIXELS)
+    value = VALUE_BYTES.get(work.dtype, 2)
+    return sample * _guided(work) * work.batch_pixels // native * value // 2
+
+
+def _guided(work: Workload) -> int:
+    return 2 if work.guided else 1
+
+
+def _learned(known: Sequence[Observation], work: Workload) -> Estimate | None:
+    seen = [o for o in known if not o.censored]
+    same = [o.peak_bytes for o in seen if (o.batch_size, o.pixels) == (work.batch_size, work.pixels)]
+    if len(same) >= MANY:
+        size = max(_percentile(same, MANY_PERCENTILE) * MANY_PERCENT // 100, max(same[-MANY:]))
+        return Estimate(size, f"learned from {len(same)} attempts", learned=True)
+    if same:
+        return Estimate(_few(max(same)), f"learned from {len(same)} attempt(s)", learned=True)
+    return _extrapolated(seen, work) if seen else None
+
+
+def _few(peak_bytes: int) -> int:
+    return peak_bytes * FEW_PERCENT // 100 + FEW_BYTES
+
+
+def _percentile(values: Sequence[int], percent: int) -> int:
+    """The nearest-rank percentile: a value that was seen, in integers."""
+    ordered = sorted(values)
+    return ordered[-(-len(ordered) * percent // 100) - 1]
+
+
+def _extrapolated(seen: Sequence[Observation], work: Workload) -> Estimate:
+    """peak = a + b x (batch x pixels), fitted to other batches and sizes of the same model, method and device.
+
+    From a single other batch, the slope is the prior's; of an unknown model, the peak grows in proportion, which is
+    too much by the weights, and never shrinks.
+    """
+    peaks: dict[int, int] = {}
+    for o in seen:
+        peaks[o.batch_pixels] = max(peaks.get(o.batch_pixels, 0), o.peak_bytes)
+    wanted = work.batch_pixels
+    if len(peaks) > 1:
+        size, how = _fitted(peaks, wanted), f"fitted to {len(peaks)} other batches"
+    else:
+        ((pixels, peak),) = peaks.items()
+        size, how = _carried_over(work, pixels, peak, wanted), "carried over from another batch"
+    at_least = max((peak for pixels, peak in peaks.items() if pixels <= wanted), default=0)
+    return Estimate(_few(max(size, at_least)), f"{how}, {len(seen)} attempt(s)")
+
+
+def _fitted(peaks: Mapping[int, int], wanted: int) -> int:
+    """The least-squares line at `wanted`, in integers; never falling with the batch."""
+    n, sum_x, sum_y = len(peaks), sum(peaks), sum(peaks.values())
+    covariance = n * sum(x * y for x, y in peaks.items()) - sum_x * sum_y
+    variance = n * sum(x * x for x in peaks) - sum_x * sum_x
+    if covariance <= 0:
+        return max(peaks.values())
+    return (sum_y * variance + covariance * (n * wanted - sum_x)) // (n * variance)
+
+
+def _carried_over(work: Workload, pixels: int, peak: int, wanted: int) -> int:
+    if work.architecture not in ARCHITECTURES:
+        return peak if wanted <= pixels else peak * wanted // max(1, pixels)
+    slope = activations_bytes(work) + caches_bytes(work)  # of `wanted` pixels, and linear in them
+    return max(CONTEXT_BYTES + weights_bytes(work.architecture, work.dtype), peak + slope * (wanted - pixels) // wanted)
+
+
+def _lower_bound(known: Sequence[Observation], work: Workload) -> int | None:
+    """What attempts that ran out of memory at no more than this work call for; five that didn't, since, outweigh one.
+
+    One that was since seen to succeed with a peak as large calls for nothing more: the learned peak says it all.
+    """
+    bounds = []
+    for place, censored in enumerate(known):
+        if not censored.censored or censored.batch_pixels > work.batch_pixels:
+            continue
+        since = [
+            o
+            for o in known[place + 1 :]
+            if not o.censored and (o.batch_size, o.pixels) == (work.batch_size, work.pixels)
+        ]
+        if len(since) < MANY and not any(o.peak_bytes >= censored.peak_bytes for o in since):
+            bounds.append(censored.peak_bytes * CENSORED_PERCENT // 100)
+    return max(bounds, default=None)

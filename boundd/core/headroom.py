@@ -9,19 +9,36 @@ first term, which is the careful side, and as its reservation where the second n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from boundd.core.attempts import Attempt
 from boundd.core.devices import Device
 
+Claim = tuple[int, int | None]
+"""Bytes that are reserved for an attempt, and the bytes that it was seen to hold (None: unknown)."""
+
+
+def room_bytes(total_bytes: int, free_bytes: int, claims: Sequence[Claim]) -> int:
+    """What is left of a memory of `total_bytes`; may be negative where somebody took more than was agreed."""
+    still_to_come = sum(max(0, reserved - (observed or 0)) for reserved, observed in claims)
+    held = sum(max(reserved, observed or 0) for reserved, observed in claims)
+    foreign = foreign_of(total_bytes - free_bytes, claims)
+    return min(free_bytes - still_to_come, total_bytes - foreign - held)
+
+
+def foreign_of(used_bytes: int, claims: Iterable[Claim]) -> int:
+    """What is in use by nobody of ours, never negative; what an attempt hides counts as its reservation."""
+    return max(0, used_bytes - sum(reserved if observed is None else observed for reserved, observed in claims))
+
+
+def claims_of(device: Device, attempts: Iterable[Attempt]) -> list[Claim]:
+    """The attempts' claims on a device, observed in the pass that read it."""
+    return [(attempt.reservation_bytes, device.observed_bytes.get(attempt.id)) for attempt in attempts]
+
 
 def foreign_bytes(device: Device, attempts: Iterable[Attempt]) -> int:
-    """Device memory in use by nobody of ours, never negative; what an attempt hides counts as its reservation."""
-    ours = 0
-    for attempt in attempts:
-        observed = device.observed_bytes.get(attempt.id)
-        ours += attempt.reservation_bytes if observed is None else observed
-    return max(0, device.reading.used_bytes - ours)
+    """Device memory in use by nobody of ours, never negative."""
+    return foreign_of(device.reading.used_bytes, claims_of(device, attempts))
 
 
 def headroom_bytes(device: Device, attempts: Iterable[Attempt], margin_bytes: int) -> int:
@@ -33,13 +50,4 @@ def headroom_bytes(device: Device, attempts: Iterable[Attempt], margin_bytes: in
     reading = device.reading
     if reading.total_bytes is None or reading.free_bytes is None:
         raise ValueError(f"{reading.uuid} has no reading: {reading.unavailable}")
-    live = tuple(attempts)
-    still_to_come = 0
-    held = 0
-    for attempt in live:
-        observed = device.observed_bytes.get(attempt.id)
-        still_to_come += max(0, attempt.reservation_bytes - (observed or 0))
-        held += max(attempt.reservation_bytes, observed or 0)
-    by_reading = reading.free_bytes - still_to_come
-    by_ledger = reading.total_bytes - foreign_bytes(device, live) - held
-    return min(by_reading, by_ledger) - margin_bytes
+    return room_bytes(reading.total_bytes, reading.free_bytes, claims_of(device, attempts)) - margin_bytes

@@ -36,6 +36,17 @@ class ErrorKind(StrEnum):
     OTHER = "other"
 
 
+class MemoryCause(StrEnum):
+    """Why an attempt ran out of memory; each has a cure of its own (`retry`)."""
+
+    ESTIMATE_TOO_LOW = "estimate_too_low"
+    """It hit its own cap while the device had bytes to spare."""
+    PRESSURE = "pressure"
+    """A neighbour or a foreign process took what was reserved for it."""
+    TOO_BIG = "too_big"
+    """It was alone, its cap the whole device, and that was not enough."""
+
+
 class Isolation(StrEnum):
     """Whether anything else used the device while it was timed. Only `exclusive` makes a bound."""
 
@@ -78,6 +89,10 @@ class AttemptError:
     phase: str | None = None
     requested_bytes: int | None = None
     free_bytes: int | None = None
+    cause: MemoryCause | None = None
+    """Set where memory ran out, by the core, which knows the device and its neighbours."""
+    why: str = ""
+    """How the cause was told, with numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +107,5 @@ class Verdict:
     wall_s: float | None = None
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
+    host_peak_bytes: int | None = None
+    """The most host memory that the worker held, as it said itself."""

@@ -1,20 +1,30 @@
-"""Where a cell may run: a filter with reasons, then a rank. Pure and deterministic; ties break by UUID."""
+"""Where a cell may run: a filter with reasons, then a rank. Pure and deterministic; ties break by UUID.
+
+The ledger is made once a step from the state and kept current while the step places cells. Devices that are alike
+(name, size, limits) share a shelf, on which those that may take company stand sorted by headroom and those that are
+empty stand apart: the best fit is found by bisection, so that a step doesn't ask every device for every cell. Reasons
+are worked out device by device, for the cells that somebody asks about.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from boundd.core.attempts import Attempt, CellRecord
 from boundd.core.devices import Device, DeviceState
-from boundd.core.footprint import Estimate, estimate
+from boundd.core.footprint import CONTEXT_BYTES, LARGEST_PERCENT, Estimate, estimate
 from boundd.core.headroom import foreign_bytes, headroom_bytes
+from boundd.core.host import HostLedger, HostNeed, host_need
+from boundd.core.retry import LEVELS
 from boundd.core.state import NoRoom, State
+from boundd.core.suspicion import rests
+from boundd.core.workload import workload_of
 
-LARGEST_PERCENT = 90
-"""A cell estimated above this share of a device is tried alone on it once so much is free: an estimate can be wrong,
-some bytes are always the driver's or the host's, and a cell that no device could ever take would wait for ever."""
+LEAST_BYTES = 2 * CONTEXT_BYTES
+"""Nothing is placed with less: the context would leave its allocator no room, and the two would outgrow it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,64 +37,49 @@ class Placement:
     exclusive: bool
     whole_device: bool
     left_bytes: int
-    """Headroom that is left after it; the smallest is the best fit."""
+    """Headroom that would be left if it took just what it needs; the smallest is the best fit."""
+    estimate_bytes: int | None
+    host_memory_bytes: int
+    cores: int
+    why: str
+    """What was chosen and why, for the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What makes devices alike for placement."""
+
+    name: str
+    total_bytes: int
+    single: bool
+    backend: str
+
+
+@dataclass(slots=True)
+class Shelf:
+    """Devices of one kind that may take something: (headroom, UUID), sorted."""
+
+    joinable: list[tuple[int, str]] = field(default_factory=list)
+    empty: list[tuple[int, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a cell needs on devices of one kind."""
+
+    expected: Estimate
+    needed_bytes: int
+    alone: bool
+    host: HostNeed
 
 
 def matrix_device_model(state: State) -> str | None:
     """The device model that the matrix runs on: the most numerous one, ties by name; None where models may mix."""
     if state.rules.mix_models:
         return None
-    names = Counter(device.reading.name for device in state.devices.values())
+    # What never takes a cell (a device divided into MIG instances) is no reason to wait for its like.
+    names = Counter(d.reading.name for d in state.devices.values() if d.reading.max_cells != 0)
     return min(names, key=lambda name: (-names[name], name), default=None)
-
-
-def best_placement(state: State, record: CellRecord, held: dict[str, str]) -> Placement | tuple[NoRoom, ...]:
-    """The best device for a cell, or why each one doesn't take it.
-
-    `held` maps a device's UUID to the label of the cell that it is being emptied for.
-    """
-    model = matrix_device_model(state)
-    answers = [_fit(state, record, device, model, held) for device in state.devices_by_index()]
-    fits = [answer for answer in answers if isinstance(answer, Placement)]
-    if fits:
-        return min(fits, key=lambda fit: (fit.left_bytes, fit.device))
-    return tuple(answer for answer in answers if isinstance(answer, NoRoom))
-
-
-def _fit(
-    state: State, record: CellRecord, device: Device, model: str | None, held: dict[str, str]
-) -> Placement | NoRoom:
-    attempts = state.attempts_on(device.uuid)
-    refused = _refusal(record, device, attempts, model, held)
-    if refused is not None:
-        return refused
-    expected = estimate(record, device.reading.name, state.observations)
-    return _by_memory(state, record, device, attempts, expected)
-
-
-def _refusal(
-    record: CellRecord, device: Device, attempts: tuple[Attempt, ...], model: str | None, held: dict[str, str]
-) -> NoRoom | None:
-    """Why a device can't take the cell whatever its memory; None where memory decides."""
-    labels = tuple(attempt.label for attempt in attempts)
-
-    def no(reason: str) -> NoRoom:
-        return NoRoom(device.uuid, reason, held_by=labels)
-
-    if device.state is not DeviceState.READY:
-        return no(f"{device.state}: {device.reason}")
-    if model is not None and device.reading.name != model:
-        return no(f"another device model ({device.reading.name}); the matrix runs on {model} (mix_models = false)")
-    if device.uuid in held and held[device.uuid] != record.cell.label:
-        return no(f"being emptied for {held[device.uuid]}, which must be alone")
-    if any(attempt.exclusive for attempt in attempts):
-        return no(f"{labels[0]} runs there alone")
-    if attempts and must_be_alone(record):
-        return no(f"the cell must be alone, and {len(attempts)} attempt(s) run there")
-    limit = device.reading.max_cells
-    if limit is not None and len(attempts) >= limit:
-        return no(f"{len(attempts)} attempt(s) run there, and it takes {limit}")
-    return None
 
 
 def must_be_alone(record: CellRecord) -> bool:
@@ -92,40 +87,262 @@ def must_be_alone(record: CellRecord) -> bool:
     return record.policy.must_be_alone or record.alone
 
 
-def _by_memory(
-    state: State, record: CellRecord, device: Device, attempts: tuple[Attempt, ...], expected: Estimate
-) -> Placement | NoRoom:
-    room = headroom_bytes(device, attempts, state.rules.margin_bytes)
-    total = device.reading.total_bytes or 0
-    largest = max(0, total - state.rules.margin_bytes) * LARGEST_PERCENT // 100
-    needed = largest if expected.size_bytes is None else min(expected.size_bytes, largest)
-    alone = must_be_alone(record) or expected.size_bytes is None or expected.size_bytes >= largest
-    single = device.reading.max_cells == 1
-    foreign = foreign_bytes(device, attempts)
-    if alone and not attempts and expected.size_bytes is None:
+class Ledger:
+    """Who holds what, during one step. `held` maps a device's UUID to the label of whom it is being emptied for."""
+
+    def __init__(self, state: State, boot_s: float, held: Mapping[str, str] | None = None) -> None:
+        self.state = state
+        self.boot_s = boot_s
+        self.model = matrix_device_model(state)
+        self.held: dict[str, str] = dict(held or {})
+        self.live: dict[str, Attempt] = dict(state.attempts)
+        self._on: dict[str, list[Attempt]] = {uuid: [] for uuid in state.devices}
+        for attempt in sorted(self.live.values(), key=lambda attempt: (attempt.started_boot_s, attempt.id)):
+            self._on.setdefault(attempt.device, []).append(attempt)
+        self._host = None if state.host is None else HostLedger.of(state.host, self.live.values())
+        self._room: dict[str, int] = {}
+        self._shelves: dict[Kind, Shelf] = {}
+        self._needs: dict[tuple[str, Kind], Need] = {}
+        self._kinds = {
+            kind_of(device)
+            for device in state.devices.values()
+            if device.state is DeviceState.READY and self.model in (None, device.reading.name)
+        }
+        self._suspects: set[str] = {strike.device for strike in state.strikes}
+        for device in state.devices.values():
+            self._shelve(device)
+
+    def attempts_on(self, uuid: str) -> tuple[Attempt, ...]:
+        """The live attempts on a device, oldest first."""
+        return tuple(self._on.get(uuid, ()))
+
+    def add(self, attempt: Attempt) -> None:
+        """One more attempt is on its device."""
+        self._unshelve(self.state.devices[attempt.device])
+        self.live[attempt.id] = attempt
+        self._on[attempt.device].append(attempt)
+        if self._host is not None:
+            self._host.add(attempt)
+        self._shelve(self.state.devices[attempt.device])
+
+    def room_when_empty(self, uuid: str) -> int:
+        """What the device would have to give once what is ours has left it."""
+        device = self.state.devices[uuid]
+        total = device.reading.total_bytes or 0
+        return total - foreign_bytes(device, self._on[uuid]) - self.state.rules.margin_bytes
+
+    def hold(self, uuid: str, label: str) -> None:
+        """Keep a device for this cell: nothing else is placed there in this step."""
+        self._unshelve(self.state.devices[uuid])
+        self.held[uuid] = label
+
+    def best(self, record: CellRecord) -> Placement | None:
+        """The best device for a cell: one without suspicion before one with, then the best fit in bytes."""
+        found: list[tuple[bool, int, str, Need]] = []
+        for kind, shelf in self._shelves.items():
+            need = self.need(record, kind)
+            if self.host_refusal(need.host):
+                continue
+            answer = self._on_shelf(record, kind, shelf, need)
+            if answer is not None:
+                found.append((answer[1] in self._suspects, answer[0] - need.needed_bytes, answer[1], need))
+        own = [uuid for uuid, label in sorted(self.held.items()) if label == record.cell.label]
+        found += [fit for uuid in own if (fit := self._on_held(record, uuid)) is not None]
+        if not found:
+            return None
+        _, left, uuid, need = min(found, key=lambda fit: fit[:3])
+        return self._placement(self.state.devices[uuid], need, left)
+
+    def host_refusal(self, need: HostNeed) -> str:
+        """Why the host can't take it; empty where it can, and where nobody read the host."""
+        return "" if self._host is None else self._host.refusal(need)
+
+    def is_alone(self, record: CellRecord) -> bool:
+        """Whether the cell must be alone, by rule or by need, on some kind of device that there is."""
+        return must_be_alone(record) or any(self.need(record, kind).alone for kind in self._kinds)
+
+    def reasons(self, record: CellRecord) -> tuple[NoRoom, ...] | Placement:
+        """Why each device doesn't take the cell, in the order that people see; or where it would go."""
+        fit = self.best(record)
+        if fit is not None:
+            return fit
+        return tuple(self._reason(record, device) for device in self.state.devices_by_index())
+
+    def need(self, record: CellRecord, kind: Kind) -> Need:
+        """What the cell needs on devices of a kind."""
+        known = self._needs.get((record.cell.key, kind))
+        if known is None:
+            known = self._needs[record.cell.key, kind] = self._need(record, kind)
+        return known
+
+    def _need(self, record: CellRecord, kind: Kind) -> Need:
+        state = self.state
+        expected = estimate(record, kind.name, state.observations, state.rules.torch)
+        largest = max(0, kind.total_bytes - state.rules.margin_bytes) * LARGEST_PERCENT // 100
+        size = expected.size_bytes
+        raised = record.memory_level > LEVELS and not expected.learned
+        alone = must_be_alone(record) or raised or size is None or size >= largest
+        host = HostNeed(0, 0, "its device is the host")
+        if kind.backend != "cpu":
+            host = host_need(record.policy, workload_of(record), kind.name, state.observations)
         # Nobody knows how much it takes: it gets what there is, once the device is its own.
-        needed = max(0, room)
-    if alone and attempts:
-        return _no_room(device, attempts, needed, room, "needs the device to itself", foreign)
-    if room < needed or room <= 0:
-        return _no_room(device, attempts, needed, room, expected.source, foreign)
-    reservation = room if alone or single else needed
-    return Placement(
-        device.uuid,
-        reservation_bytes=reservation,
-        cap_bytes=None if device.reading.backend == "cpu" else reservation,
-        exclusive=alone,
-        whole_device=alone or single,
-        left_bytes=room - reservation,
-    )
+        least = 1 if kind.backend == "cpu" else min(LEAST_BYTES, largest)
+        return Need(expected, least if size is None else max(least, min(size, largest)), alone, host)
+
+    # The shelves
+
+    def _shelve(self, device: Device) -> None:
+        if self._closed(device) or device.uuid in self.held:
+            return
+        attempts = self._on[device.uuid]
+        room = headroom_bytes(device, attempts, self.state.rules.margin_bytes)
+        self._room[device.uuid] = room
+        shelf = self._shelves.setdefault(kind_of(device), Shelf())
+        insort(shelf.joinable if attempts else shelf.empty, (room, device.uuid))
+
+    def _unshelve(self, device: Device) -> None:
+        room = self._room.pop(device.uuid, None)
+        shelf = self._shelves.get(kind_of(device))
+        if room is None or shelf is None:
+            return
+        for row in (shelf.joinable, shelf.empty):
+            place = bisect_left(row, (room, device.uuid))
+            if place < len(row) and row[place] == (room, device.uuid):
+                del row[place]
+
+    def _closed(self, device: Device) -> str:
+        """Why a device takes nothing at all now, whatever the cell; empty where it may."""
+        attempts = self._on[device.uuid]
+        if device.state is not DeviceState.READY:
+            return f"{device.state}: {device.reason}"
+        if self.model is not None and device.reading.name != self.model:
+            return f"another device model ({device.reading.name}); the matrix runs on {self.model} (mix_models = false)"
+        if any(attempt.exclusive for attempt in attempts):
+            return f"{attempts[0].label} runs there alone"
+        limit = limit_of(self.state, device)
+        if limit is not None and len(attempts) >= limit:
+            return f"{len(attempts)} attempt(s) run there, and it takes {limit}"
+        return rests(self.state, device.uuid, attempts, self.boot_s)
+
+    def _on_shelf(self, record: CellRecord, kind: Kind, shelf: Shelf, need: Need) -> tuple[int, str] | None:
+        """The best fit on a shelf, as (headroom, UUID): of those without suspicion where there is one."""
+        rows = [shelf.empty] if need.alone or kind.single else [shelf.joinable, shelf.empty]
+        least = max(1, need.needed_bytes)
+        avoid = record.avoid if self._elsewhere(record.avoid) else ""
+        fits = []
+        for row in rows:
+            second_choice = None
+            for place in range(bisect_left(row, (least, "")), len(row)):
+                room, uuid = row[place]
+                if uuid == avoid:
+                    continue
+                if uuid not in self._suspects:
+                    fits.append((False, room, uuid))
+                    break
+                second_choice = second_choice or (True, room, uuid)
+            else:
+                if second_choice is not None:
+                    fits.append(second_choice)
+        return min(fits)[1:] if fits else None
+
+    def _elsewhere(self, uuid: str) -> bool:
+        """Whether any other device could ever take a cell that avoids this one."""
+        return bool(uuid) and any(
+            device.uuid != uuid
+            and device.state is DeviceState.READY
+            and (self.model is None or device.reading.name == self.model)
+            for device in self.state.devices.values()
+        )
+
+    def _on_held(self, record: CellRecord, uuid: str) -> tuple[bool, int, str, Need] | None:
+        """A device that is being emptied for this very cell."""
+        device = self.state.devices[uuid]
+        if self._closed(device):
+            return None
+        need = self.need(record, kind_of(device))
+        room = headroom_bytes(device, self._on[uuid], self.state.rules.margin_bytes)
+        crowded = (need.alone or kind_of(device).single) and self._on[uuid]
+        if crowded or room < max(1, need.needed_bytes) or self.host_refusal(need.host):
+            return None
+        return uuid in self._suspects, room - need.needed_bytes, uuid, need
+
+    def _placement(self, device: Device, need: Need, left: int) -> Placement:
+        kind = kind_of(device)
+        room = need.needed_bytes + left
+        whole = need.alone or kind.single
+        reservation = room if whole else need.needed_bytes
+        largest = max(0, kind.total_bytes - self.state.rules.margin_bytes) * LARGEST_PERCENT // 100
+        beside = len(self._on[device.uuid])
+        where = "alone" if whole else f"beside {beside}" if beside else "on an empty device"
+        return Placement(
+            device.uuid,
+            reservation_bytes=reservation,
+            cap_bytes=None if kind.backend == "cpu" else cap_of(reservation),
+            exclusive=need.alone,
+            whole_device=whole and (reservation >= largest or kind.backend == "cpu"),
+            left_bytes=left,
+            estimate_bytes=need.expected.size_bytes,
+            host_memory_bytes=need.host.memory_bytes,
+            cores=need.host.cores,
+            why=f"{where}, the best fit ({need.expected.source})",
+        )
+
+    # Reasons
+
+    def _reason(self, record: CellRecord, device: Device) -> NoRoom:
+        """Why this device doesn't take the cell, when none does."""
+        attempts = self._on[device.uuid]
+        labels = tuple(attempt.label for attempt in attempts)
+        closed = self._closed(device)
+        if not closed and self.held.get(device.uuid, record.cell.label) != record.cell.label:
+            closed = f"being emptied for {self.held[device.uuid]}"
+        if not closed and device.uuid == record.avoid and self._elsewhere(record.avoid):
+            closed = "the cell died quickly there, and is tried elsewhere"
+        if closed:
+            return NoRoom(device.uuid, closed, held_by=labels)
+        need = self.need(record, kind_of(device))
+        room = headroom_bytes(device, attempts, self.state.rules.margin_bytes)
+        foreign = foreign_bytes(device, attempts)
+        if need.alone and attempts:
+            by_need = f"needs the device to itself: {_why_alone(need)}"
+            why = "the cell must be alone" if must_be_alone(record) else by_need
+            reason = f"{why}, and {len(attempts)} attempt(s) run there"
+        elif room < need.needed_bytes or room <= 0:
+            reason = f"{need.needed_bytes - room:,} bytes short: needs {need.needed_bytes:,} ({need.expected.source}), "
+            reason += f"headroom {max(0, room):,}"
+        else:
+            reason = self.host_refusal(need.host) or "it is free now: the next plan looks again"
+        if foreign:
+            reason += f"; {foreign:,} bytes are held by processes that are not boundd's"
+        return NoRoom(device.uuid, reason, need.needed_bytes, room, labels)
 
 
-def _no_room(device: Device, attempts: Iterable[Attempt], needed: int, room: int, source: str, foreign: int) -> NoRoom:
-    labels = tuple(attempt.label for attempt in attempts)
-    if room < needed:
-        reason = f"{needed - room:,} bytes short: needs {needed:,} ({source}), headroom {max(0, room):,}"
-    else:
-        reason = f"{source}, and {len(labels)} attempt(s) run there"
-    if foreign:
-        reason += f"; {foreign:,} bytes are held by processes that are not boundd's"
-    return NoRoom(device.uuid, reason, needed, room, labels)
+def _why_alone(need: Need) -> str:
+    size = need.expected.size_bytes
+    if size is None:
+        return need.expected.source
+    return f"{size:,} bytes expected ({need.expected.source}), {need.needed_bytes:,} are the most it waits for"
+
+
+def limit_of(state: State, device: Device) -> int | None:
+    """How many attempts a device takes at a time, by its own limit and the config's; None for any number."""
+    limits = [limit for limit in (device.reading.max_cells, state.rules.max_cells or None) if limit is not None]
+    return min(limits, default=None)
+
+
+def kind_of(device: Device) -> Kind:
+    """What a device is, for placement."""
+    reading = device.reading
+    return Kind(reading.name, reading.total_bytes or 0, reading.max_cells == 1, reading.backend)
+
+
+def cap_of(reservation_bytes: int) -> int:
+    """What the caching allocator may take of a reservation: less the context, which it doesn't see."""
+    return max(reservation_bytes - CONTEXT_BYTES, reservation_bytes // 2)
+
+
+def best_placement(
+    state: State, record: CellRecord, held: Mapping[str, str], boot_s: float = 0.0
+) -> Placement | tuple[NoRoom, ...]:
+    """The best device for a cell, or why each one doesn't take it; for one cell, outside of a plan."""
+    return Ledger(state, boot_s, held).reasons(record)

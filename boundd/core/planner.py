@@ -1,23 +1,35 @@
 """The planner: state and an instant in, decisions and reasons out.
 
-Cells are taken in the matrix' order. One that must be alone and finds no empty device holds the emptiest one, so that
-later cells don't fill it up again: it drains rather than starving.
+Cells that need the same stand in one queue (`table`), and queues are taken in this order: those that were passed over
+for too long, longest first; those that died quickly on some device, because where they run tells what was to blame;
+those that must be alone, because big rocks go in first and draining a device later costs
+more; then the longest expected, so that the end is no lone straggler. Among about equally long ones, a model whose
+files the host has in its page cache goes first. A queue whose first cell must be alone, or was passed over for too
+long, and finds no place has a device emptied for it: it drains one rather than starving.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from boundd.core.attempts import Attempt, CellRecord, CellState, attempt_id
 from boundd.core.devices import DeviceState
+from boundd.core.durations import expectation
 from boundd.core.events import Now
 from boundd.core.lifecycle import Trigger, next_cell_state
-from boundd.core.placement import Placement, best_placement, matrix_device_model, must_be_alone
+from boundd.core.placement import Ledger, Placement, kind_of, matrix_device_model
 from boundd.core.state import Deferral, State
+from boundd.core.suspicion import next_rest_end, seen_running
+from boundd.core.table import Cells, Requirement
+from boundd.core.workload import subject_on, workload_of
 
-EXPLAINED_CELLS = 100
-"""So many waiting cells get a reason for each device. Once no device can take any cell, the rest of a large matrix is
-told just that, because asking every device for every one of a million cells at every step would be the whole work."""
+PATIENCE = 32
+PATIENCE_PER_DEVICE = 8
+"""A queue that was refused for `PATIENCE` completions, and so many more for each device, comes first."""
+LENGTH_CLASSES = 4
+"""Classes of expected durations for each doubling: within one, a model that is in the page cache goes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,110 +41,283 @@ class Plan:
     joined: tuple[Attempt, ...]
     """Attempts that had a device to themselves and have company now."""
     next_wake_boot_s: float | None
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Attempt id to what was chosen and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deferrals(Mapping[str, Deferral]):
+    """Why each pending cell waits. A reason is worked out when it is asked for: a large matrix has too many."""
+
+    state: State
+    now: Now
+    held: Mapping[str, str]
+    reason: str = ""
+    """The one reason for all, where there is one."""
+
+    def __getitem__(self, key: str) -> Deferral:
+        record = self.state.cells.get(key)
+        if record is None or record.state is not CellState.PENDING or key not in self.state.cells.places:
+            raise KeyError(key)
+        if self.reason:
+            return Deferral(self.reason)
+        if record.not_before_boot_s > self.now.boot_s:
+            return Deferral(f"backoff: {record.not_before_boot_s - self.now.boot_s:.0f} s left")
+        answer = Ledger(self.state, self.now.boot_s, self.held).reasons(record)
+        if isinstance(answer, Placement):
+            return Deferral("a device has room by now: the next plan looks again")
+        return Deferral("no device takes it now" if answer else "there is no device", answer)
+
+    def __iter__(self) -> Iterator[str]:
+        return (record.cell.key for record in self.state.pending())
+
+    def __len__(self) -> int:
+        return self.state.cells.counts.get(CellState.PENDING, 0)
 
 
 def plan(state: State, now: Now) -> Plan:
     """Start every cell that can start now."""
+    state = seen_running(state, now.boot_s)
     if state.stopping or state.paused:
         reason = "the daemon is stopping" if state.stopping else "paused: `boundctl resume` goes on"
-        waiting = {record.cell.key: Deferral(reason) for record in state.pending()}
-        return Plan(replace(state, deferrals=waiting), (), (), None)
-    deferrals: dict[str, Deferral] = {}
-    started: list[Attempt] = []
-    joined: dict[str, Attempt] = {}
-    held: dict[str, str] = {}
-    full = False
-    for record in tuple(state.pending()):
-        if record.not_before_boot_s > now.boot_s:
-            wait_s = record.not_before_boot_s - now.boot_s
-            deferrals[record.cell.key] = Deferral(f"backoff: {wait_s:.0f} s left")
-            continue
-        if full:
-            deferrals[record.cell.key] = Deferral("every device is taken by cells before it")
-            continue
-        answer = best_placement(state, record, held)
-        if isinstance(answer, Placement):
-            state, attempt, company = _place(state, record, answer, now)
-            started.append(attempt)
-            joined.update({other.id: other for other in company})
-            continue
-        deferrals[record.cell.key] = Deferral("no device takes it now" if answer else "there is no device", answer)
-        if must_be_alone(record):
-            _hold_one(state, record, held)
-        full = len(deferrals) >= EXPLAINED_CELLS and _nothing_fits_any_more(state, held)
-    newly = {attempt.id for attempt in started}
-    return Plan(
-        replace(state, deferrals=deferrals),
-        tuple(state.attempts[attempt.id] for attempt in started),
-        tuple(other for key, other in joined.items() if key not in newly),
-        _next_wake(state, now),
-    )
+        return Plan(_explained(state, now, {}, reason), (), (), None)
+    if not state.has_pending:
+        return Plan(_explained(state, now, {}), (), (), None)
+    filling = _Filling(state, now)
+    queues = ranked(state)
+    scouts = scouted(state, queues)
+    for needs in queues:
+        if is_overdue(state, needs):
+            filling.fill(needs)
+    for needs in queues:
+        if needs in scouts:
+            filling.fill(needs, most=1)
+    # A guess that is too high keeps others out, one that is too low wastes what ran: what is known goes first.
+    names = device_names(state)
+    guessed = frozenset(needs for needs in queues if is_guessed(state, needs, names))
+    for needs in (*(n for n in queues if n not in guessed), *(n for n in queues if n in guessed)):
+        filling.fill(needs)
+    return filling.plan()
 
 
-def _place(state: State, record: CellRecord, placement: Placement, now: Now) -> tuple[State, Attempt, list[Attempt]]:
-    number = record.attempts + 1
-    company = state.attempts_on(placement.device)
-    attempt = Attempt(
-        id=attempt_id(record.cell, number),
-        key=record.cell.key,
-        label=record.cell.label,
-        number=number,
-        device=placement.device,
-        reservation_bytes=placement.reservation_bytes,
-        cap_bytes=placement.cap_bytes,
-        batch_size=record.wanted_batch_size,
-        exclusive=placement.exclusive,
-        timeout_s=record.policy.timeout_s,
-        grace_s=record.policy.grace_s,
-        started_unix_s=now.unix_s,
-        started_boot_s=now.boot_s,
-        whole_device=placement.whole_device,
-        had_company=bool(company),
-    )
-    running = replace(record, state=next_cell_state(record.state, Trigger.PLACE), attempts=number)
-    joined = [replace(other, had_company=True) for other in company if not other.had_company]
-    attempts = state.attempts.set(attempt.id, attempt)
-    for other in joined:
-        attempts = attempts.set(other.id, other)
-    return replace(state, cells=state.cells.set(record.cell.key, running), attempts=attempts), attempt, joined
+def is_overdue(state: State, needs: Requirement) -> bool:
+    """Whether a queue was passed over for too long: it comes first then, and has a device emptied for it."""
+    since = state.refused_since.get(needs)
+    patience = PATIENCE + PATIENCE_PER_DEVICE * len(state.devices)
+    return since is not None and state.completions - since >= patience
 
 
-def _hold_one(state: State, record: CellRecord, held: dict[str, str]) -> None:
-    """Keep the emptiest usable device free of later cells, unless one is held for this cell already."""
-    model = matrix_device_model(state)
-    usable = [
-        device
-        for device in state.devices_by_index()
-        if device.state is DeviceState.READY
-        and device.uuid not in held
-        and (model is None or device.reading.name == model)
-    ]
-    if usable:
-        emptiest = min(
-            usable, key=lambda device: (sum(a.reservation_bytes for a in state.attempts_on(device.uuid)), device.uuid)
+def device_names(state: State) -> frozenset[str]:
+    """The names of the devices that there are."""
+    return frozenset(device.reading.name for device in state.devices.values())
+
+
+def is_guessed(state: State, needs: Requirement, names: frozenset[str]) -> bool:
+    """Whether no attempt has shown yet what such cells take, and it matters: a cell that must be alone gets all."""
+    if needs.policy.must_be_alone or needs.alone:
+        return False
+    if any(known.method == needs.work.method for known in state.durations.about(needs.work.model)):
+        return False  # its like succeeded and reported no peak: no other will, and there is nothing to wait for
+    return not any(state.observations.about(subject_on(needs.work, name)) for name in names)
+
+
+def scouted(state: State, queues: Sequence[Requirement]) -> frozenset[Requirement]:
+    """The first queue of each kind of work whose memory is guessed, and of which nothing runs.
+
+    One of its cells goes ahead of all others: what it takes is learned once, and not by ten that fail together.
+    """
+    seen = {workload_of(state.cells[attempt.key]).subject for attempt in state.attempts.values()}
+    found, names = [], device_names(state)
+    for needs in queues:
+        if needs.work.subject not in seen and is_guessed(state, needs, names):
+            seen.add(needs.work.subject)
+            found.append(needs)
+    return frozenset(found)
+
+
+def ranked(state: State) -> list[Requirement]:
+    """The queues, in the order in which they are served."""
+    name = matrix_device_model(state) or next((d.reading.name for d in state.devices_by_index()), "")
+    warm = {workload_of(state.cells[attempt.key]).model for attempt in state.attempts.values()}
+    warm.add(state.last_model)
+
+    def rank(needs: Requirement) -> tuple[object, ...]:
+        overdue = is_overdue(state, needs)
+        alone = needs.policy.must_be_alone or needs.alone
+        wall_s = expectation(state.durations, needs.work, name).wall_s
+        length = math.floor(math.log2(wall_s) * LENGTH_CLASSES)
+        return (
+            not overdue,
+            state.refused_since[needs] if overdue else 0,
+            not needs.avoid,
+            not alone,
+            -length,
+            needs.work.model not in warm,
+            -wall_s,
+            first_place(state.cells, needs),
         )
-        held[emptiest.uuid] = record.cell.label
+
+    return sorted(state.cells.queues, key=rank)
 
 
-def _nothing_fits_any_more(state: State, held: dict[str, str]) -> bool:
-    """True where no device can take any further cell: there is no need to ask for each of a million."""
-    return all(
-        device.state is not DeviceState.READY
-        or device.uuid in held
-        or any(attempt.exclusive for attempt in state.attempts_on(device.uuid))
-        or _at_limit(state, device.uuid, device.reading.max_cells)
-        for device in state.devices.values()
-    )
+def first_place(cells: Cells, needs: Requirement) -> int:
+    """Where a queue's first entry stands in the matrix: it makes the order of equals one order."""
+    return cells.places[next(cells.queues[needs].entries())]
 
 
-def _at_limit(state: State, device: str, limit: int | None) -> bool:
-    return limit is not None and len(state.attempts_on(device)) >= limit
+class _Filling:
+    """One step's work: a ledger that fills, and what was decided so far."""
+
+    def __init__(self, state: State, now: Now) -> None:
+        self.now = now
+        self.before = state
+        self.cells = state.cells
+        self.ledger = Ledger(state, now.boot_s)
+        self.started: dict[str, Attempt] = {}
+        self.reasons: dict[str, str] = {}
+        self.joined: dict[str, Attempt] = {}
+        self.refused_since = state.refused_since
+        self.last_model = state.last_model
+        self.emptying: dict[str, str] = {}
+        for uuid, key in state.emptying.items():
+            record = state.cells.get(key)
+            if record is not None and record.state is CellState.PENDING and self._may_hold(record, uuid):
+                self._hold(record, uuid)
+
+    def fill(self, needs: Requirement, most: int | None = None) -> None:
+        """Start cells of one queue until one finds no place, or `most` were started."""
+        if needs not in self.cells.queues:
+            return
+        touched, left = False, most
+        for key in self.cells.queues[needs].entries():
+            if not self.cells.waits_in(needs, key):
+                touched = True
+                continue
+            if left == 0:
+                break
+            record = self.cells[key]
+            if record.not_before_boot_s > self.now.boot_s:
+                continue
+            placement = self.ledger.best(record)
+            if placement is None:
+                self._refused(needs, record)
+                break
+            self._place(record, placement)
+            touched, left = True, None if left is None else left - 1
+            if needs in self.refused_since:
+                self.refused_since = self.refused_since.delete(needs)
+        if touched:
+            self.cells = self.cells.trimmed(needs)
+
+    def plan(self) -> Plan:
+        """What came of it."""
+        attempts = self.before.attempts.update({**self.joined, **self.started})
+        state = replace(
+            self.before,
+            cells=self.cells,
+            attempts=attempts,
+            refused_since=self.refused_since,
+            last_model=self.last_model,
+            emptying={uuid: key for uuid, key in self.emptying.items() if self.cells[key].state is CellState.PENDING},
+        )
+        state = _explained(state, self.now, self.ledger.held)
+        return Plan(
+            state,
+            tuple(self.started.values()),
+            tuple(self.joined.values()),
+            _next_wake(state, self.now),
+            self.reasons,
+        )
+
+    def _refused(self, needs: Requirement, record: CellRecord) -> None:
+        if needs not in self.refused_since:
+            self.refused_since = self.refused_since.set(needs, self.before.completions)
+        overdue = is_overdue(self.before, needs)
+        if overdue or (self.ledger.is_alone(record) and not self.ledger.held):
+            self._hold_one(record)
+
+    def _hold_one(self, record: CellRecord) -> None:
+        """Keep a device free of others: of those that could take the cell once empty, the one that is empty first.
+
+        It is kept in the state until the cell has run: chosen anew in each plan it would be one device now and another
+        a second later, and none would ever be empty. One at a time, but for those that were passed over for too long:
+        a device that waits to be empty is half empty, and the cells that must be alone go there one after another.
+        """
+        if record.cell.key in self.emptying.values():
+            return
+        usable = [
+            (max(map(self._ends_boot_s, self.ledger.attempts_on(uuid))), uuid)
+            for uuid in self.before.devices
+            if self.ledger.attempts_on(uuid) and uuid not in self.ledger.held and self._may_hold(record, uuid)
+        ]
+        if usable:
+            self._hold(record, min(usable)[1])
+
+    def _hold(self, record: CellRecord, uuid: str) -> None:
+        self.ledger.hold(uuid, record.cell.label)
+        self.emptying[uuid] = record.cell.key
+
+    def _may_hold(self, record: CellRecord, uuid: str) -> bool:
+        device = self.before.devices.get(uuid)
+        if device is None or device.state is not DeviceState.READY or uuid == record.avoid:
+            return False
+        right = self.ledger.model is None or device.reading.name == self.ledger.model
+        return right and self._could_take(record, uuid)
+
+    def _ends_boot_s(self, attempt: Attempt) -> float:
+        """When an attempt was expected to end when it began; by that, an attempt that is late keeps its place."""
+        name = self.before.devices[attempt.device].reading.name
+        work = workload_of(self.cells[attempt.key], attempt.batch_size)
+        return attempt.started_boot_s + expectation(self.before.durations, work, name).wall_s
+
+    def _could_take(self, record: CellRecord, uuid: str) -> bool:
+        """Whether the device would take the cell once what is ours has left it; what others hold may not leave."""
+        device = self.before.devices[uuid]
+        need = self.ledger.need(record, kind_of(device))
+        return self.ledger.room_when_empty(uuid) >= max(1, need.needed_bytes)
+
+    def _place(self, record: CellRecord, placement: Placement) -> None:
+        number = record.attempts + 1
+        company = self.ledger.attempts_on(placement.device)
+        attempt = Attempt(
+            id=attempt_id(record.cell, number),
+            key=record.cell.key,
+            label=record.cell.label,
+            number=number,
+            device=placement.device,
+            reservation_bytes=placement.reservation_bytes,
+            cap_bytes=placement.cap_bytes,
+            batch_size=record.wanted_batch_size,
+            exclusive=placement.exclusive,
+            timeout_s=record.policy.timeout_s,
+            grace_s=record.policy.grace_s,
+            started_unix_s=self.now.unix_s,
+            started_boot_s=self.now.boot_s,
+            whole_device=placement.whole_device,
+            had_company=bool(company),
+            estimate_bytes=placement.estimate_bytes,
+            host_memory_bytes=placement.host_memory_bytes,
+            cores=placement.cores,
+        )
+        running = replace(record, state=next_cell_state(record.state, Trigger.PLACE), attempts=number)
+        self.cells = self.cells.set(record.cell.key, running)
+        for other in company:
+            if not other.had_company:
+                changed = self.started if other.id in self.started else self.joined
+                changed[other.id] = replace(other, had_company=True)
+        self.started[attempt.id] = attempt
+        self.reasons[attempt.id] = placement.why
+        self.last_model = str(record.cell.parameters.get("model", ""))
+        self.ledger.add(attempt)
+
+
+def _explained(state: State, now: Now, held: Mapping[str, str], reason: str = "") -> State:
+    """The state with its deferrals. They keep the state without those of the plan before, or none would ever end."""
+    bare = replace(state, deferrals={})
+    return replace(state, deferrals=Deferrals(bare, now, dict(held), reason))
 
 
 def _next_wake(state: State, now: Now) -> float | None:
-    waits = [
-        record.not_before_boot_s
-        for record in state.matrix()
-        if record.state is CellState.PENDING and record.not_before_boot_s > now.boot_s
-    ]
-    return min(waits, default=None)
+    waits = [boot_s for boot_s in state.cells.resting.values() if boot_s > now.boot_s]
+    rest = next_rest_end(state, now.boot_s)
+    return min([*waits, *([] if rest is None else [rest])], default=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from boundd.core.attempts import Attempt, CellRecord
-from boundd.core.footprint import Observation
+from boundd.core.history import Duration, Observation
 from boundd.core.outcomes import PointRecord, Verdict
 
 
@@ -49,6 +49,13 @@ class SaveObservation:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveDuration:
+    """Keep how long an attempt took."""
+
+    duration: Duration
+
+
+@dataclass(frozen=True, slots=True)
 class SaveCordon:
     """Keep that a device is out of service, and why; None puts it back."""
 
@@ -63,4 +70,4 @@ class SavePaused:
     paused: bool
 
 
-Record = SaveCell | SaveAttempt | SaveEnd | SavePoint | SaveObservation | SaveCordon | SavePaused
+Record = SaveCell | SaveAttempt | SaveEnd | SavePoint | SaveObservation | SaveDuration | SaveCordon | SavePaused

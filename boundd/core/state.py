@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 
 from immutables import Map
 
-from boundd.core.attempts import Attempt, AttemptState, CellRecord, CellState
-from boundd.core.devices import Device
-from boundd.core.footprint import Observation
+from boundd.core.attempts import Attempt, AttemptState, CellRecord, CellState, attempt_id
+from boundd.core.devices import Device, Strike
+from boundd.core.history import Durations, Observations
+from boundd.core.host import HostReading
+from boundd.core.table import Cells, Requirement
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,10 @@ class Rules:
     batch_ladder: tuple[int, ...] = (4, 2, 1)
     max_attempts: int = 4
     backoff_s: float = 30.0
+    max_cells: int = 0
+    """Attempts at a time on one device; 0 where memory alone decides."""
+    torch: str = ""
+    """The version that workers have, part of what a footprint is learned by; empty where nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +61,36 @@ class State:
     rules: Rules = Rules()
     order: tuple[str, ...] = ()
     """The keys of the matrix, in its order. `cells` may hold more: those of configs before this one."""
-    cells: Map[str, CellRecord] = field(default_factory=Map)
+    cells: Cells = field(default_factory=Cells)
     attempts: Map[str, Attempt] = field(default_factory=Map)
     """Live attempts only, by id."""
     devices: Map[str, Device] = field(default_factory=Map)
+    host: HostReading | None = None
+    """The machine's own memory and cores; None where nobody read them, and then they bound nothing."""
     cordons: Mapping[str, str] = field(default_factory=dict)
     """Device UUID to the reason, kept even while the device is not seen."""
-    observations: tuple[Observation, ...] = ()
+    observations: Observations = field(default_factory=Observations)
+    durations: Durations = field(default_factory=Durations)
+    strikes: tuple[Strike, ...] = ()
+    """Cells that died quickly, and where, until it is known whether the cell or the device was to blame."""
+    completions: int = 0
+    """Attempts that ended since the daemon started: the clock that waiting is measured by."""
+    refused_since: Map[Requirement, int] = field(default_factory=Map)
+    """At which completion the first of a queue was refused while others may have been started."""
+    emptying: Mapping[str, str] = field(default_factory=dict)
+    """Device UUID to the key of the cell that it is being emptied for."""
+    last_model: str = ""
+    """The model that was started last: its files are in the host's page cache."""
     paused: bool = False
     stopping: bool = False
     deferrals: Mapping[str, Deferral] = field(default_factory=dict)
-    """Key to the reason why the latest plan did not start it."""
+    """Key to the reason why the latest plan did not start it. Reasons are worked out when they are asked for."""
+
+    def __post_init__(self) -> None:
+        # Whoever builds a state from records needs not know of the queues: they are made where they don't fit.
+        if not isinstance(self.cells, Cells) or self.cells.order != self.order:
+            records = self.cells.records if isinstance(self.cells, Cells) else self.cells
+            object.__setattr__(self, "cells", Cells.of(records, self.order))
 
     def matrix(self) -> Iterator[CellRecord]:
         """The cells of the matrix, in its order."""
@@ -75,9 +100,15 @@ class State:
         """The cells that still want an attempt, in the order in which they get one."""
         return (record for record in self.matrix() if record.state is CellState.PENDING)
 
+    @property
+    def has_pending(self) -> bool:
+        """Whether any cell still wants an attempt."""
+        return self.cells.counts.get(CellState.PENDING, 0) > 0
+
     def attempt_of(self, key: str) -> Attempt | None:
-        """The cell's live attempt; there is at most one."""
-        return next((attempt for attempt in self.attempts.values() if attempt.key == key), None)
+        """The cell's live attempt; there is at most one, and it is its latest."""
+        record = self.cells.get(key)
+        return None if record is None else self.attempts.get(attempt_id(record.cell, record.attempts))
 
     def attempts_on(self, device: str) -> tuple[Attempt, ...]:
         """The live attempts on a device, oldest first."""
@@ -90,12 +121,12 @@ class State:
 
     def count_by_state(self) -> Counter[CellState]:
         """How many cells of the matrix stand in each state."""
-        return Counter(record.state for record in self.matrix())
+        return Counter({state: count for state, count in self.cells.counts.items() if count})
 
     @property
     def idle(self) -> bool:
         """True where nothing runs and no cell wants to: the run is over until somebody changes something."""
-        return not self.attempts and not any(True for _ in self.pending())
+        return not self.attempts and not self.has_pending
 
 
 def sanity_check(state: State) -> None:

@@ -10,11 +10,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from immutables import Map
+
 from boundd.core import events as ev
 from boundd.core.attempts import Attempt, AttemptState, CellRecord, CellState, EndReason
-from boundd.core.devices import Device
+from boundd.core.causes import SLACK_BYTES, over_bytes
+from boundd.core.devices import Device, DeviceReading
 from boundd.core.effects import Action, Commit, Effect, EndWorker, Note, ResultsChanged, Spawn, WakeAt
-from boundd.core.ending import end_attempt
+from boundd.core.ending import cordoned, end_attempt
 from boundd.core.events import Event, Now
 from boundd.core.lifecycle import (
     ENDED_CELL_STATES,
@@ -25,9 +28,12 @@ from boundd.core.lifecycle import (
     next_cell_state,
 )
 from boundd.core.outcomes import AttemptError, ErrorKind
-from boundd.core.planner import plan
+from boundd.core.planner import Plan, plan
 from boundd.core.records import Record, SaveAttempt, SaveCell, SaveCordon, SavePaused, SavePoint
+from boundd.core.retry import LEVELS, batch_to_retry
 from boundd.core.state import State
+from boundd.core.suspicion import seen_running
+from boundd.core.table import Cells
 
 Step = tuple[State, tuple[Effect, ...]]
 
@@ -43,14 +49,18 @@ def step(state: State, event: Event, now: Now) -> Step:
 
 
 def _matrix_loaded(state: State, event: ev.MatrixLoaded, now: Now) -> Step:
-    cells, records = state.cells, []
+    known, changed, records = state.cells, {}, []
     for cell, policy in event.cells:
-        known = cells.get(cell.key)
-        record = CellRecord(cell, policy) if known is None else replace(known, cell=cell, policy=policy)
-        cells = cells.set(cell.key, record)
-        if known is None or known.cell.label != cell.label:
+        before = known.get(cell.key)
+        record = CellRecord(cell, policy) if before is None else replace(before, cell=cell, policy=policy)
+        changed[cell.key] = record
+        if before is None or before.cell.label != cell.label:
             records.append(SaveCell(record))
-    new = replace(state, cells=cells, order=tuple(cell.key for cell, _ in event.cells))
+    order = tuple(cell.key for cell, _ in event.cells)
+    cells = Cells.of(known.records.update(changed), order)
+    # A config that is read again and again must not make anybody wait from the beginning.
+    refused_since = Map({needs: since for needs, since in state.refused_since.items() if needs in cells.queues})
+    new = replace(state, cells=cells, order=order, refused_since=refused_since)
     counts = {f"boundd.cells_{name}": count for name, count in sorted(new.count_by_state().items())}
     note = Note(Action.MATRIX_LOADED, f"the matrix has {len(new.order)} cells", fields=counts)
     return new, (*_commit(records), note, ResultsChanged())
@@ -58,10 +68,18 @@ def _matrix_loaded(state: State, event: ev.MatrixLoaded, now: Now) -> Step:
 
 def _devices_read(state: State, event: ev.DevicesRead, now: Now) -> Step:
     devices, notes = state.devices, []
+    cordons = dict(state.cordons)
+    records: list[Record] = []
     seen = {reading.uuid for reading in event.readings}
     for reading in event.readings:
         before = devices.get(reading.uuid)
-        device = Device(reading, state.cordons.get(reading.uuid), event.observed_bytes.get(reading.uuid, {}))
+        if _falls_ill(before, reading) and reading.uuid not in cordons:
+            cordons[reading.uuid] = f"the driver reports {reading.ailment}"
+            records.append(SaveCordon(reading.uuid, cordons[reading.uuid]))
+            notes.append(
+                Note(Action.DEVICE_CORDONED, f"{reading.name}: {cordons[reading.uuid]}", "error", device=reading.uuid)
+            )
+        device = Device(reading, cordons.get(reading.uuid), event.observed_bytes.get(reading.uuid, {}))
         devices = devices.set(reading.uuid, device)
         notes += _device_notes(before, device)
     for uuid in sorted(set(state.devices) - seen):
@@ -69,7 +87,45 @@ def _devices_read(state: State, event: ev.DevicesRead, now: Now) -> Step:
         gone = replace(before.reading, total_bytes=None, free_bytes=None, unavailable="no longer reported")
         devices = devices.set(uuid, replace(before, reading=gone))
         notes += _device_notes(before, devices[uuid])
-    return replace(state, devices=devices), tuple(notes)
+    host = event.host if event.host is not None else state.host
+    read, outgrown = _grown(replace(state, devices=devices, host=host, cordons=cordons))
+    joined = [a for a in read.attempts.values() if a.device in event.foreign and not a.foreign_seen]
+    for attempt in sorted(joined, key=lambda attempt: attempt.id):
+        seen_foreign = replace(attempt, foreign_seen=True)
+        read = replace(read, attempts=read.attempts.set(attempt.id, seen_foreign))
+        records.append(SaveAttempt(seen_foreign))
+        message = f"a process that is not boundd's is on the device of {attempt.label}"
+        notes.append(replace(_note(Action.FOREIGN_PROCESS, message, attempt), level="warning"))
+    return read, (*_commit(records), *notes, *outgrown)
+
+
+def _falls_ill(before: Device | None, reading: DeviceReading) -> bool:
+    """Whether the driver holds something against the device that it didn't at the reading before: what a person has
+    put back into service stays there, until there is more."""
+    return bool(reading.ailment) and (before is None or before.reading.ailment != reading.ailment)
+
+
+def _grown(state: State) -> tuple[State, list[Note]]:
+    """The attempts with the most that they were seen to hold, and a word about each that has outgrown its reservation.
+
+    On the CPU device an attempt has the whole host, and a resident set counts pages that are shared.
+    """
+    attempts, notes = state.attempts, []
+    for _, attempt in sorted(state.attempts.items()):
+        device = state.devices.get(attempt.device)
+        held = device.observed_bytes.get(attempt.id) if device is not None else None
+        if device is None or held is None or held <= attempt.observed_peak_bytes or device.reading.backend == "cpu":
+            continue
+        grown = replace(attempt, observed_peak_bytes=held)
+        attempts = attempts.set(attempt.id, grown)
+        if over_bytes(grown) > SLACK_BYTES >= over_bytes(attempt):
+            message = (
+                f"{attempt.label} holds {held:,} bytes of {device.reading.name}, {over_bytes(grown):,} more than the "
+                f"{attempt.reservation_bytes:,} that are reserved for it"
+            )
+            fields = {"boundd.observed_bytes": held, "boundd.reservation_bytes": attempt.reservation_bytes}
+            notes.append(replace(_note(Action.RESERVATION_EXCEEDED, message, attempt), level="warning", fields=fields))
+    return (state if attempts is state.attempts else replace(state, attempts=attempts)), notes
 
 
 def _device_notes(before: Device | None, after: Device) -> list[Note]:
@@ -82,7 +138,9 @@ def _device_notes(before: Device | None, after: Device) -> list[Note]:
         return [Note(Action.DEVICE_UNAVAILABLE, message, "warning", device=after.uuid)]
     fields = {"boundd.total_bytes": reading.total_bytes, "boundd.free_bytes": reading.free_bytes}
     if before is None:
-        return [Note(Action.DEVICE_FOUND, f"{reading.name} ({reading.backend})", device=after.uuid, fields=fields)]
+        remark = f"; {reading.remark}" if reading.remark else ""
+        message = f"{reading.name} ({reading.backend}){remark}"
+        return [Note(Action.DEVICE_FOUND, message, device=after.uuid, fields=fields)]
     if was_lost:
         return [Note(Action.DEVICE_RECOVERED, f"{reading.name} can be used again", device=after.uuid, fields=fields)]
     return []
@@ -129,10 +187,12 @@ def _retry_requested(state: State, event: ev.RetryRequested, now: Now) -> Step:
             record,
             state=next_cell_state(record.state, Trigger.RETRY),
             charged_failures=0,
+            plain_failures=0,
             free_failures=0,
-            alone=record.alone or record.state is CellState.OUT_OF_MEMORY,
-            batch_size=event.batch_size if event.batch_size is not None else record.batch_size,
+            memory_level=max(record.memory_level, LEVELS + 1 if record.state is CellState.OUT_OF_MEMORY else 0),
+            batch_size=event.batch_size if event.batch_size is not None else batch_to_retry(state, record),
             not_before_boot_s=0.0,
+            avoid="",
             error=None,
             measurement=None,
         )
@@ -198,7 +258,8 @@ def _cordon_requested(state: State, event: ev.CordonRequested, now: Now) -> Step
 def _uncordon_requested(state: State, event: ev.UncordonRequested, now: Now) -> Step:
     device = replace(state.devices[event.device], cordon_reason=None)
     cordons = {uuid: reason for uuid, reason in state.cordons.items() if uuid != event.device}
-    new = replace(state, devices=state.devices.set(event.device, device), cordons=cordons)
+    strikes = tuple(strike for strike in state.strikes if strike.device != event.device)
+    new = replace(state, devices=state.devices.set(event.device, device), cordons=cordons, strikes=strikes)
     note = Note(Action.DEVICE_UNCORDONED, f"{device.reading.name} is in service again", device=event.device)
     return new, (Commit((SaveCordon(event.device, None),)), note)
 
@@ -227,7 +288,7 @@ def _imported(record: CellRecord, entry: ev.Imported, now: Now) -> CellRecord:
 
 
 def _shutdown_requested(state: State, event: ev.ShutdownRequested, now: Now) -> Step:
-    running = [attempt for attempt in state.attempts.values() if attempt.state is not AttemptState.ENDING]
+    running = [each for _, each in sorted(state.attempts.items()) if each.state is not AttemptState.ENDING]
     what = "ending" if event.end_workers else "leaving for the next daemon"
     note = Note(
         Action.DAEMON_STOPPING, f"{what} {len(running)} worker(s)", fields={"boundd.live_attempts": len(running)}
@@ -240,16 +301,29 @@ def _shutdown_requested(state: State, event: ev.ShutdownRequested, now: Now) -> 
 
 
 def _wake(state: State, event: ev.Wake, now: Now) -> Step:
-    planned = plan(state, now)
+    return wake_with(plan, state, now)
+
+
+def wake_with(planner: Callable[[State, Now], Plan], state: State, now: Now) -> Step:
+    """What a `Wake` does where this planner plans: the core's own, or one that a simulation compares with it."""
+    state, cordons, cordon_notes = cordoned(seen_running(state, now.boot_s))
+    planned = planner(state, now)
     wake = () if planned.next_wake_boot_s is None else (WakeAt(planned.next_wake_boot_s),)
-    if not planned.started:
-        return planned.state, wake
-    records: list[Record] = [SaveAttempt(attempt) for attempt in (*planned.started, *planned.joined)]
+    records: list[Record] = [*cordons, *(SaveAttempt(attempt) for attempt in (*planned.started, *planned.joined))]
     records += [SaveCell(planned.state.cells[attempt.key]) for attempt in planned.started]
-    effects: list[Effect] = [Commit(tuple(records))]
+    effects: list[Effect] = [*_commit(records), *cordon_notes]
     for attempt in planned.started:
-        message = f"attempt {attempt.number} of {attempt.label}: {attempt.reservation_bytes:,} bytes reserved"
-        fields = {"boundd.reservation_bytes": attempt.reservation_bytes, "boundd.batch_size": attempt.batch_size}
+        message = (
+            f"attempt {attempt.number} of {attempt.label}: {attempt.reservation_bytes:,} bytes reserved, "
+            f"{planned.reasons.get(attempt.id, '')}"
+        )
+        fields = {
+            "boundd.reservation_bytes": attempt.reservation_bytes,
+            "boundd.estimate_bytes": attempt.estimate_bytes,
+            "boundd.host_memory_bytes": attempt.host_memory_bytes,
+            "boundd.cores": attempt.cores,
+            "boundd.batch_size": attempt.batch_size,
+        }
         effects.append(replace(_note(Action.ATTEMPT_STARTING, message, attempt), fields=fields))
         effects.append(Spawn(attempt, planned.state.cells[attempt.key].cell))
     return planned.state, (*effects, *wake)

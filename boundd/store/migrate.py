@@ -9,6 +9,7 @@ temporary name and renamed, so that a crash leaves either no store or a whole on
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import boundd
-from boundd.ports import StoreError
+from boundd.ports import StoreBusyError, StoreError
 from boundd.store import queries
 
 APPLICATION_ID = 0x626F756E
@@ -29,6 +30,7 @@ _HEADER_BYTES = 100
 _APPLICATION_ID_OFFSET = 68
 """https://www.sqlite.org/fileformat2.html, 1.3: four bytes, big-endian."""
 _FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
+_PASSING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_NOMEM)
 _START_AFRESH = "Restore a backup of it, or move it away to start with an empty store."
 
 
@@ -87,7 +89,15 @@ def prepare(path: Path, migrations: Sequence[Migration] | None = None) -> None:
         if pending:
             _upgrade(path, pending)
     except (sqlite3.Error, OSError) as error:
-        raise StoreError(f"{path}: the store can't be opened: {error}. See to the disk and its permissions.") from error
+        raise cannot_open(path, error) from error
+
+
+def cannot_open(path: Path, error: sqlite3.Error | OSError) -> StoreError | StoreBusyError:
+    """The port's error for one of opening a store: a full or failing disk passes, all else is for a person."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code in _PASSING or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)):
+        return StoreBusyError(f"{path}: the store can't be opened now: {error}. See to the disk.")
+    return StoreError(f"{path}: the store can't be opened: {error}. See to the disk and its permissions.")
 
 
 def schema_text(connection: sqlite3.Connection) -> str:
@@ -152,6 +162,8 @@ def _inspect(path: Path, known: Sequence[Migration]) -> int:
                 raise StoreError(f"{path}: the store is damaged: {'; '.join(damage[:3])}. {_START_AFRESH}")
             history = connection.execute(queries.LOAD_HISTORY).fetchall()
     except sqlite3.OperationalError as error:
+        if isinstance(refusal := cannot_open(path, error), StoreBusyError):
+            raise refusal from error
         raise StoreError(f"{path}: the store can't be read: {error}. {_START_AFRESH}") from error
     except sqlite3.DatabaseError as error:
         raise StoreError(f"{path}: the store is damaged: {error}. {_START_AFRESH}") from error

@@ -30,39 +30,45 @@ JOURNAL_WAL = "PRAGMA journal_mode = WAL"
 
 SAVE_CELL = """
 INSERT INTO cells (
-    key, digest, label, parameters, state, attempts, charged_failures, free_failures, memory_level, alone, batch_size,
-    error_kind, error_message, error_at_unix_s, error_phase, error_requested_bytes, error_free_bytes,
-    measurement, measured_device, measured_batch_size, duration_s
+    key, digest, label, parameters, state, attempts, charged_failures, plain_failures, free_failures, memory_level,
+    alone, batch_size, error_kind, error_message, error_at_unix_s, error_phase, error_requested_bytes,
+    error_free_bytes, error_cause, error_why, measurement, measured_device, measured_batch_size, duration_s
 ) VALUES (
-    :key, :digest, :label, :parameters, :state, :attempts, :charged_failures, :free_failures, :memory_level, :alone,
-    :batch_size, :error_kind, :error_message, :error_at_unix_s, :error_phase, :error_requested_bytes,
-    :error_free_bytes, :measurement, :measured_device, :measured_batch_size, :duration_s
+    :key, :digest, :label, :parameters, :state, :attempts, :charged_failures, :plain_failures, :free_failures,
+    :memory_level, :alone, :batch_size, :error_kind, :error_message, :error_at_unix_s, :error_phase,
+    :error_requested_bytes, :error_free_bytes, :error_cause, :error_why, :measurement, :measured_device,
+    :measured_batch_size, :duration_s
 ) ON CONFLICT (key) DO UPDATE SET
     digest = excluded.digest, label = excluded.label, parameters = excluded.parameters, state = excluded.state,
     attempts = excluded.attempts, charged_failures = excluded.charged_failures,
-    free_failures = excluded.free_failures, memory_level = excluded.memory_level, alone = excluded.alone,
-    batch_size = excluded.batch_size, error_kind = excluded.error_kind, error_message = excluded.error_message,
+    plain_failures = excluded.plain_failures, free_failures = excluded.free_failures,
+    memory_level = excluded.memory_level, alone = excluded.alone, batch_size = excluded.batch_size,
+    error_kind = excluded.error_kind, error_message = excluded.error_message,
     error_at_unix_s = excluded.error_at_unix_s, error_phase = excluded.error_phase,
     error_requested_bytes = excluded.error_requested_bytes, error_free_bytes = excluded.error_free_bytes,
-    measurement = excluded.measurement, measured_device = excluded.measured_device,
-    measured_batch_size = excluded.measured_batch_size, duration_s = excluded.duration_s
+    error_cause = excluded.error_cause, error_why = excluded.error_why, measurement = excluded.measurement,
+    measured_device = excluded.measured_device, measured_batch_size = excluded.measured_batch_size,
+    duration_s = excluded.duration_s
 """
 """Insert a cell or replace all of its row but the key."""
 
 SAVE_ATTEMPT = """
 INSERT INTO attempts (
     id, key, label, number, device, reservation_bytes, cap_bytes, batch_size, exclusive, timeout_s, grace_s,
-    started_unix_s, started_boot_s, whole_device, had_company, state, end_reason, progress_done, progress_total, points
+    started_unix_s, started_boot_s, whole_device, had_company, estimate_bytes, host_memory_bytes, cores,
+    observed_peak_bytes, foreign_seen, state, end_reason, progress_done, progress_total, points
 ) VALUES (
     :id, :key, :label, :number, :device, :reservation_bytes, :cap_bytes, :batch_size, :exclusive, :timeout_s, :grace_s,
-    :started_unix_s, :started_boot_s, :whole_device, :had_company, :state, :end_reason, :progress_done,
-    :progress_total, :points
+    :started_unix_s, :started_boot_s, :whole_device, :had_company, :estimate_bytes, :host_memory_bytes, :cores,
+    :observed_peak_bytes, :foreign_seen, :state, :end_reason, :progress_done, :progress_total, :points
 ) ON CONFLICT (id) DO UPDATE SET
     key = excluded.key, label = excluded.label, number = excluded.number, device = excluded.device,
     reservation_bytes = excluded.reservation_bytes, cap_bytes = excluded.cap_bytes, batch_size = excluded.batch_size,
     exclusive = excluded.exclusive, timeout_s = excluded.timeout_s, grace_s = excluded.grace_s,
     started_unix_s = excluded.started_unix_s, started_boot_s = excluded.started_boot_s,
-    whole_device = excluded.whole_device, had_company = excluded.had_company, state = excluded.state,
+    whole_device = excluded.whole_device, had_company = excluded.had_company,
+    estimate_bytes = excluded.estimate_bytes, host_memory_bytes = excluded.host_memory_bytes, cores = excluded.cores,
+    observed_peak_bytes = excluded.observed_peak_bytes, foreign_seen = excluded.foreign_seen, state = excluded.state,
     end_reason = excluded.end_reason, progress_done = excluded.progress_done,
     progress_total = excluded.progress_total, points = excluded.points
 """
@@ -71,11 +77,12 @@ INSERT INTO attempts (
 INSERT_END = """
 INSERT INTO ends (
     attempt_id, ended_unix_s, outcome, measurement, error_kind, error_message, error_at_unix_s, error_phase,
-    error_requested_bytes, error_free_bytes, exit_status, signal, wall_s, peak_allocated_bytes, peak_reserved_bytes
+    error_requested_bytes, error_free_bytes, error_cause, error_why, exit_status, signal, wall_s,
+    peak_allocated_bytes, peak_reserved_bytes, host_peak_bytes
 ) VALUES (
     :attempt_id, :ended_unix_s, :outcome, :measurement, :error_kind, :error_message, :error_at_unix_s, :error_phase,
-    :error_requested_bytes, :error_free_bytes, :exit_status, :signal, :wall_s, :peak_allocated_bytes,
-    :peak_reserved_bytes
+    :error_requested_bytes, :error_free_bytes, :error_cause, :error_why, :exit_status, :signal, :wall_s,
+    :peak_allocated_bytes, :peak_reserved_bytes, :host_peak_bytes
 )
 """
 """Record how an attempt ended. A second one for the same attempt breaks the primary key."""
@@ -90,10 +97,16 @@ ON CONFLICT (attempt_id, idx) DO UPDATE SET
 """Keep a point. A results file that is read again after a restart saves the same points again."""
 
 INSERT_OBSERVATION = """
-INSERT INTO observations (subject, batch_size, peak_bytes, censored)
-VALUES (:subject, :batch_size, :peak_bytes, :censored)
+INSERT INTO observations (subject, batch_size, peak_bytes, censored, pixels, torch, host_peak_bytes, estimate_bytes)
+VALUES (:subject, :batch_size, :peak_bytes, :censored, :pixels, :torch, :host_peak_bytes, :estimate_bytes)
 """
 """Keep one attempt's memory."""
+
+INSERT_DURATION = """
+INSERT INTO durations (model, method, device_name, steps, samples, batch_size, wall_s)
+VALUES (:model, :method, :device_name, :steps, :samples, :batch_size, :wall_s)
+"""
+"""Keep how long one attempt took."""
 
 SAVE_CORDON = """
 INSERT INTO cordons (device, reason) VALUES (:device, :reason)
@@ -120,6 +133,9 @@ SELECT * FROM attempts WHERE NOT EXISTS (SELECT 1 FROM ends WHERE ends.attempt_i
 
 LOAD_OBSERVATIONS = "SELECT * FROM observations ORDER BY id"
 """Every observation, oldest first."""
+
+LOAD_DURATIONS = "SELECT * FROM durations ORDER BY id"
+"""Every duration, oldest first."""
 
 LOAD_CORDONS = "SELECT device, reason FROM cordons ORDER BY device"
 """The devices out of service and why."""

@@ -16,13 +16,23 @@ from typing import Any
 
 from boundd.core.attempts import Attempt, AttemptState, CellRecord, CellState, EndReason
 from boundd.core.cells import Cell, CellPolicy
-from boundd.core.footprint import Observation
-from boundd.core.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, PointRecord, Verdict
+from boundd.core.history import Duration, Observation
+from boundd.core.outcomes import (
+    AttemptError,
+    ErrorKind,
+    Isolation,
+    Measurement,
+    MemoryCause,
+    Outcome,
+    PointRecord,
+    Verdict,
+)
 from boundd.core.records import (
     Record,
     SaveAttempt,
     SaveCell,
     SaveCordon,
+    SaveDuration,
     SaveEnd,
     SaveObservation,
     SavePaused,
@@ -39,7 +49,7 @@ PAUSED = "paused"
 """The name in `meta` of whether new attempts are held back."""
 
 _ATTEMPT_FIELDS = tuple(f.name for f in fields(Attempt))
-_ATTEMPT_FLAGS = ("exclusive", "whole_device", "had_company")
+_ATTEMPT_FLAGS = ("exclusive", "whole_device", "had_company", "foreign_seen")
 
 
 def statements_of(record: Record) -> tuple[Statement, ...]:
@@ -61,6 +71,8 @@ def statements_of(record: Record) -> tuple[Statement, ...]:
             return ((queries.SAVE_POINT, {"attempt_id": attempt_id, "idx": index, **point_values(point)}),)
         case SaveObservation(seen):
             return ((queries.INSERT_OBSERVATION, {f.name: getattr(seen, f.name) for f in fields(seen)}),)
+        case SaveDuration(took):
+            return ((queries.INSERT_DURATION, {f.name: getattr(took, f.name) for f in fields(took)}),)
         case SaveCordon(device, None):
             return ((queries.DELETE_CORDON, {"device": device}),)
         case SaveCordon(device, reason):
@@ -79,6 +91,7 @@ def cell_values(record: CellRecord) -> Values:
         "state": record.state.value,
         "attempts": record.attempts,
         "charged_failures": record.charged_failures,
+        "plain_failures": record.plain_failures,
         "free_failures": record.free_failures,
         "memory_level": record.memory_level,
         "alone": record.alone,
@@ -104,6 +117,7 @@ def cell_of(row: sqlite3.Row) -> CellRecord:
         state=CellState(row["state"]),
         attempts=row["attempts"],
         charged_failures=row["charged_failures"],
+        plain_failures=row["plain_failures"],
         free_failures=row["free_failures"],
         memory_level=row["memory_level"],
         alone=bool(row["alone"]),
@@ -148,6 +162,7 @@ def verdict_values(verdict: Verdict) -> Values:
         "wall_s": verdict.wall_s,
         "peak_allocated_bytes": verdict.peak_allocated_bytes,
         "peak_reserved_bytes": verdict.peak_reserved_bytes,
+        "host_peak_bytes": verdict.host_peak_bytes,
     }
 
 
@@ -166,6 +181,7 @@ def verdict_of(row: sqlite3.Row) -> Verdict:
         wall_s=row["wall_s"],
         peak_allocated_bytes=row["peak_allocated_bytes"],
         peak_reserved_bytes=row["peak_reserved_bytes"],
+        host_peak_bytes=row["host_peak_bytes"],
     )
 
 
@@ -197,11 +213,17 @@ def point_of(row: sqlite3.Row) -> PointRecord:
 
 def observation_of(row: sqlite3.Row) -> Observation:
     """The observation in a row."""
-    return Observation(row["subject"], row["batch_size"], row["peak_bytes"], bool(row["censored"]))
+    values: Values = {f.name: row[f.name] for f in fields(Observation)}
+    return Observation(**{**values, "censored": bool(row["censored"])})
+
+
+def duration_of(row: sqlite3.Row) -> Duration:
+    """The duration in a row."""
+    return Duration(**{f.name: row[f.name] for f in fields(Duration)})
 
 
 def _error_values(error: AttemptError | None) -> Values:
-    """The six columns of an error, all NULL where there is none."""
+    """The eight columns of an error, all NULL where there is none."""
     return {
         "error_kind": None if error is None else error.kind.value,
         "error_message": None if error is None else _clean(error.message),
@@ -209,6 +231,8 @@ def _error_values(error: AttemptError | None) -> Values:
         "error_phase": None if error is None or error.phase is None else _clean(error.phase),
         "error_requested_bytes": None if error is None else error.requested_bytes,
         "error_free_bytes": None if error is None else error.free_bytes,
+        "error_cause": None if error is None or error.cause is None else error.cause.value,
+        "error_why": None if error is None else _clean(error.why),
     }
 
 
@@ -222,6 +246,8 @@ def _error_of(row: sqlite3.Row) -> AttemptError | None:
         phase=row["error_phase"],
         requested_bytes=row["error_requested_bytes"],
         free_bytes=row["error_free_bytes"],
+        cause=None if row["error_cause"] is None else MemoryCause(row["error_cause"]),
+        why=row["error_why"] or "",
     )
 
 

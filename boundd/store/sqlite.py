@@ -23,7 +23,7 @@ from boundd.core.outcomes import PointRecord
 from boundd.core.records import Record
 from boundd.ports import EndedAttempt, InvariantError, Snapshot, StoreBusyError, StoreError
 from boundd.store import queries, rows
-from boundd.store.migrate import prepare
+from boundd.store.migrate import cannot_open, prepare
 from boundd.store.rows import Statement
 
 _PASSING = frozenset(
@@ -57,6 +57,7 @@ class SqliteStore:
         """Open the store at `path`; makes it where there is none, and upgrades an older one, keeping a copy.
 
         Raises:
+            StoreBusyError: the disk is full or failing; it may be opened later.
             StoreError: it can't be used; the message says what is wrong and what to do. The file is untouched.
         """
         await anyio.to_thread.run_sync(prepare, path)
@@ -71,7 +72,7 @@ class SqliteStore:
             except BaseException as error:
                 await connection.close()
                 if isinstance(error, sqlite3.Error):
-                    raise StoreError(f"{path}: the store can't be opened: {error}") from error
+                    raise cannot_open(path, error) from error
                 raise
         return cls(connection, path)
 
@@ -95,9 +96,10 @@ class SqliteStore:
             cells = await self._read(queries.LOAD_CELLS, rows.cell_of)
             attempts = await self._read(queries.LOAD_LIVE_ATTEMPTS, rows.attempt_of)
             observations = await self._read(queries.LOAD_OBSERVATIONS, rows.observation_of)
+            durations = await self._read(queries.LOAD_DURATIONS, rows.duration_of)
             cordons = await self._read(queries.LOAD_CORDONS, lambda row: (str(row["device"]), str(row["reason"])))
             paused = await self._read(queries.LOAD_META, _value, {"name": rows.PAUSED})
-        return Snapshot(cells, attempts, observations, dict(cordons), paused == ("1",))
+        return Snapshot(cells, attempts, observations, durations, dict(cordons), paused == ("1",))
 
     async def commit(self, records: Sequence[Record]) -> None:
         """Keep all of them, durably, in one transaction that no cancellation splits.

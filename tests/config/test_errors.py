@@ -37,7 +37,8 @@ VALUES = [
     ('[[rule]]\nmatch = {}\ntimeout = "0s"', "rule[0].timeout: must be longer"),
     ("[[rule]]\nmatch = { aa = 1 }", "rule[0].match.aa: is no axis and no constant: did you mean 'a'"),
     ('[models."X 1"]\nsource = ""', 'models."X 1".source: is empty'),
-    ('[models.X]\nsource = "y"\nweights = "random"', 'models.X.weights: "random" is not available yet'),
+    ('[models.X]\nsource = "y"\nweights = "random"', 'models.X.weights: "random" builds SD1.5, SD2.1, SDXL only'),
+    ('[models.X]\ndtype = "float32"', "models.X.source: is missing: give a hub id, or a folder"),
     ('[models.X]\nsource = "y"\ndtype = "int8"', "models.X.dtype: must be one of"),
     ("[matrix.constants]\na = 1", "matrix.constants.a: is an axis too"),
     ("[matrix.constants]\nb = 2026-01-01", "matrix.constants.b: is a date"),
@@ -86,6 +87,10 @@ COMMANDS = [
     ('command = ["x"]\nenv = { "A=B" = "c" }', 'worker.env."A=B": a variable\'s name'),
     ('command = ["x"]\nenv = { A = "c\\u0000" }', "worker.env.A: holds a NUL"),
     ('command = ["x"]\nenv = { BOUNDD_CELL = "c" }', "worker.env.BOUNDD_CELL: boundd sets this"),
+    ('command = ["x"]\nwrapper = [""]', "worker.wrapper: names no program"),
+    ('command = ["x"]\nwrapper = ["nice", "{b}"]', "worker.wrapper[1]: {b} is no axis and no constant"),
+    ('command = ["x"]\npids_max = -1', "worker.pids_max: must be a number of processes and threads"),
+    ('command = ["x"]\nmemory_max = "0GiB"', "worker.memory_max: must be more than 0 bytes"),
     ('command = ["x"]\nresult = "file"', "worker.result: must be one of protocol, stdout"),
 ]
 

@@ -39,6 +39,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "exclude": [],
         "margin": 512 * 1024**2,
         "mix_models": False,
+        "max_cells": 0,
         "simulated": [],
     }
     assert config.worker.model_dump() == {
@@ -48,6 +49,9 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "grace": 10.0,
         "python": "",
         "env": {},
+        "wrapper": [],
+        "memory_max": 0,
+        "pids_max": 0,
     }
     assert config.retry.model_dump() == {"batch_ladder": [4, 2, 1], "max_attempts": 4, "backoff": 30.0}
     assert config.scorer.source == config.control.group == ""
@@ -105,6 +109,19 @@ def test_later_rules_win_key_by_key(settings_of: Read) -> None:
     assert (first.timeout_s, first.exclusive, first.grace_s, first.footprint_bytes) == (7200, True, 10, None)
     assert (second.timeout_s, second.exclusive, second.grace_s, second.footprint_bytes) == (10800, False, 60, 2**30)
     assert (first.lease, second.lease) == (False, True)
+
+
+def test_a_worker_is_wrapped_and_limited(settings_of: Read) -> None:
+    """The wrapper comes first, its placeholders filled; a rule may raise a limit, or take it away with ""."""
+    settings = settings_of(
+        '[worker]\ncommand = ["run.sh", "{a}"]\nwrapper = ["nice", "--label={label}"]\n'
+        'memory_max = "1GiB"\npids_max = 10\n'
+        '[matrix.axes]\na = [1, 2, 3]\n[[rule]]\nmatch = { a = 2 }\nmemory_max = "2GiB"\n'
+        '[[rule]]\nmatch = { a = 3 }\nmemory_max = ""\npids_max = 0\n'
+    )
+    assert command_for(settings, settings.cells[1][0], None, "python") == ("nice", "--label=2", "run.sh", "2")
+    limits = [(policy.memory_max_bytes, policy.pids_max) for _, policy in settings.cells]
+    assert limits == [(1024**3, 10), (2 * 1024**3, 10), (0, 0)]
 
 
 def test_a_protocol_worker_takes_the_lease(settings_of: Read) -> None:

@@ -117,3 +117,24 @@ def test_stdout_takes_the_largest_speedup() -> None:
     none = classify(Evidence(exit_status=0, log_text="speed up 2", from_stdout=True), 0.0)
     assert none.error is not None
     assert none.error.kind is ErrorKind.NO_RESULT
+
+
+def test_the_hosts_memory_is_not_the_devices() -> None:
+    """No smaller batch would have helped: `failed`, in words that say whose memory it was.
+
+    A result counts all the same, and so does what the worker itself reported.
+    """
+    host = "the host ran out of memory, not the device, and the kernel ended 1 of its processes"
+    verdict = classify(Evidence(signal=9, host_memory=host, log_text="step 3 of 20\n"), 0.0)
+    assert verdict.outcome is Outcome.FAILED
+    assert verdict.error is not None
+    assert verdict.error.kind is ErrorKind.KILLED_BY_SIGNAL
+    assert host in verdict.error.message
+    assert "step 3 of 20" in verdict.error.message
+    loader = classify(Evidence(exit_status=1, host_memory=host, log_text="RuntimeError: a loader was killed\n"), 0.0)
+    assert loader.error is not None
+    assert host in loader.error.message
+    assert classify(Evidence(exit_status=0, host_memory=host, measurement=MEASURED), 0.0).outcome is Outcome.SUCCEEDED
+    reported = WorkerError(ErrorKind.OUT_OF_MEMORY, "CUDA out of memory")
+    told = classify(Evidence(exit_status=1, host_memory=host, worker_error=reported), 0.0)
+    assert told.outcome is Outcome.OUT_OF_MEMORY

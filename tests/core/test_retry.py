@@ -9,7 +9,7 @@ import pytest
 
 from boundd.core.attempts import Attempt, CellRecord
 from boundd.core.cells import Cell, CellPolicy
-from boundd.core.outcomes import AttemptError, ErrorKind, Outcome, Verdict
+from boundd.core.outcomes import AttemptError, ErrorKind, MemoryCause, Outcome, Verdict
 from boundd.core.retry import FREE_LIMIT, LEVELS, decide
 from boundd.core.state import Rules
 
@@ -22,10 +22,15 @@ def attempt_of(record: CellRecord, **changes: object) -> Attempt:
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def failure(kind: ErrorKind, **details: int) -> Verdict:
+def failure(kind: ErrorKind, cause: MemoryCause | None = None) -> Verdict:
     """A verdict of this kind."""
     outcome = {ErrorKind.OUT_OF_MEMORY: Outcome.OUT_OF_MEMORY, ErrorKind.LOST: Outcome.LOST}.get(kind, Outcome.FAILED)
-    return Verdict(outcome, error=AttemptError(kind, "why", 0.0, **details))  # type: ignore[arg-type]
+    return Verdict(outcome, error=AttemptError(kind, "why", 0.0, cause=cause))
+
+
+TOO_BIG = failure(ErrorKind.OUT_OF_MEMORY, MemoryCause.TOO_BIG)
+TOO_LOW = failure(ErrorKind.OUT_OF_MEMORY, MemoryCause.ESTIMATE_TOO_LOW)
+PRESSURE = failure(ErrorKind.OUT_OF_MEMORY, MemoryCause.PRESSURE)
 
 
 @pytest.fixture
@@ -73,41 +78,48 @@ def test_lost_is_free_but_not_for_ever(record: CellRecord) -> None:
 def test_too_big_goes_down_the_ladder(record: CellRecord) -> None:
     """Alone with the whole device: 4, 2, 1, and then it is given up."""
     batches = []
-    decision = decide(record, attempt_of(record, whole_device=True), failure(ErrorKind.OUT_OF_MEMORY), Rules())
+    decision = decide(record, attempt_of(record, whole_device=True), TOO_BIG, Rules())
     while decision.again:
         batches.append(decision.record.wanted_batch_size)
         current = attempt_of(decision.record, whole_device=True)
-        decision = decide(decision.record, current, failure(ErrorKind.OUT_OF_MEMORY), Rules())
+        decision = decide(decision.record, current, TOO_BIG, Rules())
     assert batches == [2, 1]
     assert "ladder ends at batch 1" in decision.why
 
 
 def test_pressure_is_cured_by_being_alone(record: CellRecord) -> None:
     """A neighbour took what was reserved: same batch, alone, free of charge."""
-    verdict = failure(ErrorKind.OUT_OF_MEMORY, requested_bytes=100, free_bytes=1)
-    decision = decide(record, attempt_of(record, had_company=True), verdict, Rules())
+    decision = decide(record, attempt_of(record, had_company=True), PRESSURE, Rules())
     assert decision.again
     assert decision.record.alone
     assert decision.record.wanted_batch_size == 4
     assert decision.record.charged_failures == 0
 
 
-def test_a_low_estimate_is_raised(record: CellRecord) -> None:
-    """It hit its own cap while the device had room: same batch, a larger reservation, once a level."""
-    verdict = failure(ErrorKind.OUT_OF_MEMORY, requested_bytes=100, free_bytes=1000)
-    for level in range(1, LEVELS + 1):
-        decision = decide(record, attempt_of(record, had_company=True), verdict, Rules())
+def test_a_low_estimate_is_raised_once_and_then_it_is_alone(record: CellRecord) -> None:
+    """It hit its own cap: same batch, first a larger reservation, then a device to itself; free of charge."""
+    for level, cure in ((1, "half as much again"), (2, "a device to itself")):
+        decision = decide(record, attempt_of(record, had_company=True), TOO_LOW, Rules())
         assert decision.again
-        assert decision.record.memory_level == level
-        assert decision.record.wanted_batch_size == 4
+        assert (decision.record.memory_level, decision.record.wanted_batch_size) == (level, 4)
+        assert decision.record.charged_failures == 0
+        assert cure in decision.why
         record = decision.record
-    assert decide(record, attempt_of(record), verdict, Rules()).record.alone
+    assert record.memory_level > LEVELS
 
 
 def test_a_rung_does_not_use_up_the_second_try(record: CellRecord) -> None:
     """A cell that went down a rung may still have its one retry of a timeout."""
-    down = decide(record, attempt_of(record, whole_device=True), failure(ErrorKind.OUT_OF_MEMORY), Rules())
+    down = decide(record, attempt_of(record, whole_device=True), TOO_BIG, Rules())
     assert decide(down.record, attempt_of(down.record), failure(ErrorKind.TIMEOUT), Rules()).again
+
+
+@pytest.mark.parametrize("batch", [None, 2, 1])
+def test_a_plain_bug_is_tried_once_more_whatever_the_batch(record: CellRecord, batch: int | None) -> None:
+    """Also where the cell is down the ladder, or a person chose a batch: rungs once bought more tries of a bug."""
+    first = decide(replace(record, batch_size=batch), attempt_of(record), failure(ErrorKind.OTHER), Rules())
+    assert first.again
+    assert not decide(first.record, attempt_of(record), failure(ErrorKind.OTHER), Rules()).again
 
 
 def test_max_attempts_bounds_all_that_is_paid_for(record: CellRecord) -> None:

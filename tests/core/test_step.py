@@ -31,6 +31,7 @@ from boundd.core.events import (
 )
 from boundd.core.lifecycle import CELL_TRANSITIONS, IllegalTransitionError, Trigger, next_cell_state
 from boundd.core.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, PointRecord, Verdict
+from boundd.core.planner import plan
 from boundd.core.records import SaveCell, SaveEnd, SavePoint
 from boundd.core.state import State, sanity_check
 from boundd.core.step import step
@@ -90,7 +91,7 @@ def test_a_cell_to_its_end(make_cell: MakeCell, make_state: MakeState) -> None:
 
 def test_cancel_pending_and_running(make_cell: MakeCell, make_state: MakeState) -> None:
     """A pending cell is cancelled at once, a running one once nothing of it is alive."""
-    cells = [make_cell(steps=1), make_cell(steps=2)]
+    cells = [make_cell(steps=2), make_cell(steps=1)]
     state = make_state(cells, [24], max_cells=1)
     state, _ = step(state, Wake(), at(1))
     state, effects = step(state, CancelRequested(tuple(cell.key for cell in cells)), at(2))
@@ -114,7 +115,9 @@ def test_shutdown_puts_cells_back_uncharged(make_cell: MakeCell, make_state: Mak
 
 
 def test_retry_forgets_the_charges(make_cell: MakeCell, make_state: MakeState) -> None:
-    """A person's retry starts from nothing; after running out of memory, alone, and with the batch asked for."""
+    """A person's retry starts from nothing; after running out of memory, alone until its like has been seen to run,
+    and with the batch asked for.
+    """
     cell = make_cell()
     state, attempt = started(make_state, cell)
     record = replace(state.cells[cell.key], charged_failures=3, batch_size=1)
@@ -125,12 +128,9 @@ def test_retry_forgets_the_charges(make_cell: MakeCell, make_state: MakeState) -
     assert state.cells[cell.key].state is CellState.OUT_OF_MEMORY
     state, effects = step(state, RetryRequested((cell.key,), batch_size=2), at(4))
     again = state.cells[cell.key]
-    assert (again.state, again.charged_failures, again.wanted_batch_size, again.alone) == (
-        CellState.PENDING,
-        0,
-        2,
-        True,
-    )
+    assert (again.state, again.charged_failures, again.wanted_batch_size) == (CellState.PENDING, 0, 2)
+    (attempt,) = plan(state, at(5)).started
+    assert attempt.exclusive
     assert len(records_of(effects, SaveCell)) == 1
 
 

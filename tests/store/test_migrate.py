@@ -271,3 +271,37 @@ def test_the_folder_of_an_installed_wheel(tmp_path: Path, monkeypatch: pytest.Mo
         migrations_folder()
     shutil.copytree(Path(__file__).parents[2] / "migrations", package / "_migrations")
     assert read_migrations(migrations_folder()) == KNOWN
+
+
+async def test_a_store_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
+    """Its cells, live attempts, their reservations and what was seen of memory are there; what is new has a default."""
+    path = tmp_path / "boundd.db"
+    prepare(path, KNOWN[:1])
+    change(
+        path,
+        "INSERT INTO cells VALUES ('{}', 'd', 'l', '{}', 'running', 1, 2, 0, 1, 0, NULL, 'out_of_memory', 'm', 5.0,"
+        " NULL, 7, 8, NULL, '', NULL, NULL)",
+    )
+    change(
+        path,
+        "INSERT INTO attempts VALUES ('d.1', '{}', 'l', 1, 'GPU-0', 4096, NULL, 4, 0, 60.0, 1.0, 5.0, 6.0, 0, 1,"
+        " 'running', NULL, 0, 0, 0)",
+    )
+    change(path, "INSERT INTO observations VALUES (1, 'model=SD1.5;device=Fake', 4, 1024, 1)")
+    store = await SqliteStore.open(path)
+    try:
+        known = await store.load()
+    finally:
+        await store.aclose()
+    (record,), (attempt,), (seen,) = known.cells, known.attempts, known.observations
+    assert record.error is not None
+    assert (record.charged_failures, record.plain_failures, record.error.cause, record.error.why) == (2, 0, None, "")
+    assert (attempt.reservation_bytes, attempt.host_memory_bytes, attempt.cores, attempt.estimate_bytes) == (
+        4096,
+        0,
+        0,
+        None,
+    )
+    assert (seen.peak_bytes, seen.censored, seen.pixels, seen.torch) == (1024, True, 0, "")
+    assert known.durations == ()
+    assert path.with_name("boundd.db.before-0002").exists()

@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 
 from boundd.core.attempts import Attempt, AttemptState, CellRecord, CellState, EndReason, attempt_id
 from boundd.core.cells import Cell, CellPolicy
-from boundd.core.footprint import Observation
+from boundd.core.history import Duration, Observation
 from boundd.core.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, PointRecord, Verdict
 from boundd.core.records import (
     Record,
     SaveAttempt,
     SaveCell,
     SaveCordon,
+    SaveDuration,
     SaveEnd,
     SaveObservation,
     SavePaused,
@@ -152,6 +153,11 @@ async def test_live_attempt_round_trip(path: Path) -> None:
         exclusive=True,
         whole_device=True,
         had_company=True,
+        foreign_seen=True,
+        estimate_bytes=2**32,
+        host_memory_bytes=2**31,
+        cores=1,
+        observed_peak_bytes=2**30,
         state=AttemptState.ENDING,
         end_reason=EndReason.PUT_BACK,
         progress_done=3,
@@ -203,14 +209,18 @@ async def test_points_round_trip(path: Path) -> None:
 
 async def test_observations_cordons_and_pause_round_trip(path: Path) -> None:
     """Observations stay in order, a cordon is changed and lifted, and the pause is remembered."""
-    seen = (Observation("a", 1, 2**40), Observation("a", 1, 5, censored=True), Observation("a", 1, 2**40))
+    learned = Observation("a", 1, 2**40, pixels=2**20, torch="2.13.0", host_peak_bytes=2**31, estimate_bytes=2**39)
+    seen = (learned, Observation("a", 1, 5, censored=True), learned)
+    took = (Duration("SD1.5", "tome", "Fake", 20, 32, 4, 71.5), Duration("SD1.5", "tome", "Fake", 20, 32, 4, 2.5))
     async with opened(path) as store:
-        await store.commit([SaveObservation(each) for each in seen])
+        await store.commit([*map(SaveObservation, seen), *map(SaveDuration, took)])
         await store.commit([SaveCordon("GPU-0", "hot"), SaveCordon("GPU-1", "x"), SavePaused(True)])
         await store.commit([SaveCordon("GPU-0", "hotter"), SaveCordon("GPU-1", None), SaveCordon("GPU-2", None)])
-        assert await store.load() == Snapshot(observations=seen, cordons={"GPU-0": "hotter"}, paused=True)
+        assert await store.load() == Snapshot(
+            observations=seen, durations=took, cordons={"GPU-0": "hotter"}, paused=True
+        )
         await store.commit([SavePaused(False)])
-    assert await reloaded(path) == Snapshot(observations=seen, cordons={"GPU-0": "hotter"})
+    assert await reloaded(path) == Snapshot(observations=seen, durations=took, cordons={"GPU-0": "hotter"})
 
 
 async def test_facts(path: Path) -> None:

@@ -1,0 +1,97 @@
+"""How long a cell's next attempt will take, before and after boundd has seen its like run.
+
+Rules: what was measured of the same work on the same kind of device beats what was measured of other work, scaled by
+steps x samples, and that beats the prior: a fixed start plus steps x samples x the size of the model. The prior's rate
+is corrected by whatever was measured at all, so that its proportions remain and its unit becomes this machine's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import median
+from typing import TYPE_CHECKING
+
+from boundd.core.attempts import Attempt, CellRecord
+from boundd.core.footprint import weights_bytes
+from boundd.core.history import Duration, Durations
+from boundd.core.workload import Workload, workload_of
+
+if TYPE_CHECKING:
+    from boundd.core.state import State
+
+START_S = 30.0
+"""Python, torch and the model's files, before the first step."""
+STEP_SAMPLE_GIB_S = 0.7
+"""Seconds a step, a sample and a GiB of weights. SD1.5 makes an image of 50 steps in 3.3 s on an A5000 (DeepCache's
+paper), so 0.033 s a step and GiB; a cell makes each of its samples about twenty times, once a point of the search."""
+RECENT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """A duration in seconds, and where the number is from."""
+
+    wall_s: float
+    source: str
+
+
+def expected_duration_s(state: State, record: CellRecord, device_name: str) -> float:
+    """Seconds that the cell's next attempt is expected to take on a device of this name; never 0."""
+    return expectation(state.durations, workload_of(record), device_name).wall_s
+
+
+def expected_left_s(state: State, attempt: Attempt, boot_s: float) -> float:
+    """Seconds that a live attempt is expected to go on, at `boot_s`; 0 where it is over its time already.
+
+    A worker's own progress counts once it has done a tenth: what it took so far, carried on.
+    """
+    elapsed_s = max(0.0, boot_s - attempt.started_boot_s)
+    if attempt.progress_total and attempt.progress_done * 10 >= attempt.progress_total:
+        return elapsed_s * max(0, attempt.progress_total - attempt.progress_done) / attempt.progress_done
+    device = state.devices.get(attempt.device)
+    name = device.reading.name if device is not None else ""
+    return max(0.0, expected_duration_s(state, state.cells[attempt.key], name) - elapsed_s)
+
+
+def expectation(durations: Durations, work: Workload, device_name: str) -> Expectation:
+    """The expected duration of a piece of work, and how it is known."""
+    of_model = durations.about(work.model)
+    for elsewhere in ("", " on another kind of device"):
+        known = [d for d in of_model if elsewhere or d.device_name == device_name]
+        same_method = [d for d in known if d.method == work.method]
+        same = [d for d in same_method if _amount(d) == (work.steps, work.samples, work.batch_size)]
+        if same:
+            return Expectation(_median(d.wall_s for d in same), f"{len(same)} attempt(s) of the same work{elsewhere}")
+        for found, of_what in ((same_method, "this method"), (known, "other methods")):
+            if found:
+                rates = (d.wall_s / max(1, d.steps * d.samples) for d in found)
+                seconds = _median(rates) * work.steps * work.samples
+                return Expectation(seconds, f"scaled from {len(found)} attempt(s) of {of_what}{elsewhere}")
+    prior_s = _prior_s(work.architecture, work.steps, work.samples)
+    others = list(durations)
+    if not others:
+        return Expectation(prior_s, "a prior: steps x samples x the model's size")
+    correction = _median(d.wall_s / _prior_s(d.model, d.steps, d.samples) for d in others[-RECENT:])
+    return Expectation(prior_s * correction, f"a prior, corrected by {len(others)} attempt(s) of other models")
+
+
+def duration_of(work: Workload, device_name: str, wall_s: float) -> Duration:
+    """What an attempt that took `wall_s` seconds teaches."""
+    return Duration(work.model, work.method, device_name, work.steps, work.samples, work.batch_size, wall_s)
+
+
+def _amount(duration: Duration) -> tuple[int, int, int]:
+    return duration.steps, duration.samples, duration.batch_size
+
+
+@lru_cache(maxsize=4096)
+def _prior_s(model: str, steps: int, samples: int) -> float:
+    return START_S + STEP_SAMPLE_GIB_S * steps * samples * weights_bytes(model) / 1024**3
+
+
+def _median(values: Iterable[float]) -> float:
+    """The median of the latest few: a machine changes, and one slow night must not count for ever."""
+    latest: Sequence[float] = list(values)[-RECENT:]
+    return max(1e-3, median(latest))
