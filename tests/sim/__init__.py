@@ -1,0 +1,1 @@
+"""The simulation, what it finds, and that it finds what is planted."""

@@ -1,0 +1,416 @@
+"""Planted bugs: each breaks one thing of the core, as a mistake of ours could, and names the promises that must notice.
+
+Patches go where a name is used, since the core's modules import by name.
+"""
+# ruff: noqa: ARG005 - what takes a function's place has its arguments
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from immutables import Map
+
+from boundd.core import classify, ending, footprint, placement, planner, retry, step
+from boundd.core import events as ev
+from boundd.core.attempts import Attempt, EndReason
+from boundd.core.devices import Device, DeviceState
+from boundd.core.effects import Commit, Effect
+from boundd.core.events import Event, Now
+from boundd.core.headroom import foreign_bytes, headroom_bytes
+from boundd.core.host import HostLedger
+from boundd.core.outcomes import ErrorKind, MemoryCause, Outcome, Verdict
+from boundd.core.records import Record, SaveCell, SaveEnd
+from boundd.core.retry import Decision
+from boundd.core.state import State
+
+Patch = pytest.MonkeyPatch
+Step = tuple[State, tuple[Effect, ...]]
+BUGS: list[Bug] = []
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A mistake, how to make it, and which promises it breaks."""
+
+    name: str
+    promises: frozenset[str]
+    plant: Callable[[Patch], None]
+
+
+def bug(*promises: str) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
+    """Register a bug that breaks one of these promises."""
+
+    def register(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
+        BUGS.append(Bug(plant.__name__, frozenset(promises), plant))
+        return plant
+
+    return register
+
+
+def after(patch: Patch, kind: type[Event], change: Callable[[State, Any, Step], Step]) -> None:
+    """Change what a step makes of an event."""
+    handler = step._HANDLERS[kind]
+
+    def changed(state: State, event: Any, now: Now) -> Step:
+        return change(state, event, handler(state, event, now))
+
+    patch.setitem(step._HANDLERS, kind, changed)
+
+
+def before(patch: Patch, kind: type[Event], change: Callable[[State, Any], tuple[State, Any]]) -> None:
+    """Change what a step is told."""
+    handler = step._HANDLERS[kind]
+    patch.setitem(step._HANDLERS, kind, lambda state, event, now: handler(*change(state, event), now))
+
+
+def committing(
+    effects: Iterable[Effect], change: Callable[[tuple[Record, ...]], Iterable[Record]]
+) -> tuple[Effect, ...]:
+    """The effects with other records."""
+    return tuple(Commit(tuple(change(e.records))) if isinstance(e, Commit) else e for e in effects)
+
+
+def deciding(patch: Patch, change: Callable[[Any, Attempt, Verdict, Decision], Decision]) -> None:
+    """Change who pays."""
+    real = retry.decide
+    patch.setattr(
+        ending,
+        "decide",
+        lambda record, attempt, verdict, rules: change(record, attempt, verdict, real(record, attempt, verdict, rules)),
+    )
+
+
+# The ledger
+
+
+@bug("over-placed", "over-reserved")
+def headroom_is_what_is_free(patch: Patch) -> None:
+    """What was placed and has not allocated yet is not counted."""
+    patch.setattr(
+        placement, "headroom_bytes", lambda device, attempts, margin: (device.reading.free_bytes or 0) - margin
+    )
+
+
+@bug("over-placed", "over-reserved")
+def margin_ignored(patch: Patch) -> None:
+    """The safety bytes are given away."""
+    patch.setattr(placement, "headroom_bytes", lambda device, attempts, margin: headroom_bytes(device, attempts, 0))
+
+
+@bug("over-placed")
+def foreign_never_counted(patch: Patch) -> None:
+    """Only what is ours is subtracted."""
+
+    def headroom(device: Device, attempts: Iterable[Attempt], margin: int) -> int:
+        reserved = sum(attempt.reservation_bytes for attempt in attempts)
+        return (device.reading.total_bytes or 0) - reserved - margin
+
+    patch.setattr(placement, "headroom_bytes", headroom)
+
+
+@bug("liveness")
+def foreign_never_forgotten(patch: Patch) -> None:
+    """What a process of others held once is withheld for as long as the daemon lives, on top of what is held now."""
+    worst: dict[str, int] = {}
+
+    def headroom(device: Device, attempts: Iterable[Attempt], margin: int) -> int:
+        live = tuple(attempts)
+        worst[device.uuid] = max(worst.get(device.uuid, 0), foreign_bytes(device, live))
+        return headroom_bytes(device, live, margin) - worst[device.uuid]
+
+    def forget(state: State, event: Any) -> tuple[State, Any]:
+        if not state.devices:
+            worst.clear()
+        return state, event
+
+    before(patch, ev.DevicesRead, forget)
+    patch.setattr(placement, "headroom_bytes", headroom)
+
+
+@bug("over-placed", "over-reserved", "reservations-survive", "sanity")
+def neighbour_released_too(patch: Patch) -> None:
+    """An end releases a second reservation on its device."""
+
+    def change(state: State, event: ev.AttemptEnded, done: Step) -> Step:
+        new, effects = done
+        device = state.attempts[event.attempt_id].device
+        others = [attempt.id for attempt in new.attempts_on(device)]
+        return (replace(new, attempts=new.attempts.delete(others[0])) if others else new), effects
+
+    after(patch, ev.AttemptEnded, change)
+
+
+@bug("reservations-survive", "sanity")
+def reservation_never_released(patch: Patch) -> None:
+    """An attempt that has ended still holds its bytes."""
+
+    def change(state: State, event: ev.AttemptEnded, done: Step) -> Step:
+        new, effects = done
+        return replace(new, attempts=new.attempts.set(event.attempt_id, state.attempts[event.attempt_id])), effects
+
+    after(patch, ev.AttemptEnded, change)
+
+
+@bug("reservations-survive", "sanity")
+def recovery_forgets_live_attempts(patch: Patch) -> None:
+    """The matrix is laid over the state, and what runs is not in it."""
+    after(patch, ev.MatrixLoaded, lambda state, event, done: (replace(done[0], attempts=Map()), done[1]))
+
+
+@bug("cap")
+def cap_is_the_reservation(patch: Patch) -> None:
+    """The allocator may take it all, and the context comes on top."""
+    patch.setattr(placement, "cap_of", lambda reservation: reservation)
+
+
+@bug("host")
+def host_ignored(patch: Patch) -> None:
+    """Nobody counts the host's memory and cores."""
+    patch.setattr(HostLedger, "refusal", lambda self, need: "")
+
+
+# Placement
+
+
+@bug("company", "sanity")
+def exclusive_is_joined(patch: Patch) -> None:
+    """An attempt that has its device to itself gets company."""
+    real = placement.Ledger._closed
+
+    def closed(self: placement.Ledger, device: Device) -> str:
+        why = real(self, device)
+        return "" if why.endswith("runs there alone") else why
+
+    patch.setattr(placement.Ledger, "_closed", closed)
+
+
+@bug("company")
+def rule_of_being_alone_ignored(patch: Patch) -> None:
+    """A cell that must be alone is placed like any other."""
+    patch.setattr(placement, "must_be_alone", lambda record: False)
+
+
+@bug("alone-after-pressure")
+def robbed_cells_not_alone(patch: Patch) -> None:
+    """The cure for pressure is forgotten."""
+    deciding(patch, lambda record, attempt, verdict, d: replace(d, record=replace(d.record, alone=record.alone)))
+
+
+@bug("unavailable")
+def unavailable_read_as_empty(patch: Patch) -> None:
+    """A device that can't be read is taken for one on which nothing runs."""
+    seen: dict[str, int] = {}
+
+    def change(state: State, event: ev.DevicesRead) -> tuple[State, Any]:
+        totals = {uuid: device.reading.total_bytes for uuid, device in state.devices.items()}
+        seen.update({uuid: total for uuid, total in totals.items() if total})
+        readings = tuple(
+            replace(r, unavailable="", total_bytes=seen[r.uuid], free_bytes=seen[r.uuid])
+            if r.unavailable and r.uuid in seen
+            else r
+            for r in event.readings
+        )
+        return state, replace(event, readings=readings)
+
+    before(patch, ev.DevicesRead, change)
+
+
+@bug("cordon")
+def cordon_ignored(patch: Patch) -> None:
+    """A device that a person took out of service takes cells."""
+    ready = property(lambda self: DeviceState.UNAVAILABLE if self.reading.unavailable else DeviceState.READY)
+    patch.setattr(Device, "state", ready)
+
+
+@bug("cordon")
+def cordon_forgotten_at_the_next_reading(patch: Patch) -> None:
+    """Each reading makes the device anew, and who took it out of service is not asked."""
+
+    def change(state: State, event: Any, done: Step) -> Step:
+        devices = {uuid: replace(device, cordon_reason=None) for uuid, device in done[0].devices.items()}
+        return replace(done[0], devices=Map(devices)), done[1]
+
+    after(patch, ev.DevicesRead, change)
+
+
+@bug("limit", "sanity")
+def limit_ignored(patch: Patch) -> None:
+    """A device that takes one attempt at a time takes more."""
+    patch.setattr(placement, "limit_of", lambda state, device: None)
+
+
+@bug("mixed-models")
+def models_mixed(patch: Patch) -> None:
+    """Any device will do."""
+    patch.setattr(placement, "matrix_device_model", lambda state: None)
+
+
+# Footprints
+
+
+@bug("raised")
+def not_raised(patch: Patch) -> None:
+    """What ran out of memory is tried with the same reservation."""
+    patch.setattr(footprint, "_lower_bound", lambda known, work: None)
+
+
+@bug("learned")
+def nothing_learned(patch: Patch) -> None:
+    """The config is believed, whatever was seen."""
+    patch.setattr(footprint, "_learned", lambda known, work: None)
+
+
+# Who pays
+
+
+@bug("plain-bug")
+def charge_forgotten(patch: Patch) -> None:
+    """A failure leaves no trace on its cell."""
+    deciding(
+        patch,
+        lambda record, attempt, verdict, d: replace(
+            d,
+            record=replace(d.record, charged_failures=record.charged_failures, plain_failures=record.plain_failures),
+        ),
+    )
+
+
+@bug("plain-bug")
+def timeouts_retried_for_ever(patch: Patch) -> None:
+    """A deadline is nobody's fault."""
+    deciding(
+        patch,
+        lambda record, attempt, verdict, d: (
+            replace(d, again=True) if verdict.error is not None and verdict.error.kind is ErrorKind.TIMEOUT else d
+        ),
+    )
+
+
+@bug("never-again")
+def no_result_retried(patch: Patch) -> None:
+    """A worker without a result is tried once more."""
+    patch.setattr(retry, "ONCE_MORE", retry.ONCE_MORE | {ErrorKind.NO_RESULT})
+
+
+@bug("lost-is-free")
+def lost_is_charged(patch: Patch) -> None:
+    """Whoever is lost has had its chance."""
+    patch.setattr(retry, "FREE_LIMIT", 0)
+
+
+@bug("bounded", "liveness")
+def free_attempts_without_end(patch: Patch) -> None:
+    """A cell that kills its machine goes on doing so."""
+    patch.setattr(retry, "FREE_LIMIT", 10**9)
+
+
+def _misjudged(patch: Patch, cause: MemoryCause) -> None:
+    real = ending.diagnose
+
+    def diagnose(state: State, attempt: Attempt, verdict: Verdict) -> Any:
+        found = real(state, attempt, verdict)
+        return replace(found, cause=MemoryCause.TOO_BIG) if found.cause is cause else found
+
+    patch.setattr(ending, "diagnose", diagnose)
+
+
+@bug("batch-cut")
+def pressure_cuts_the_batch(patch: Patch) -> None:
+    """A cell that others robbed is measured with a smaller batch."""
+    _misjudged(patch, MemoryCause.PRESSURE)
+
+
+@bug("batch-cut")
+def low_estimate_cuts_the_batch(patch: Patch) -> None:
+    """A cell of which too little was expected is measured with a smaller batch."""
+    _misjudged(patch, MemoryCause.ESTIMATE_TOO_LOW)
+
+
+@bug("true-verdict")
+def out_of_memory_not_recognised(patch: Patch) -> None:
+    """Somebody's own script runs out of memory, and it passes for a plain failure."""
+    patch.setattr(classify, "OUT_OF_MEMORY", re.compile("(?!)"))
+
+
+# What is kept
+
+
+@bug("one-result")
+def lost_recorded_twice(patch: Patch) -> None:
+    """A lost attempt ends once for its process and once for its shim."""
+
+    def twice(records: tuple[Record, ...]) -> Iterable[Record]:
+        return (*records, *(r for r in records if isinstance(r, SaveEnd) and r.verdict.outcome is Outcome.LOST))
+
+    after(patch, ev.AttemptEnded, lambda state, event, done: (done[0], committing(done[1], twice)))
+
+
+@bug("durable")
+def cell_not_kept_with_its_end(patch: Patch) -> None:
+    """The end is kept and what becomes of the cell is not."""
+
+    def without(records: tuple[Record, ...]) -> Iterable[Record]:
+        return (r for r in records if not isinstance(r, SaveCell))
+
+    after(patch, ev.AttemptEnded, lambda state, event, done: (done[0], committing(done[1], without)))
+
+
+@bug("intent-first", "reservations-survive")
+def intent_not_kept(patch: Patch) -> None:
+    """Workers are started and nothing says so."""
+    after(
+        patch,
+        ev.Wake,
+        lambda state, event, done: (done[0], tuple(e for e in done[1] if not isinstance(e, Commit))),
+    )
+
+
+@bug("durable")
+def company_not_kept(patch: Patch) -> None:
+    """That an attempt got company is known until the daemon ends."""
+    real = planner.plan
+    patch.setattr(step, "plan", lambda state, now: replace(real(state, now), joined=()))
+
+
+@bug("one-result", "one-attempt", "numbers")
+def attempt_ids_repeat(patch: Patch) -> None:
+    """Every attempt of a cell is its first."""
+    patch.setattr(planner, "attempt_id", lambda cell, number: f"{cell.digest}.1")
+
+
+# Waking, waiting, wishes
+
+
+@bug("liveness")
+def wake_never_set(patch: Patch) -> None:
+    """Nobody says when a backoff is over."""
+    patch.setattr(planner, "_next_wake", lambda state, now: None)
+
+
+@bug("backoff")
+def backoff_ignored(patch: Patch) -> None:
+    """A plain failure is tried again at once."""
+    deciding(patch, lambda record, attempt, verdict, d: replace(d, delay_s=0.0))
+
+
+@bug("liveness")
+def resume_forgotten(patch: Patch) -> None:
+    """A pause is for ever."""
+    after(patch, ev.ResumeRequested, lambda state, event, done: (replace(done[0], paused=True), done[1]))
+
+
+@bug("cancelled")
+def cancelled_cells_put_back(patch: Patch) -> None:
+    """A cell that a person cancelled while it ran waits for its next attempt."""
+    real = ending._cell_after
+
+    def cell_after(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> Any:
+        if attempt.end_reason is EndReason.CANCEL:
+            attempt = replace(attempt, end_reason=EndReason.PUT_BACK)
+        return real(state, attempt, verdict, now)
+
+    patch.setattr(ending, "_cell_after", cell_after)
