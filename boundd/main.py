@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -26,6 +27,8 @@ from boundd.core.devices import DeviceReading
 from boundd.core.effects import Action, Note
 from boundd.core.state import State
 from boundd.devices.discover import Backend, open_probe, select
+from boundd.devices.host import read_host
+from boundd.launch import cgroups
 from boundd.launch.local import LocalLauncher
 from boundd.launch.prune import prune
 from boundd.ports import ConfigError, DeviceError, DeviceProbe, HeldError, Observer, StoreBusyError, StoreError
@@ -33,11 +36,13 @@ from boundd.report.table import print_bounds
 from boundd.service.clock import SystemClock
 from boundd.service.daemon import Daemon, Hooks, Run
 from boundd.service.hold import hold
+from boundd.service.notify import Notifier, status_line
 from boundd.store.sqlite import SqliteStore
+from boundd.telemetry import journal
 from boundd.telemetry.files import ForeignExportError
 from boundd.telemetry.logs import JsonLog
 from boundd.telemetry.metrics import Metrics
-from boundd.wiring import Exporter, control_app, make_run, stale_keys
+from boundd.wiring import Exporter, check_limits, control_app, is_timed, make_run, stale_keys, versions_today
 
 EXIT_FINE = 0
 EXIT_OURS = 1
@@ -57,6 +62,7 @@ FAILURES: tuple[tuple[type[Exception], Action, int], ...] = (
     (SocketError, Action.CONFIG_REJECTED, EXIT_USAGE),
     (HeldError, Action.DAEMON_STOPPED, EXIT_HELD),
     (StoreError, Action.STORE_UNAVAILABLE, EXIT_STORE),
+    (StoreBusyError, Action.STORE_UNAVAILABLE, EXIT_OURS),
     (DeviceError, Action.DEVICE_UNAVAILABLE, EXIT_NO_DEVICE),
 )
 """What a person can mend, how it is told, and the exit code that others rely on."""
@@ -75,14 +81,20 @@ def main() -> None:
 
 def run(options: RunOptions) -> int:
     """Run the daemon to its end; returns its exit code and tells every error in a line of the log."""
-    log = JsonLog(format=options.log_format)
+    notifier = Notifier.from_environ(os.environ, os.getpid())
+    if notifier.watchdog_s is not None:
+        # A watchdog's SIGABRT then leaves in the journal where every thread was stuck.
+        faulthandler.enable()
+    log = JsonLog(format=options.log_format, journal=journal.connect(os.environ, sys.stderr.fileno()))
     try:
-        return _run(options, log)
+        return _run(options, log, notifier)
     except Exception as group:
         error = _innermost(group)
         for kind, action, status in FAILURES:
             if isinstance(error, kind):
-                return _fail(log, action, getattr(error, "errors", (str(error),)), status)
+                messages = getattr(error, "errors", (str(error),))
+                notifier.status("; ".join(messages))
+                return _fail(log, action, messages, status)
         # Ours, or of the machine: nothing is lost, because what was acknowledged is in the store.
         traceback.print_exc()
         return _fail(log, Action.INTERNAL_ERROR, (f"{type(error).__name__}: {error}",), EXIT_OURS)
@@ -103,38 +115,46 @@ def _fail(log: JsonLog, action: Action, messages: tuple[str, ...], status: int) 
     return status
 
 
-def _run(options: RunOptions, log: JsonLog) -> int:
+def _run(options: RunOptions, log: JsonLog, notifier: Notifier) -> int:
     path = find_config(options.config, os.environ, Path.cwd(), Path.home())
     settings = load(path, os.environ)
     check_writable(settings)
     log.set_level("warning" if options.quiet and settings.log_level in ("debug", "info") else settings.log_level)
     with hold(settings.state_dir):
-        return anyio.run(partial(_serve, settings, options, log))
+        return anyio.run(partial(_serve, settings, options, log, notifier))
 
 
-async def _serve(settings: Settings, options: RunOptions, log: JsonLog) -> int:
+async def _serve(settings: Settings, options: RunOptions, log: JsonLog, notifier: Notifier) -> int:
     clock = SystemClock()
     progress = Progress() if options.until_idle else None
     metrics = Metrics(__version__)
     async with AsyncExitStack() as stack:
-        observers: list[Observer] = [log, metrics]
+        observers: list[Observer] = [log, metrics, notifier]
         if settings.log_file is not None:
             observers.append(stack.enter_context(_file_log(settings)))
         if progress is not None:
             observers.append(progress)
             stack.callback(progress.close)
+        notifier.status("opening the store")
         store = await SqliteStore.open(settings.state_dir / STORE_NAME)
         stack.push_async_callback(store.aclose)
         exporter = Exporter(settings, store, log, clock)
         await exporter.check_may_write()
-        probe = await open_probe(_backend(settings), settings.simulated_devices, os.environ)
+        notifier.status("looking for devices")
+        timed = partial(is_timed, settings)
+        probe = await open_probe(_backend(settings), settings.simulated_devices, os.environ, is_timed=timed)
         stack.push_async_callback(probe.aclose)
-        launcher = LocalLauncher(settings.state_dir / ATTEMPTS_NAME)
-        hooks = Hooks(partial(_reload, settings, launcher), exporter.write)
+        groups = cgroups.find()
+        cgroups.sweep(groups)
+        check_limits(settings, groups)
+        launcher = LocalLauncher(settings.state_dir / ATTEMPTS_NAME, groups)
+        stack.callback(launcher.close)
+        hooks = Hooks(partial(_reload, settings, launcher, groups), exporter.write, notifier.reloading, read_host)
         daemon = Daemon(
             make_run(settings, launcher), store, launcher, Chosen(probe, settings), clock, tuple(observers), hooks
         )
         app = control_app(daemon, settings, exporter, metrics, log)
+        notifier.status("taking up what the store knows")
         await daemon.recover()
         nothing_to_do = daemon.state.idle
         if progress is not None:
@@ -142,8 +162,10 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog) -> int:
         async with anyio.create_task_group() as group:
             await group.start(_signals, daemon)
             group.start_soon(_prune_now_and_then, daemon, settings)
+            group.start_soon(notifier.keep_informed, lambda: status_line(daemon.state, daemon.store_problem))
+            group.start_soon(notifier.keep_alive, daemon.prove_alive)
             daemon.tell(_started(settings))
-            serve_api = partial(serve, app, settings.socket, group=settings.control_group, ready=lambda: None)
+            serve_api = partial(serve, app, settings.socket, group=settings.control_group, ready=notifier.ready)
             await daemon.run(until_idle=options.until_idle, serve=serve_api)
             group.cancel_scope.cancel()
         daemon.tell(Note(Action.DAEMON_STOPPED, "stopped"))
@@ -156,8 +178,8 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog) -> int:
 
 def _summary(state: State, settings: Settings) -> int:
     """Print the table and where the results are; the exit code says whether all cells succeeded."""
-    simulated = [device.uuid for device in state.devices.values() if device.reading.backend == "simulated"]
-    stale = stale_keys(settings, state)
+    simulated = [device.uuid for device in state.devices.values() if device.reading.is_simulated]
+    stale = stale_keys(versions_today(settings), state)
     print_bounds(sys.stdout, state.matrix(), settings.safety_factor, simulated=simulated, stale=stale)
     if settings.export is not None:
         print(f"results: {settings.export}")
@@ -188,11 +210,12 @@ async def _prune_now_and_then(daemon: Daemon, settings: Settings) -> None:
         await anyio.sleep(PRUNE_INTERVAL_S)
 
 
-def _reload(settings: Settings, launcher: LocalLauncher) -> Run:
+def _reload(settings: Settings, launcher: LocalLauncher, groups: cgroups.Cgroups) -> Run:
     new = load(settings.config_path, os.environ)
     changed = [name for name in AT_START_ONLY if getattr(new, name) != getattr(settings, name)]
     if changed:
         raise ConfigError([f"{name}: takes effect at a restart only; put it back, or restart" for name in changed])
+    check_limits(new, groups)
     return make_run(new, launcher)
 
 

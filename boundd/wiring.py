@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import anyio
 from starlette.applications import Starlette
@@ -19,18 +21,20 @@ from starlette.applications import Starlette
 from boundd import __version__
 from boundd.config import Settings, command_for, model_value, scorer_value
 from boundd.control.api import ExportText, ImportPreview, create_app
-from boundd.core.attempts import Attempt
+from boundd.core.attempts import Attempt, attempt_id
 from boundd.core.cells import Cell
 from boundd.core.devices import Device
 from boundd.core.effects import Action, Note
 from boundd.core.headroom import headroom_bytes
 from boundd.core.staleness import is_stale
 from boundd.core.state import Rules, State
-from boundd.ports import Clock, Launcher, LaunchSpec, Observer, Service, Store
+from boundd.launch.cgroups import Cgroups
+from boundd.ports import Clock, ConfigError, Launcher, LaunchSpec, Observer, Service, Store
 from boundd.protocol.catalogue import PIPELINE_CLASSES
 from boundd.protocol.environment import WorkerEnvironment
+from boundd.protocol.lease import lease_use
 from boundd.service.daemon import Run
-from boundd.telemetry.export import ExportCell, Rendered, render_export
+from boundd.telemetry.export import CellTexts, ExportCell, Rendered, render_export
 from boundd.telemetry.files import check_may_write, digest_of, write_export, written_by_boundd
 from boundd.telemetry.legacy import match_legacy, parse_legacy
 from boundd.telemetry.logs import JsonLog
@@ -42,6 +46,8 @@ EXPORT_DIGESTS = "export-digests"
 """The store's fact that tells which files in formats without a mark of ours are ours: digests, newest first."""
 DIGESTS_KEPT = 2
 FINGERPRINT_LIBRARIES = ("torch", "diffusers", "transformers", "DeepCache", "tgate", "tomesd")
+VERSIONS_KEPT_S = 10.0
+"""How long the export takes the versions that it saw for today's."""
 MEDIA_TYPES = {"json": "application/json", "csv": "text/csv"}
 
 
@@ -50,6 +56,8 @@ def make_run(settings: Settings, launcher: Launcher) -> Run:
     rules = Rules(
         margin_bytes=settings.margin_bytes,
         mix_models=settings.mix_models,
+        max_cells=settings.max_cells,
+        torch=versions_today(settings).get("torch", ""),
         batch_ladder=settings.batch_ladder,
         max_attempts=settings.max_attempts,
         backoff_s=settings.backoff_s,
@@ -59,6 +67,21 @@ def make_run(settings: Settings, launcher: Launcher) -> Run:
     return Run(settings.cells, rules, lambda *parts: launch_spec(settings, launcher, *parts), from_stdout, summary)
 
 
+def check_limits(settings: Settings, groups: Cgroups) -> None:
+    """See at start, not cell by cell, that the limits of the config can be kept to here.
+
+    Raises:
+        ConfigError: they can't; it says why.
+    """
+    policies = [policy for _, policy in settings.cells]
+    lacking = groups.lacking(
+        memory_max_bytes=max((policy.memory_max_bytes for policy in policies), default=0),
+        pids_max=max((policy.pids_max for policy in policies), default=0),
+    )
+    if lacking:
+        raise ConfigError([f"worker.memory_max, worker.pids_max: {lacking}: take them out, or see docs/systemd.md"])
+
+
 def launch_spec(settings: Settings, launcher: Launcher, attempt: Attempt, cell: Cell, state: State) -> LaunchSpec:
     """What the shim needs to run an attempt: its command, its environment, its limits."""
     results = launcher.results_path(attempt.id)
@@ -66,20 +89,41 @@ def launch_spec(settings: Settings, launcher: Launcher, attempt: Attempt, cell: 
         attempt_id=attempt.id,
         folder=results.parent,
         argv=command_for(settings, cell, attempt.batch_size, sys.executable),
-        env={**os.environ, **worker_environment(settings, attempt, cell, state, results), **settings.worker_env},
+        env={
+            **os.environ,
+            **worker_environment(
+                settings, attempt, cell, state, results, earlier_results(launcher, cell, attempt.number)
+            ),
+            **settings.worker_env,
+        },
         cwd=settings.config_folder,
         timeout_s=attempt.timeout_s,
         grace_s=attempt.grace_s,
+        memory_max_bytes=state.cells[attempt.key].policy.memory_max_bytes,
+        pids_max=state.cells[attempt.key].policy.pids_max,
     )
 
 
+class HasResults(Protocol):
+    """Knows where an attempt's results are."""
+
+    def results_path(self, attempt_id: str) -> Path:
+        """The file that its worker appends to."""
+
+
+def earlier_results(launcher: HasResults, cell: Cell, attempt_number: int) -> tuple[Path, ...]:
+    """What earlier attempts of the cell wrote and is still kept: a worker reads back the points they measured."""
+    earlier = (launcher.results_path(attempt_id(cell, number)) for number in range(1, attempt_number))
+    return tuple(path for path in earlier if path.exists())
+
+
 def worker_environment(
-    settings: Settings, attempt: Attempt, cell: Cell, state: State, results: Path
+    settings: Settings, attempt: Attempt, cell: Cell, state: State, results: Path, earlier: tuple[Path, ...]
 ) -> Mapping[str, str]:
     """The protocol's variables for an attempt. A worker on the CPU sees no GPU at all."""
     device = state.devices.get(attempt.device)
     backend = device.reading.backend if device is not None else "nvml"
-    lease = settings.state_dir / LEASES_NAME / attempt.device
+    lease = lease_folder(settings, attempt.device)
     lease.mkdir(parents=True, exist_ok=True)
     environment = WorkerEnvironment(
         cell=dict(cell.parameters),
@@ -90,9 +134,20 @@ def worker_environment(
         lease_folder=lease,
         model=model_value(settings, cell),
         scorer=scorer_value(settings),
+        earlier_results=earlier,
         visible_devices=attempt.device if backend == "nvml" else "",
     )
     return {**environment.to_environ(), "PYTHONUNBUFFERED": "1"}
+
+
+def lease_folder(settings: Settings, device: str) -> Path:
+    """Where the lease of a device is, by its UUID."""
+    return settings.state_dir / LEASES_NAME / device
+
+
+def is_timed(settings: Settings, device: str) -> bool:
+    """Whether a worker holds the device's lease for timing at this instant."""
+    return bool(lease_use(lease_folder(settings, device)).timing)
 
 
 def pipelines_of(settings: Settings) -> dict[str, str]:
@@ -101,9 +156,8 @@ def pipelines_of(settings: Settings) -> dict[str, str]:
     return {**PIPELINE_CLASSES, **named}
 
 
-def stale_keys(settings: Settings, state: State) -> frozenset[str]:
+def stale_keys(today: Mapping[str, str], state: State) -> frozenset[str]:
     """The cells whose result was measured with other versions than the workers' of today."""
-    today = versions_today(settings)
     return frozenset(record.cell.key for record in state.matrix() if is_stale(record, today))
 
 
@@ -128,10 +182,15 @@ class Exporter:
         self._store = store
         self._observer = observer
         self._clock = clock
+        self._one_at_a_time = anyio.Lock()
+        self._texts = CellTexts(settings.safety_factor)
+        self._written_digest = ""
+        self._today: Mapping[str, str] = {}
+        self._today_until_boot_s = -math.inf
 
-    def render(self, state: State, export_format: str) -> Rendered:
-        """The matrix as of this state, in a format."""
-        stale = stale_keys(self._settings, state)
+    def render(self, state: State, export_format: str, texts: CellTexts | None = None) -> Rendered:
+        """The matrix as of this state, in a format; `texts` are those of the export before, where there was one."""
+        stale = stale_keys(self._versions(), state)
         pipelines = pipelines_of(self._settings)
         cells = [ExportCell.of(record, pipelines, stale=record.cell.key in stale) for record in state.matrix()]
         return render_export(
@@ -140,7 +199,16 @@ class Exporter:
             safety_factor=self._settings.safety_factor,
             now_unix_s=self._clock.now().unix_s,
             version=__version__,
+            texts=texts,
         )
+
+    def _versions(self) -> Mapping[str, str]:
+        """Today's versions, looked up again now and then: each look reads the libraries' metadata from the disk."""
+        now_boot_s = self._clock.now().boot_s
+        if now_boot_s >= self._today_until_boot_s:
+            self._today = versions_today(self._settings)
+            self._today_until_boot_s = now_boot_s + VERSIONS_KEPT_S
+        return self._today
 
     async def check_may_write(self) -> None:
         """See at start, not after hours, that the export would overwrite nobody's file.
@@ -153,17 +221,22 @@ class Exporter:
 
     async def write(self, state: State) -> None:
         """Bring the export file up to date; a failure is told and doesn't stop the run."""
-        path = self._settings.export
-        if path is None:
-            return
-        rendered = self.render(state, self._settings.export_format)
+        if self._settings.export is not None:
+            # The last export of a run can meet one that is still being written.
+            async with self._one_at_a_time:
+                await self._write(self._settings.export, state)
+
+    async def _write(self, path: Path, state: State) -> None:
         try:
+            # In a thread: the state is a value, and a large matrix must not hold up the daemon's loop.
+            rendered = await anyio.to_thread.run_sync(self.render, state, self._settings.export_format, self._texts)
             digests = [digest_of(rendered.text), *await self._digests()]
             if self._settings.export_format != "json":
                 # Before the file: a crash in between leaves a file that is known to be ours.
                 await self._store.remember(EXPORT_DIGESTS, json.dumps(list(dict.fromkeys(digests))[:DIGESTS_KEPT]))
-            may = written_by_boundd(digests)
+            may = written_by_boundd([*digests, self._written_digest])
             if await anyio.to_thread.run_sync(write_export, path, rendered.text, may):
+                self._written_digest = digests[0]
                 self._tell(Action.EXPORT_WRITTEN, f"{path} is up to date", "debug")
         except Exception as error:
             self._tell(Action.EXPORT_FAILED, f"{path} could not be written: {error}", "error")

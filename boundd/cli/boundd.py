@@ -1,4 +1,4 @@
-"""The command `boundd`: run, check-config, doctor."""
+"""The command `boundd`: run, check-config, doctor, install-service, uninstall-service."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Literal, cast
 import click
 
 from boundd import __version__
+from boundd.cli.service_commands import install_service, uninstall_service
 from boundd.core.devices import DeviceReading
 
 LogFormat = Literal["json", "console"]
@@ -42,6 +43,8 @@ def make_cli(run: Callable[[RunOptions], int], probe: Probe) -> click.Group:
     boundd.add_command(_run_command(run))
     boundd.add_command(_check_config_command())
     boundd.add_command(_doctor_command(probe))
+    boundd.add_command(install_service)
+    boundd.add_command(uninstall_service)
     return boundd
 
 

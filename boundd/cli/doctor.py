@@ -96,11 +96,15 @@ def _devices(settings: Settings | None, probe: Callable[..., list[DeviceReading]
                 "total_bytes": reading.total_bytes,
                 "free_bytes": reading.free_bytes,
                 "unavailable": reading.unavailable,
+                "ailment": reading.ailment,
+                "remark": reading.remark,
             }
         )
         findings.driver = findings.driver or reading.driver
         if reading.unavailable:
             findings.problems.append(f"device {reading.uuid}: {reading.unavailable}")
+        if reading.ailment:
+            findings.problems.append(f"device {reading.uuid}: the driver reports {reading.ailment}")
     if readings and all(reading.unavailable for reading in readings):
         findings.exit_code = findings.exit_code or EXIT_NO_DEVICE
 
@@ -118,6 +122,9 @@ def _models(settings: Settings, findings: Findings) -> None:
         entry = settings.models.get(name)
         if entry is None:
             findings.models[name] = "built in" if name in BUILTIN_MODELS else "no entry: the worker must know it"
+            continue
+        if entry.weights == "random":
+            findings.models[name] = "random weights: nothing to load"
             continue
         where = _weights(entry.source)
         findings.models[name] = where or f"missing: {entry.source}"
@@ -158,9 +165,9 @@ def show(findings: Findings, *, as_json: bool) -> None:
     for device in findings.devices:
         size = "?" if device["total_bytes"] is None else f"{device['total_bytes'] / 1024**3:.1f} GiB"
         free = "" if device["free_bytes"] is None else f", {device['free_bytes'] / 1024**3:.1f} GiB free"
-        click.echo(
-            safe(f"device  {device['index']}  {device['name']} ({device['backend']}, {device['uuid']}): {size}{free}")
-        )
+        remark = f"; {device['remark']}" if device["remark"] else ""
+        who = f"{device['name']} ({device['backend']}, {device['uuid']})"
+        click.echo(safe(f"device  {device['index']}  {who}: {size}{free}{remark}"))
     if findings.driver:
         click.echo(safe(f"driver  {findings.driver}"))
     for name, version in findings.libraries.items():

@@ -15,6 +15,8 @@ from boundd.control.client import cell_path
 
 WATCH_S = 2.0
 WAIT_ROUND_S = 60.0
+PLAN_ROWS = 40
+PLAN_TIMEOUT_S = 600.0
 CLEAR = "\x1b[H\x1b[2J"
 FORMATS = ("json", "legacy", "search-params", "csv")
 
@@ -110,16 +112,40 @@ def logs(talk: Talk, cell: str, follow: bool, attempt: int | None) -> None:
 
 
 @click.command()
+@click.option("--footprints", is_flag=True, help="What cells are expected to take of them instead, and the error.")
 @talking
-def devices(talk: Talk) -> None:
-    """The devices, a line each.
+def devices(talk: Talk, footprints: bool) -> None:
+    """The devices, a line each; or, with --footprints, the memory that cells are expected to take of them.
 
     \b
     Example:
-      boundctl devices --json
+      boundctl devices --footprints
     """
+    if footprints:
+        answer = talk.client.get("/v1/footprints")
+        talk.say(answer, lambda: text.footprints_text(answer))
+        return
     answer = talk.client.get("/v1/devices")
     talk.say(answer, lambda: text.devices_text(answer))
+
+
+@click.command()
+@click.option(
+    "--devices", "boxes", multiple=True, metavar="4x24GiB", help="Plan for these devices instead; repeatable."
+)
+@click.option("--all", "everything", is_flag=True, help=f"Every attempt, not just the first {PLAN_ROWS}.")
+@talking
+def plan(talk: Talk, boxes: tuple[str, ...], everything: bool) -> None:
+    """What would run where, when, and when all would be done: from learned durations, and priors, said as such.
+
+    \b
+    Example:
+      boundctl plan --devices 4x24GiB
+    """
+    answer = talk.client.get("/v1/plan", {"devices": boxes}, timeout_s=PLAN_TIMEOUT_S)
+    talk.say(answer, lambda: text.plan_text(answer, None if everything else PLAN_ROWS))
+    if not answer["attempts"]:
+        sys.exit(EXIT_NOTHING)
 
 
 @click.command()
@@ -170,4 +196,4 @@ def wait(talk: Talk, query: tuple[str, ...], timeout_s: float | None) -> None:
         sys.exit(EXIT_NOTHING)
 
 
-COMMANDS = (status, cells, show, explain, logs, devices, export, wait)
+COMMANDS = (status, cells, show, explain, logs, devices, plan, export, wait)

@@ -129,6 +129,55 @@ def devices_text(devices: Sequence[dict[str, Any]]) -> str:
     return table(headings, rows, right=("FREE", "OF", "RESERVED", "HEADROOM", "CELLS"))
 
 
+def footprints_text(footprints: Sequence[dict[str, Any]]) -> str:
+    """What `boundctl devices --footprints` prints: a line for each kind of work."""
+    rows = [
+        (
+            known["subject"],
+            known["batch_size"],
+            f"{known['pixels'] / 1e6:.2f}",
+            known["device_name"],
+            size(known["estimate_bytes"]),
+            size(known["largest_peak_bytes"]),
+            known["observations"],
+            known["ran_out"] or NOTHING,
+            f"{known['error_percent'][-1]:+.0f}%" if known["error_percent"] else NOTHING,
+            known["source"],
+        )
+        for known in footprints
+    ]
+    headings = ("WORK", "BATCH", "MPX", "ON", "EXPECTED", "SEEN", "TIMES", "RAN OUT", "ERROR", "FROM")
+    return table(headings, rows, right=("BATCH", "MPX", "EXPECTED", "SEEN", "TIMES", "RAN OUT", "ERROR"))
+
+
+def plan_text(plan: dict[str, Any], rows: int | None) -> str:
+    """What `boundctl plan` prints: the first `rows` attempts (None: all), the end, and what it takes for granted."""
+    names = {device["uuid"]: index for index, device in enumerate(plan["devices"])}
+    shown = [
+        (
+            "runs" if each["running"] else f"in {duration(each['from_s'])}",
+            f"in {duration(max(0.0, each['until_s']))}" + (" ?" if each["duration_is_prior"] else ""),
+            names.get(each["device"], NOTHING),
+            size(each["reservation_bytes"]),
+            each["label"],
+        )
+        for each in plan["attempts"][:rows]
+    ]
+    lines = [table(("STARTS", "ENDS", "GPU", "MEMORY", "CELL"), shown, right=("MEMORY",))] if shown else []
+    more = len(plan["attempts"]) - len(shown)
+    if more > 0:
+        lines.append(f"… and {more} more: --all shows them")
+    boxes = ", ".join(
+        f"{index}: {safe(d['name'])}, {size(d['total_bytes'])}" for index, d in enumerate(plan["devices"])
+    )
+    last = plan["attempts"] and f"all done in {duration(plan['done_s'])}, at {plan['done_at']}"
+    lines += ["", safe(last or "nothing is left to do"), f"devices: {boxes or 'none'}"]
+    if plan["priors"]:
+        lines.append("?: from a prior; nothing like it has run yet")
+    lines += [f"never: {safe(never['label'])}: {safe(never['reason'])}" for never in plan["never"]]
+    return "\n".join([*lines, *(f"assumes: {safe(said)}" for said in plan["assumes"])])
+
+
 def cells_text(cells: Sequence[dict[str, Any]]) -> str:
     """What `boundctl cells` prints: a line each."""
     rows = [

@@ -11,20 +11,21 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import anyio
 from anyio import to_thread
 
-from boundd.launch import processes, shim
+from boundd.launch import cgroups, processes, shim
 from boundd.launch.records import RecordError, ShimRecord, read_outcome, read_shim
+from boundd.launch.spawner import ShimSpawner
 from boundd.ports import LaunchError, LaunchSpec, ProcessEnd
 
 _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 1.0
 _END_PATIENCE_S = 5.0
+_REPORT_PATIENCE_S = 2.0
 _TOLD_BYTES = 2000
 _COMPLAINTS = "shim.log"
 _RESULTS = "results.jsonl"
@@ -36,11 +37,18 @@ class LocalLauncher:
     Of one event loop; any number of launchers, in any number of processes, may look at the same attempts.
     """
 
-    def __init__(self, attempts_folder: Path) -> None:
+    def __init__(self, attempts_folder: Path, groups: cgroups.Cgroups = cgroups.NONE) -> None:
         self._attempts_folder = attempts_folder.absolute()
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._cgroups = groups
+        self._spawner = ShimSpawner(self._attempts_folder)
+        self._ours: set[str] = set()
+        """The attempts launched here and not seen to end."""
         self._failures: dict[str, int] = {}
         """How shims of ours ended that should not have: a status, or a signal's number below 0."""
+
+    def close(self) -> None:
+        """End what starts shims; attempts go on."""
+        self._spawner.close()
 
     async def launch(self, spec: LaunchSpec) -> None:
         """Start the attempt's shim; returns once it has taken over: from then on this process may die.
@@ -50,11 +58,10 @@ class LocalLauncher:
         Raises:
             LaunchError: nothing was started: the attempt lives or has ended already, or the system refused.
         """
-        self._reap()
         # Not to be cut in two: a shim that nobody knows of would be the result.
         with anyio.CancelScope(shield=True):
-            child, ready = await to_thread.run_sync(self._spawn, spec)
-            self._children[spec.attempt_id] = child
+            ready = await to_thread.run_sync(self._spawn, spec)
+            self._ours.add(spec.attempt_id)
         try:
             await anyio.wait_readable(ready)
             said = os.read(ready, _TOLD_BYTES)
@@ -62,11 +69,10 @@ class LocalLauncher:
                 return
         finally:
             os.close(ready)
-        await _until_exit(child)
-        self._reap()
+        how = _ending(await self._failure(spec.attempt_id))
         self._failures.pop(spec.attempt_id, None)
         raise LaunchError(
-            f"the shim of attempt {spec.attempt_id} ended with status {child.returncode} before it started the worker: "
+            f"the shim of attempt {spec.attempt_id} {how} before it started the worker: "
             f"{said.decode(errors='replace') or _last_words(spec.folder)}"
         )
 
@@ -82,8 +88,9 @@ class LocalLauncher:
         try:
             outcome = self.outcome(attempt_id)
             if outcome is not None:
+                self._ours.discard(attempt_id)
                 return outcome
-            reason = self._why_lost(attempt_id)
+            reason = self._why_lost(attempt_id, await self._failure(attempt_id))
         except RecordError as error:
             reason = str(error)
         await self._until_nothing_left(attempt_id)
@@ -104,7 +111,6 @@ class LocalLauncher:
         Raises:
             OSError: it can't be told.
         """
-        self._reap()
         return processes.lock_is_held(self._folder(attempt_id) / shim.LOCK)
 
     async def end(self, attempt_id: str) -> None:
@@ -123,7 +129,7 @@ class LocalLauncher:
                 pause_s *= 2
         if record is None:
             return
-        pidfd = self._open_shim(attempt_id, record)
+        pidfd = _open_shim(record)
         if pidfd is None:
             if self.is_alive(attempt_id):
                 await to_thread.run_sync(self._kill_remnants, attempt_id)
@@ -140,7 +146,11 @@ class LocalLauncher:
         record = self._record(attempt_id)
         if record is None or not record.of_this_boot():
             return frozenset()
-        return processes.tree(record) or frozenset(stat.pid for stat in self._remnants(attempt_id))
+        found = processes.tree(record)
+        # Looking for what a dead shim left walks all of /proc, which is for when something is there to be found.
+        if found or not self.is_alive(attempt_id):
+            return found
+        return frozenset(stat.pid for stat in self._remnants(attempt_id))
 
     def results_path(self, attempt_id: str) -> Path:
         """The file that the worker appends its lines to."""
@@ -155,10 +165,10 @@ class LocalLauncher:
             raise ValueError(f"not an attempt's id: {attempt_id!r}")
         return self._attempts_folder / attempt_id
 
-    def _spawn(self, spec: LaunchSpec) -> tuple[subprocess.Popen[bytes], int]:
+    def _spawn(self, spec: LaunchSpec) -> int:
         """In a thread: lock the folder, clear it, write the spec, start the shim.
 
-        Returns the shim and the reading end of the pipe on which it says that it has taken over.
+        Returns the reading end of the pipe on which the shim says that it has taken over.
         """
         try:
             folder = self._folder(spec.attempt_id)
@@ -169,13 +179,34 @@ class LocalLauncher:
             try:
                 _claim(folder, lock, spec.attempt_id)
                 # The environment may hold a token.
-                shim.write_atomically(str(folder / shim.SPEC), _spec_document(spec, lock), mode=0o600)
-                return _start_shim(folder, lock)
+                shim.write_atomically(str(folder / shim.SPEC), _spec_document(spec, self._cgroup(spec)), mode=0o600)
+                return self._start_shim(folder, lock)
             finally:
                 # The shim has its own copy of the descriptor, and with it the lock.
                 os.close(lock)
-        except (OSError, ValueError, TypeError, subprocess.SubprocessError) as error:
+        except (OSError, ValueError, TypeError, subprocess.SubprocessError, cgroups.CgroupError) as error:
             raise LaunchError(f"attempt {spec.attempt_id} can't be started: {error}") from error
+
+    def _cgroup(self, spec: LaunchSpec) -> str:
+        """The path of the attempt's cgroup; empty where it has none.
+
+        Raises:
+            CgroupError: a limit can't be kept to.
+        """
+        limits = {"memory_max_bytes": spec.memory_max_bytes, "pids_max": spec.pids_max}
+        return str(self._cgroups.make(spec.attempt_id, self._attempts_folder, **limits) or "")
+
+    def _start_shim(self, folder: Path, lock: int) -> int:
+        ready, ready_end = os.pipe()
+        try:
+            with (folder / _COMPLAINTS).open("wb") as complaints:
+                self._spawner.start(folder, lock, ready_end, complaints.fileno())
+        except BaseException:
+            os.close(ready)
+            raise
+        finally:
+            os.close(ready_end)
+        return ready
 
     def _record(self, attempt_id: str) -> ShimRecord | None:
         """Who the shim is; None where that is not known, or not to us."""
@@ -184,28 +215,17 @@ class LocalLauncher:
         except RecordError:
             return None
 
-    def _open_shim(self, attempt_id: str, record: ShimRecord | None) -> int | None:
-        """A pidfd of the attempt's shim; None where it is gone or not known."""
-        child = self._children.get(attempt_id)
-        if child is not None and child.poll() is None:
-            # A child that has not been reaped keeps its pid.
-            return os.pidfd_open(child.pid)
-        if record is None or not record.of_this_boot():
-            return None
-        return shim.open_verified(record.pid, record.start_ticks)
-
     async def _until_shim_gone(self, attempt_id: str) -> None:
         pause_s = _FIRST_PAUSE_S
         while True:
             # Read once: a record that appears between two looks would make a starting shim seem a dead one.
             record = self._record(attempt_id)
-            pidfd = self._open_shim(attempt_id, record)
+            pidfd = _open_shim(record)
             if pidfd is not None:
                 try:
                     await anyio.wait_readable(pidfd)
                 finally:
                     os.close(pidfd)
-                self._reap()
                 return
             if record is not None or not self.is_alive(attempt_id):
                 return
@@ -225,14 +245,32 @@ class LocalLauncher:
         """KILL what is left of an attempt without a shim; how many processes that were."""
         found = self._remnants(attempt_id)
         processes.kill(found)
+        record = self._record(attempt_id)
+        if record is not None and record.cgroup and record.of_this_boot():
+            # Who left everything that could name it as ours can't have left its cgroup.
+            return len(found) + cgroups.kill(Path(record.cgroup))
         return len(found)
 
     def _remnants(self, attempt_id: str) -> list[shim.Stat]:
         lock = self._folder(attempt_id) / shim.LOCK
         return processes.remnants(lock, self.results_path(attempt_id), self._record(attempt_id))
 
-    def _why_lost(self, attempt_id: str) -> str:
-        """Why there is no outcome, in words.
+    async def _failure(self, attempt_id: str) -> int | None:
+        """How the attempt's shim ended that left no outcome; None where nobody can tell.
+
+        Waits until whoever forked it has reaped it, so that it isn't there as a zombie either.
+        """
+        with anyio.move_on_after(_REPORT_PATIENCE_S):
+            while True:
+                self._failures.update(self._spawner.failures())
+                if attempt_id in self._failures or attempt_id not in self._ours or not self._spawner.is_up:
+                    break
+                await anyio.sleep(_FIRST_PAUSE_S)
+        self._ours.discard(attempt_id)
+        return self._failures.get(attempt_id)
+
+    def _why_lost(self, attempt_id: str, code: int | None) -> str:
+        """Why there is no outcome, in words; `code` is how the shim ended, where that is known.
 
         Raises:
             RecordError: shim.json is there and can't be understood.
@@ -243,31 +281,22 @@ class LocalLauncher:
             return "it was never started"
         if not record.of_this_boot():
             return "the machine was restarted while it ran"
-        how = "is gone without an outcome"
-        code = self._failures.get(attempt_id)
-        if code is not None:
-            how = f"ended with status {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
         words = _last_words(folder)
-        return f"its shim (pid {record.pid}) {how}" + (f": {words}" if words else "")
-
-    def _reap(self) -> None:
-        """Take the exits of shims of ours, waited for or not, so that none stays a zombie."""
-        for attempt_id, child in list(self._children.items()):
-            code = child.poll()
-            if code is not None:
-                del self._children[attempt_id]
-            if code:
-                self._failures[attempt_id] = code
+        return f"its shim (pid {record.pid}) {_ending(code)}" + (f": {words}" if words else "")
 
 
-async def _until_exit(child: subprocess.Popen[bytes]) -> None:
-    if child.poll() is None:
-        pidfd = os.pidfd_open(child.pid)
-        try:
-            await anyio.wait_readable(pidfd)
-        finally:
-            os.close(pidfd)
-        child.poll()
+def _ending(code: int | None) -> str:
+    """How a shim ended, in words."""
+    if code is None:
+        return "is gone without an outcome"
+    return f"ended with status {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+
+
+def _open_shim(record: ShimRecord | None) -> int | None:
+    """A pidfd of the attempt's shim; None where it is gone or not known."""
+    if record is None or not record.of_this_boot():
+        return None
+    return shim.open_verified(record.pid, record.start_ticks)
 
 
 def _claim(folder: Path, lock: int, attempt_id: str) -> None:
@@ -292,7 +321,7 @@ def _claim(folder: Path, lock: int, attempt_id: str) -> None:
             path.unlink()
 
 
-def _spec_document(spec: LaunchSpec, lock: int) -> dict[str, Any]:
+def _spec_document(spec: LaunchSpec, cgroup: str) -> dict[str, Any]:
     """spec.json.
 
     Raises:
@@ -307,29 +336,9 @@ def _spec_document(spec: LaunchSpec, lock: int) -> dict[str, Any]:
         "cwd": str(spec.cwd),
         "timeout_s": spec.timeout_s,
         "grace_s": spec.grace_s,
+        "cgroup": cgroup,
         "log_limit_bytes": spec.log_limit_bytes,
-        "lock_descriptor": lock,
     }
-
-
-def _start_shim(folder: Path, lock: int) -> tuple[subprocess.Popen[bytes], int]:
-    ready, ready_end = os.pipe()
-    try:
-        with (folder / _COMPLAINTS).open("wb") as complaints:
-            child = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(shim.__file__).absolute()), str(folder)],
-                stdin=subprocess.DEVNULL,
-                stdout=ready_end,
-                stderr=complaints,
-                pass_fds=(lock,),
-                start_new_session=True,
-            )
-    except BaseException:
-        os.close(ready)
-        raise
-    finally:
-        os.close(ready_end)
-    return child, ready
 
 
 def _last_words(folder: Path) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from signal import SIGKILL
 
 from boundd.launch import shim
 from boundd.ports import ProcessEnd
@@ -27,6 +28,8 @@ class ShimRecord:
     start_ticks: int
     worker_pid: int
     worker_start_ticks: int
+    cgroup: str = ""
+    """The attempt's cgroup, an absolute path; empty where it has none."""
 
     def of_this_boot(self) -> bool:
         """Whether the pids can mean anything now."""
@@ -49,7 +52,11 @@ def read_shim(folder: Path) -> ShimRecord | None:
     whole = [number for number in numbers if isinstance(number, int) and number > 0 and not isinstance(number, bool)]
     if not isinstance(boot_id, str) or len(whole) != len(numbers):
         raise RecordError(f"{shim.SHIM} lacks a field or has a wrong one: {_quoted(text)}")
-    return ShimRecord(boot_id, *whole)
+    cgroup = value.get("cgroup", "")
+    if not isinstance(cgroup, str) or (cgroup and not cgroup.startswith("/")):
+        raise RecordError(f"{shim.SHIM} has a wrong cgroup: {_quoted(text)}")
+    pid, start_ticks, worker_pid, worker_start_ticks = whole
+    return ShimRecord(boot_id, pid, start_ticks, worker_pid, worker_start_ticks, cgroup)
 
 
 def read_outcome(folder: Path) -> ProcessEnd | None:
@@ -76,7 +83,43 @@ def read_outcome(folder: Path) -> ProcessEnd | None:
         or (exit_status is None and signal is None and not start_error)
     ):
         raise RecordError(f"{shim.OUTCOME} lacks a field or has a wrong one: {_quoted(text)}")
-    return ProcessEnd(exit_status, signal, timed_out, on_request, start_error, wall_s)
+    end = ProcessEnd(exit_status, signal, timed_out, on_request, start_error, wall_s)
+    peak, waited_s = value.get("host_peak_bytes"), value.get("lease_waited_s")
+    return replace(
+        end,
+        host_peak_bytes=peak if isinstance(peak, int) and peak >= 0 else None,
+        lease_waited_s=waited_s if isinstance(waited_s, int | float) else None,
+        host_memory=host_memory_text(
+            end,
+            killed=_count(value.get("oom_killed")),
+            over_its_limit=value.get("over_memory_max") is True,
+            machine_kills=_count(value.get("machine_oom_kills")) or 0,
+        ),
+    )
+
+
+def host_memory_text(end: ProcessEnd, *, killed: int | None, over_its_limit: bool, machine_kills: int) -> str:
+    """Whether the kernel ended processes of the attempt for want of host memory, in words; empty where it didn't.
+
+    Args:
+        killed: how many of its processes, as its cgroup counted; None where nobody counted.
+        over_its_limit: whether it was its own `memory_max` that was used up.
+        machine_kills: how many on the whole machine while it ran.
+    """
+    if killed and over_its_limit:
+        return f"it went over its memory_max of host memory, and the kernel ended {killed} of its processes"
+    if killed:
+        return f"the host ran out of memory, not the device, and the kernel ended {killed} of its processes"
+    # Nobody counted its own: a KILL while the kernel was at it is as much as can be told.
+    was_killed = end.signal == SIGKILL or end.exit_status == 128 + SIGKILL
+    by_us = end.timed_out or end.ended_on_request
+    if killed is None and machine_kills and was_killed and not by_us:
+        return "the host ran out of memory, not the device, and the kernel ended processes: most likely this one"
+    return ""
+
+
+def _count(value: Json) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _read(path: Path) -> tuple[str, Mapping[str, Json]] | None:

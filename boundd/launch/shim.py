@@ -1,14 +1,15 @@
 """The shim: a small process of its own that owns one attempt, whether or not a daemon is there.
 
-Run as `python -I -S shim.py FOLDER` with `spec.json` in FOLDER. It imports nothing but the standard library, and of
-that as little as it can, because one of it is alive for each attempt. It leaves `shim.json` (who it is), `output.log`
-(what the worker said, capped) and `outcome.json` (how it went). See docs/launch.md for the files.
+The zygote (zygote.py) forks one for each attempt, which then does what `spec.json` in the attempt's folder says. It
+imports nothing but the standard library, and of that as little as it can, because one of it is alive for each attempt.
+It leaves `shim.json` (who it is), `output.log` (what the worker said, capped) and `outcome.json` (how it went). See
+docs/launch.md for the files.
 
 Being a subreaper, it inherits whatever the worker forks and forgets; "it has no child left" therefore means that
 nothing of the attempt is left.
 """
 # pathlib and contextlib would cost each shim memory and start-up time:
-# ruff: noqa: PTH104, PTH112, PTH116, PTH123, PTH208, SIM105
+# ruff: noqa: PTH104, PTH106, PTH112, PTH116, PTH123, PTH208, SIM105
 
 from __future__ import annotations
 
@@ -19,7 +20,6 @@ import json
 import os
 import select
 import signal
-import sys
 import time
 from typing import Any, NamedTuple, NoReturn
 
@@ -41,9 +41,15 @@ _TAIL_PERIOD_S = 2.0
 # poll() counts in a clock that stands still while the machine sleeps; looking up now and then keeps the deadline,
 # which counts in one that doesn't, from being late by the length of the sleep.
 _LONGEST_POLL_S = 10.0
+_LEASE_LOOK_S = 1.0
+_SHORTEST_LEASE_LOOK_S = 0.05
+_LEASE_LOOKS_A_TIMEOUT = 50
+_LEASE_FILES = ("turn", "work")
+_PARENTS = 100
 _KILL_PAUSE_S = 0.02
 _KILL_PAUSE_MAX_S = 1.0
 _KILL_PASSES = 50
+_REMOVALS = 50
 _OUTCOME_RETRY_S = 1.0
 _OUTCOME_RETRIES = 3600
 
@@ -252,17 +258,91 @@ class CappedLog:
         self._ring_at = (self._ring_at + len(data)) % size
 
 
+class LeaseWatch:
+    """How long the attempt has waited for its device's lease, told by what the kernel lists of locks (proc_locks(5)).
+
+    It is looked at every so often: where a process of the attempt waits at a look, the time to the look before and to
+    the one after counts as waited. That errs on the worker's side, by up to two periods a wait; a wait that
+    falls between two looks is not seen. A process that waits for what another one of the same attempt holds waits for
+    nobody else, and doesn't count.
+    """
+
+    def __init__(self, folder: str, timeout_s: float, now: float) -> None:
+        self._folder = folder
+        self._period_s = max(_SHORTEST_LEASE_LOOK_S, min(_LEASE_LOOK_S, timeout_s / _LEASE_LOOKS_A_TIMEOUT))
+        self._last_s = now
+        self._was_waiting = False
+        self.waited_s = 0.0
+
+    @property
+    def due_s(self) -> float:
+        """When to look again, in seconds since boot."""
+        return self._last_s + self._period_s
+
+    def look(self, now: float) -> None:
+        """Count the time since the look before."""
+        waiting = self._is_waiting()
+        if waiting or self._was_waiting:
+            # Not more than two periods: a machine that slept meanwhile didn't wait.
+            self.waited_s += min(now - self._last_s, 2 * self._period_s)
+        self._was_waiting = waiting
+        self._last_s = now
+
+    def _is_waiting(self) -> bool:
+        try:
+            inodes = {str(os.stat(f"{self._folder}/{name}").st_ino).encode() for name in _LEASE_FILES}
+            with open("/proc/locks", "rb") as file:
+                text = file.read()
+        except OSError:
+            return False  # Nobody has used the lease yet, or the kernel doesn't say.
+        waiters, holders = lease_locks(text, inodes)
+        own = os.getpid()
+        return any(is_below(pid, own) for pid in waiters) and not any(is_below(pid, own) for pid in holders - waiters)
+
+
+def lease_locks(text: bytes, inodes: set[bytes]) -> tuple[set[int], set[int]]:
+    """Of /proc/locks, the pids that wait for a lock on one of these files, and those that hold one.
+
+    The device is not compared: some file systems (btrfs, overlayfs) give stat() another number than the kernel's own.
+    """
+    waiters: set[int] = set()
+    holders: set[int] = set()
+    for line in text.splitlines():
+        # `3: -> POSIX  ADVISORY  WRITE 812 fd:00:2531452 0 EOF`; without the arrow for who holds it.
+        fields = line.split()[1:]
+        waits = fields[:1] == [b"->"]
+        fields = fields[waits:]
+        if len(fields) == 7 and fields[0] == b"POSIX" and fields[4].rpartition(b":")[2] in inodes:
+            (waiters if waits else holders).add(int(fields[3]))
+    return waiters, holders
+
+
+def is_below(pid: int, root_pid: int) -> bool:
+    """Whether a process is a descendant of another one."""
+    for _ in range(_PARENTS):
+        stat = stat_of(pid) if pid > 1 else None
+        if stat is None:
+            return False
+        if stat.parent == root_pid:
+            return True
+        pid = stat.parent
+    return False
+
+
 class Shim:
     """One attempt, from its fork until nothing is left of it. The current folder is the attempt's."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(self, spec: dict[str, Any], lock: int) -> None:
         self._argv: list[str] = spec["argv"]
         self._env: dict[str, str] = spec["env"]
         self._cwd: str = spec["cwd"]
         self._timeout_s: float = spec["timeout_s"]
         self._grace_s: float = spec["grace_s"]
-        self._lock: int = spec["lock_descriptor"]
+        self._lock = lock
         self._log_limit_bytes: int = spec["log_limit_bytes"]
+        self._cgroup: str = spec.get("cgroup", "")
+        self._lease_folder = self._env.get("BOUNDD_LEASE", "")
+        self._lease: LeaseWatch | None = None
         self._asked_to_end = False
         self._worker = 0
         self._status: int | None = None
@@ -272,6 +352,7 @@ class Shim:
         self._ended_on_request = False
         self._kill_at_s: float | None = None
         self._kill_pause_s = _KILL_PAUSE_S
+        self._machine_oom_kills = machine_oom_kills()
 
     def run(self) -> None:
         """Start the worker, see it through, write the outcome.
@@ -288,7 +369,9 @@ class Shim:
         self._see_through()
         self._drain(_LAST_DRAIN_BYTES)
         self._log.close()
-        _write_outcome(self._outcome())
+        _write_outcome({**self._outcome(), **self._host_memory()})
+        if self._cgroup:
+            remove_cgroup(self._cgroup)
 
     def _check_lock(self) -> None:
         """Without the lock nobody could tell that this attempt lives."""
@@ -332,6 +415,8 @@ class Shim:
         os.set_blocking(error, False)
         self._introduce(shim_pid)
         self._started_s = now_s()
+        if self._lease_folder:
+            self._lease = LeaseWatch(self._lease_folder, self._timeout_s, self._started_s)
         os.write(gate_end, b"g")
         os.close(gate_end)
         return output, error
@@ -348,6 +433,7 @@ class Shim:
             "start_ticks": shim.start_ticks,
             "worker_pid": self._worker,
             "worker_start_ticks": worker.start_ticks,
+            "cgroup": self._cgroup,
         }
         write_atomically(SHIM, value)
         try:
@@ -382,6 +468,9 @@ class Shim:
             os.dup2(output_end, 1)
             os.dup2(output_end, 2)
             os.set_inheritable(self._lock, True)
+            if self._cgroup:
+                write_file(self._cgroup + "/cgroup.procs", b"0")
+            _be_no_dearer_than_others()
             os.chdir(self._cwd)
             os.execvpe(self._argv[0], self._argv, self._env)  # noqa: S606 - a shell is what this must not be
         except BaseException as error:
@@ -404,14 +493,26 @@ class Shim:
 
     def _poll_ms(self, now: float) -> int:
         due = [now + _LONGEST_POLL_S]
-        due.append(self._started_s + self._timeout_s if self._kill_at_s is None else self._kill_at_s)
+        due.append(self._deadline_s if self._kill_at_s is None else self._kill_at_s)
+        if self._lease is not None and self._kill_at_s is None:
+            due.append(self._lease.due_s)
         if self._log.tail_due_s is not None:
             due.append(self._log.tail_due_s)
         # Rounded up: rounding down would spin through the last millisecond.
         return max(0, int((min(due) - now) * 1000) + 1)
 
+    @property
+    def _deadline_s(self) -> float:
+        """When the worker is to be ended; waiting for the lease puts it off."""
+        waited_s = 0.0 if self._lease is None else self._lease.waited_s
+        return self._started_s + self._timeout_s + waited_s
+
     def _advance(self, now: float) -> None:
         """What the time and the signals call for."""
+        runs = self._status is None and self._kill_at_s is None
+        # Before the deadline is held against it, one more look: it may be waiting just now.
+        if runs and self._lease is not None and now >= min(self._lease.due_s, self._deadline_s):
+            self._lease.look(now)
         if self._log.tail_due_s is not None and now >= self._log.tail_due_s:
             self._log.flush_tail()
         if self._kill_at_s is not None:
@@ -422,7 +523,7 @@ class Shim:
             return
         if self._status is None:
             self._ended_on_request = self._asked_to_end
-            self._timed_out = not self._asked_to_end and now >= self._started_s + self._timeout_s
+            self._timed_out = not self._asked_to_end and now >= self._deadline_s
             if not self._ended_on_request and not self._timed_out:
                 return
         # Also for what a worker that ended by itself has left behind.
@@ -431,6 +532,8 @@ class Shim:
 
     def _signal_all(self, number: int) -> None:
         """Signal the worker's group at once, and then whatever else is below us until a look finds nobody new."""
+        if number == signal.SIGKILL and self._cgroup:
+            kill_cgroup(self._cgroup)
         numbers = (number, signal.SIGCONT) if number == signal.SIGTERM else (number,)
         reached = 0
         # Until it is reaped, nobody else can have the worker's pid for a group.
@@ -478,6 +581,16 @@ class Shim:
             most_bytes -= len(data)
         return True
 
+    def _host_memory(self) -> dict[str, object]:
+        """What the attempt took of the host's memory, and whether the kernel ended some of it for want of any."""
+        events = read_keyed(self._cgroup + "/memory.events") if self._cgroup else {}
+        return {
+            "host_peak_bytes": read_number(self._cgroup + "/memory.peak") if self._cgroup else None,
+            "oom_killed": events.get("oom_kill"),
+            "over_memory_max": events.get("oom", 0) > 0,
+            "machine_oom_kills": max(0, machine_oom_kills() - self._machine_oom_kills),
+        }
+
     def _outcome(self) -> dict[str, object]:
         try:
             start_error = os.read(self._error, 4096).decode(errors="replace")
@@ -492,7 +605,79 @@ class Shim:
             "ended_on_request": self._ended_on_request,
             "start_error": start_error,
             "wall_s": round(max(0.0, self._ended_s - self._started_s), 3),
+            "lease_waited_s": None if self._lease is None else round(self._lease.waited_s, 3),
         }
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Write to a file of the kernel's in one go.
+
+    Raises:
+        OSError: it is not there, or takes no such thing.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, data)
+    finally:
+        os.close(descriptor)
+
+
+def read_keyed(path: str) -> dict[str, int]:
+    """A file of `name number` lines; empty where it isn't there."""
+    try:
+        with open(path, encoding="ascii") as file:
+            pairs = [line.split() for line in file]
+    except OSError:
+        return {}
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+
+
+def read_number(path: str) -> int | None:
+    """A file that holds one number; None where it isn't there, or says `max`."""
+    try:
+        with open(path, encoding="ascii") as file:
+            text = file.read().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def machine_oom_kills() -> int:
+    """How many processes of this machine the kernel has ended for want of host memory since boot."""
+    return read_keyed("/proc/vmstat").get("oom_kill", 0)
+
+
+def kill_cgroup(path: str) -> None:
+    """KILL everything in a cgroup at once, whatever it forks; does nothing where the kernel can't (before 5.14)."""
+    try:
+        write_file(path + "/cgroup.kill", b"1")
+    except OSError:
+        pass
+
+
+def remove_cgroup(path: str) -> None:
+    """Remove an attempt's cgroup with whatever may still be in it; what stays, the next daemon removes."""
+    kill_cgroup(path)
+    for _ in range(_REMOVALS):
+        try:
+            os.rmdir(path)
+        except FileNotFoundError:
+            return
+        except OSError:
+            time.sleep(_KILL_PAUSE_S)
+        else:
+            return
+
+
+def _be_no_dearer_than_others() -> None:
+    """Undo what keeps the daemon from being chosen when the host's memory runs out: it is not for workers."""
+    try:
+        with open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:
+            if int(file.read()) < 0:
+                file.seek(0)
+                file.write("0")
+    except OSError:
+        pass  # What can't be undone is no reason not to measure.
 
 
 def _prctl(option: int, value: int) -> None:
@@ -555,25 +740,21 @@ def _write_outcome(outcome: dict[str, object]) -> None:
             return
 
 
-def main() -> None:
-    """Run the attempt whose folder is the first argument.
+def run_attempt(folder: str, lock: int) -> None:
+    """Run the attempt of this folder, in a process of its own; `lock` is the descriptor of its lock.
 
     Raises:
         OSError: nothing was started.
         ValueError: its spec is of a version that this shim doesn't know.
     """
-    os.chdir(sys.argv[1])
-    with open(SPEC, encoding="ascii") as file:
-        spec = json.load(file)
-    if spec["format"] != FORMAT:
-        raise ValueError(f"{SPEC} has format {spec['format']}, known is {FORMAT}")
-    fcntl.flock(spec["lock_descriptor"], fcntl.LOCK_EX | fcntl.LOCK_NB)
-    Shim(spec).run()
-
-
-if __name__ == "__main__":
     try:
-        main()
+        os.chdir(folder)
+        with open(SPEC, encoding="ascii") as file:
+            spec = json.load(file)
+        if spec["format"] != FORMAT:
+            raise ValueError(f"{SPEC} has format {spec['format']}, known is {FORMAT}")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        Shim(spec, lock).run()
     except Exception as failure:
         # Not only to the log of failures: the disk that is too full for the one is too full for the other. After
         # the worker has been let go, this is the null device.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import anyio
@@ -140,22 +140,43 @@ class AttemptWatcher:
             timed_out=end.timed_out,
             ended_on_request=end.ended_on_request or attempt.end_reason is EndReason.CANCEL,
             start_error=end.start_error,
-            lost=end.lost,
+            lost=end.lost or _ended_by_others(end, attempt),
             wall_s=end.wall_s,
             timeout_s=attempt.timeout_s,
+            lease_waited_s=end.lease_waited_s,
             measurement=collected.measurement,
             worker_error=collected.error,
             malformed=collected.malformed,
+            host_memory=end.host_memory,
             log_text=log,
             from_stdout=self._from_stdout,
             ran_alone=not attempt.had_company,
+            foreign_seen=attempt.foreign_seen,
             peak_allocated_bytes=memory.peak_allocated_bytes if memory else None,
             peak_reserved_bytes=memory.peak_reserved_bytes if memory else None,
+            host_peak_bytes=_host_peak_bytes(memory),
         )
-        return classify(evidence, self._clock.now().unix_s)
+        verdict = classify(evidence, self._clock.now().unix_s)
+        if verdict.host_peak_bytes is None:
+            # The worker knows better: its cgroup's peak has the page cache of every file that it read in it.
+            verdict = replace(verdict, host_peak_bytes=end.host_peak_bytes)
+        return verdict
 
     def _verdict_of_no_start(self, why: str) -> Verdict:
         return classify(Evidence(start_error=why), self._clock.now().unix_s)
+
+
+def _ended_by_others(end: ProcessEnd, attempt: Attempt) -> str:
+    """Why an attempt is lost that its shim was told to end, but not by boundd; empty where that is not so."""
+    if end.ended_on_request and attempt.end_reason is None:
+        return "somebody else told its shim to end, as a machine that is shut down does"
+    return ""
+
+
+def _host_peak_bytes(memory: lines.Memory | None) -> int | None:
+    """What the worker said of its own resident memory; None where it said nothing, or no size."""
+    said = memory.extra.get("host_peak_bytes") if memory is not None else None
+    return said if isinstance(said, int) and not isinstance(said, bool) and said > 0 else None
 
 
 def _read_from(path: Path, offset: int) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,9 +22,24 @@ from boundd.core.attempts import Attempt
 from boundd.core.cells import Cell, CellPolicy
 from boundd.core.devices import DeviceReading
 from boundd.core.effects import Action, Commit, EndWorker, Note, ResultsChanged, Spawn, WakeAt
-from boundd.core.events import DevicesRead, Event, MatrixLoaded, Now, ShutdownRequested, Wake
+from boundd.core.events import (
+    AttemptEnded,
+    AttemptProgressed,
+    AttemptStarted,
+    DevicesRead,
+    Event,
+    MatrixLoaded,
+    Now,
+    PointMeasured,
+    ShutdownRequested,
+    Wake,
+)
+from boundd.core.history import Durations, Observations
+from boundd.core.host import HostReading
+from boundd.core.listing import Listed, Observed, settled, worth_listing
 from boundd.core.state import Rules, State
 from boundd.core.step import step
+from boundd.core.table import Cells
 from boundd.ports import (
     Clock,
     ConfigError,
@@ -37,11 +52,22 @@ from boundd.ports import (
     StoreBusyError,
 )
 from boundd.service.attempts import AttemptWatcher
+from boundd.service.processes import attempts_by_device, foreign_on, observed_in
 
 PROBE_INTERVAL_S = 1.0
 """Memory is read about once a second: a reading costs microseconds, but it holds a driver-wide lock."""
+PROBE_REST_S = 0.05
+"""At least so long between readings: what an ended attempt held is seen at once, and not by a reading for each of many
+short ones."""
 STORE_RETRY_S = 2.0
 SUBSCRIBER_BUFFER = 1000
+ALIVE = "alive"
+"""The fact that is asked for to see whether the store answers; there is none of that name."""
+EXPORT_REST = 9.0
+"""After an export, none for so many times as long as it took: writing a large one after each of many quick results
+would be most of what the daemon does."""
+FREES_NOTHING = (AttemptStarted, AttemptProgressed, PointMeasured)
+"""Events after which no cell can be placed that could not be before, so that there is nothing to plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +83,13 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What the composition root adds: reading the config anew, and writing the export."""
+    """What the composition root adds: reading the config anew, writing the export, telling of reloads, the host."""
 
     reload: Callable[[], Run]
     write_export: Callable[[State], Awaitable[None]]
+    reloading: Callable[[], AbstractContextManager[None]] = nullcontext
+    read_host: Callable[[Mapping[str, frozenset[int]]], HostReading | None] = lambda _pids: None
+    """The machine's memory and cores, with what the processes of each attempt hold; None where they bound nothing."""
 
 
 class Daemon:
@@ -94,8 +123,10 @@ class Daemon:
         self._idle = anyio.Event()
         self._nothing_runs = anyio.Event()
         self._export_wanted = anyio.Event()
+        self._listed: dict[str, Listed] = {}
         self._wake_boot_s = math.inf
         self._rescheduled = anyio.Event()
+        self._freed = anyio.Event()
 
     @property
     def state(self) -> State:
@@ -110,8 +141,9 @@ class Daemon:
             async with self._lock:
                 await self._apply(event)
                 # The event has happened. Planning on it may fail to be stored; the next reading plans again.
-                with suppress(StoreBusyError):
-                    await self._apply(Wake())
+                if not isinstance(event, FREES_NOTHING):
+                    with suppress(StoreBusyError):
+                        await self._apply(Wake())
                 self._after_a_step()
 
     async def submit_until_stored(self, event: Event) -> None:
@@ -131,6 +163,20 @@ class Daemon:
 
     async def reload(self) -> str:
         """Read the config anew, all or nothing."""
+        with self._hooks.reloading():
+            return await self._reload()
+
+    async def prove_alive(self) -> None:
+        """Return once an event could be applied and the store's thread has answered a query.
+
+        Raises:
+            StoreBusyError: it answers that it can't.
+            StoreError: so it does, for good.
+        """
+        async with self._lock:
+            await self.store.recall(ALIVE)
+
+    async def _reload(self) -> str:
         try:
             run = await anyio.to_thread.run_sync(self._hooks.reload)
         except ConfigError as error:
@@ -178,13 +224,14 @@ class Daemon:
         known = await self.store.load()
         self._state = State(
             rules=self._run.rules,
-            cells=Map({record.cell.key: record for record in known.cells}),
+            cells=Cells.of({record.cell.key: record for record in known.cells}),
             attempts=Map({attempt.id: attempt for attempt in known.attempts}),
             cordons=dict(known.cordons),
-            observations=known.observations,
+            observations=Observations.of(known.observations),
+            durations=Durations.of(known.durations),
             paused=known.paused,
         )
-        await self._read_devices(processes=True, plan=False)
+        await self._read_devices(plan=False)
         async with self._lock:
             await self._apply(MatrixLoaded(self._run.cells))
 
@@ -242,6 +289,8 @@ class Daemon:
         self._state = new
         if isinstance(event, Wake):
             self._wake_boot_s = math.inf
+        if isinstance(event, AttemptEnded):
+            self._freed.set()
         for effect in effects:
             self._perform(effect)
 
@@ -296,18 +345,29 @@ class Daemon:
 
     async def _probe_devices(self) -> None:
         while True:
-            await anyio.sleep(PROBE_INTERVAL_S)
-            waiting = any(True for _ in self._state.pending())
+            await anyio.sleep(PROBE_REST_S)
+            with anyio.move_on_after(PROBE_INTERVAL_S - PROBE_REST_S):
+                await self._freed.wait()
+            self._freed = anyio.Event()
             try:
-                await self._read_devices(processes=waiting, plan=True)
+                await self._read_devices(plan=True)
             except StoreBusyError:
                 continue  # it has been told; the next pass tries again
             except DeviceError as error:
                 self._all_unavailable(str(error))
 
-    async def _read_devices(self, *, processes: bool, plan: bool) -> None:
-        readings = await self._probe.read(processes=processes)
-        event = DevicesRead(readings, self._observed(readings) if processes else {})
+    async def _read_devices(self, *, plan: bool) -> None:
+        readings = await self._probe.read(processes=False)
+        attempts = attempts_by_device(self._state)
+        old = worth_listing(readings, attempts, self._listed)
+        if old:
+            readings = await self._probe.read(processes=True)
+        # Whoever waits for the host's memory or cores waits for this; at the start, what is there isn't known yet.
+        waiting = not plan or self._state.has_pending
+        # In a thread: it walks through /proc, and that takes milliseconds.
+        pids = await anyio.to_thread.run_sync(self._pids) if old or waiting else {}
+        host = await anyio.to_thread.run_sync(self._hooks.read_host, pids) if waiting else None
+        event = DevicesRead(*self._with_lists(readings, pids), host, foreign_on(readings, attempts, pids))
         if plan:
             await self.submit(event)
         else:
@@ -324,18 +384,25 @@ class Daemon:
         if first:
             self.tell(Note(Action.DEVICE_UNAVAILABLE, f"no device can be read: {why}", "error"))
 
-    def _observed(self, readings: tuple[DeviceReading, ...]) -> Mapping[str, Mapping[str, int | None]]:
-        """What each attempt's processes hold on its device; unknown where the driver doesn't list them."""
-        held: dict[str, dict[str, int | None]] = {}
-        lists = {reading.uuid: reading.process_bytes for reading in readings}
-        for attempt in self._state.attempts.values():
-            by_pid = lists.get(attempt.device)
-            if by_pid is None:
-                continue
-            ours = [by_pid[pid] for pid in self.launcher.pids(attempt.id) if pid in by_pid]
-            known = [size for size in ours if size is not None]
-            held.setdefault(attempt.device, {})[attempt.id] = sum(known) if known and len(known) == len(ours) else None
-        return held
+    def _pids(self) -> Mapping[str, frozenset[int]]:
+        """The processes of each live attempt."""
+        return {attempt_id: self.launcher.pids(attempt_id) for attempt_id in self._state.attempts}
+
+    def _with_lists(
+        self, readings: tuple[DeviceReading, ...], pids: Mapping[str, frozenset[int]]
+    ) -> tuple[tuple[DeviceReading, ...], Mapping[str, Observed]]:
+        """The readings to go by, and what each attempt's processes hold: by their lists, else by the ones before."""
+        attempts = attempts_by_device(self._state)
+        settled_readings, held = [], {}
+        for reading in readings:
+            ours = attempts.get(reading.uuid, frozenset())
+            if reading.process_bytes is None or reading.free_bytes is None:
+                reading, held[reading.uuid] = settled(reading, ours, self._listed.get(reading.uuid))
+            else:
+                held[reading.uuid] = observed_in(reading.process_bytes, ours, pids)
+                self._listed[reading.uuid] = Listed(reading.free_bytes, held[reading.uuid])
+            settled_readings.append(reading)
+        return tuple(settled_readings), held
 
     async def _wake_on_time(self) -> None:
         while True:
@@ -350,7 +417,9 @@ class Daemon:
         while True:
             await self._export_wanted.wait()
             self._export_wanted = anyio.Event()
+            begun_boot_s = self.clock.now().boot_s
             await self._hooks.write_export(self._state)
+            await anyio.sleep((self.clock.now().boot_s - begun_boot_s) * EXPORT_REST)
 
 
 def _adopted(attempt: Attempt) -> Note:

@@ -30,8 +30,10 @@ def hold(state_dir: Path) -> Iterator[None]:
                 f"another daemon (pid {pid}) holds {state_dir}; stop it with `boundctl shutdown`, or give this one "
                 "a state_dir of its own"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        text = f"{os.getpid()}\n".encode()
+        # In this order: on a full disk, the room of the pid before is all that there is.
+        os.pwrite(descriptor, text, 0)
+        os.ftruncate(descriptor, len(text))
         yield
     finally:
         os.close(descriptor)

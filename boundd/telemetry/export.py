@@ -31,6 +31,7 @@ from boundd.telemetry.text import encodable, timestamp
 __all__ = [
     "EXPORT_FORMAT",
     "FORMATS",
+    "CellTexts",
     "ExportCell",
     "ExportFormat",
     "ForeignExportError",
@@ -56,6 +57,8 @@ _LEGACY_ERRORS = {
     ErrorKind.LOST: "unknown_error",
     ErrorKind.CANCELLED: "unknown_error",
 }
+_NO_CELLS = "[]\n}\n"
+"""How a document without cells ends."""
 _COLUMNS = (
     *("label", "digest", "state", "max_speedup", "max_speedup_within_tolerance", "upper_bound", "upper_bound_of"),
     *("best_speedup", "best_score_loss", "best_parameters", "isolation", "stale", "batch_size", "device", "attempts"),
@@ -133,6 +136,27 @@ def scheduler_class(name: object) -> str | None:
         return name
 
 
+class CellTexts:
+    """Each cell's text in the format `json`, kept until the cell changes.
+
+    The export is written after every result: without this, each would cost as much as the whole matrix.
+    """
+
+    def __init__(self, safety_factor: float) -> None:
+        self._safety_factor = safety_factor
+        self._kept: dict[str, tuple[ExportCell, str]] = {}
+
+    def of(self, cell: ExportCell) -> str:
+        """The cell as JSON, indented as in the document."""
+        key = cell.record.cell.key
+        before, text = self._kept.get(key, (None, ""))
+        # A record is a value that is replaced and never changed: the same object says the same.
+        if before is None or before.record is not cell.record or before != cell:
+            text = _indented(_clean(_cell_document(cell, self._safety_factor))).replace("\n", "\n    ")
+            self._kept[key] = (cell, text)
+        return text
+
+
 def render_export(
     format: ExportFormat,  # noqa: A002 - the option's name
     cells: Iterable[ExportCell],
@@ -140,15 +164,19 @@ def render_export(
     safety_factor: float,
     now_unix_s: float,
     version: str,
+    texts: CellTexts | None = None,
 ) -> Rendered:
-    """The cells, in the order of the matrix, in one of the formats. `version` is boundd's own.
+    """The cells, in the order of the matrix, in one of the formats.
+
+    `version` is boundd's own. `texts` are those of an earlier export of the same safety factor; they are brought up to
+    date.
 
     Raises:
         ValueError: there is no such format.
     """
     known = tuple(cells)
     if format == "json":
-        return _render_json(known, safety_factor, now_unix_s, version)
+        return _render_json(known, safety_factor, now_unix_s, version, texts or CellTexts(safety_factor))
     if format == "legacy":
         return _render_legacy(known, safety_factor)
     if format == "search-params":
@@ -158,15 +186,21 @@ def render_export(
     raise ValueError(f"unknown export format {format!r}; known: {', '.join(FORMATS)}")
 
 
-def _render_json(cells: tuple[ExportCell, ...], safety_factor: float, now_unix_s: float, version: str) -> Rendered:
-    document = {
+def _render_json(
+    cells: tuple[ExportCell, ...], safety_factor: float, now_unix_s: float, version: str, texts: CellTexts
+) -> Rendered:
+    head = {
         "format": EXPORT_FORMAT,
         "generated_at": timestamp(now_unix_s),
         "boundd_version": version,
         "safety_factor": safety_factor,
-        "cells": [_cell_document(cell, safety_factor) for cell in cells],
+        "cells": [],
     }
-    return Rendered(_dump(document))
+    if not cells:
+        return Rendered(_dump(head))
+    separator = ",\n    "
+    body = f"[\n    {separator.join(map(texts.of, cells))}\n  ]"
+    return Rendered(f"{_dump(head).removesuffix(_NO_CELLS)}{body}\n}}\n")
 
 
 def _cell_document(cell: ExportCell, safety_factor: float) -> dict[str, Any]:
@@ -328,7 +362,11 @@ def _csv_text(value: Any) -> str:
 
 
 def _dump(document: Mapping[str, Any]) -> str:
-    return json.dumps(_clean(document), indent=2, allow_nan=False) + "\n"
+    return _indented(_clean(document)) + "\n"
+
+
+def _indented(value: Any) -> str:
+    return json.dumps(value, indent=2, allow_nan=False)
 
 
 def _clean(value: Any) -> Any:

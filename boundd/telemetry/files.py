@@ -37,7 +37,8 @@ def is_boundd_json(content: bytes) -> bool:
 def written_by_boundd(digests: Collection[str]) -> Callable[[bytes], bool]:
     """A `may_overwrite` that knows exports in the format `json`, and others by their `digest_of`."""
     known = frozenset(digests)
-    return lambda content: is_boundd_json(content) or hashlib.sha256(content).hexdigest() in known
+    # The digest first: the common case, and much cheaper than to parse a large export.
+    return lambda content: hashlib.sha256(content).hexdigest() in known or is_boundd_json(content)
 
 
 def check_may_write(path: Path, may_overwrite: Callable[[bytes], bool]) -> None:

@@ -20,6 +20,7 @@ from structlog.processors import JSONRenderer
 
 from boundd.core.effects import Action, Note
 from boundd.core.events import Now
+from boundd.telemetry.journal import datagram
 from boundd.telemetry.sink import QUEUE_LINES, Sink
 from boundd.telemetry.text import encodable, printable, shortened, timestamp
 
@@ -61,6 +62,7 @@ class JsonLog:
         level: notes that are less urgent are not written.
         file: opened for appending, made if it isn't there.
         stream: the descriptor in stderr's place.
+        journal: a descriptor of systemd's journal, written to in stderr's place (`boundd.telemetry.journal`).
         capacity: lines that may wait for a slow reader; more are dropped and counted.
         wall_clock: UTC seconds, for the lines about dropped lines, which nobody's note brings along.
 
@@ -76,6 +78,7 @@ class JsonLog:
         level: str = "info",
         file: Path | None = None,
         stream: int | None = None,
+        journal: int | None = None,
         capacity: int = QUEUE_LINES,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -83,6 +86,8 @@ class JsonLog:
         self._wall_clock = wall_clock
         descriptor = sys.stderr.fileno() if stream is None else stream
         render = json_line if format == "json" else _console_renderer(colors=os.isatty(descriptor))
+        if journal is not None:
+            descriptor, render = journal, _journal_entry if format == "json" else _journal_entry_for_people
         # Opened first: a file that can't be must not leave a thread behind.
         opened = None if file is None else _open_for_appending(file)
         self._sinks = [self._sink(descriptor, render, capacity, owned=False)]
@@ -125,6 +130,14 @@ class JsonLog:
             return render(note, Now(0.0, self._wall_clock()))
 
         return Sink(descriptor, lambda item: render(*item), dropped, capacity=capacity, owned=owned)
+
+
+def _journal_entry(note: Note, now: Now) -> bytes:
+    return datagram(_document(note, now, _TEXT_LIMITS[1]), json_line(note, now))
+
+
+def _journal_entry_for_people(note: Note, now: Now) -> bytes:
+    return datagram(_document(note, now, _TEXT_LIMITS[1]), printable(note.message).encode(errors="replace"))
 
 
 def _open_for_appending(file: Path) -> int:

@@ -89,7 +89,7 @@ def test_retry_and_cancel(running: Running) -> None:
     """Selectors, dry runs, what was affected, and exit 1 where nothing was."""
     dry = boundctl(running, "retry", "--oom", "--batch-size", "2", "--dry-run")
     assert LABELS[3] in dry.stdout
-    assert "the cell must be alone, and 1 attempt(s) run there" in dry.stdout
+    assert "and 1 attempt(s) run there" in dry.stdout
     assert running.service.submitted == []
     assert boundctl(running, "retry", "--oom", "--batch-size", "2").stdout == f"retrying {LABELS[3]}\n"
     assert running.service.submitted == [RetryRequested((CELLS[3].key,), 2)]
@@ -201,3 +201,28 @@ def test_text_is_made_safe() -> None:
     assert text.safe("a\nb\x1b[31m\x9b") == "a\\nb\\x1b[31m\\x9b"
     assert text.safe_log("10%\r20%\r\nend\x1b[0m\t!") == "10%\n20%\nend\\x1b[0m\t!"
     assert [text.duration(s) for s in (None, 5, 65, 3661, 90000)] == ["-", "5 s", "1 min 5 s", "1 h 1 min", "1 d 1 h"]
+
+
+def test_plan_says_where_when_and_from_what(running: Running) -> None:
+    """A line an attempt, priors marked, what it assumes; other devices; `--json` alone; 2 for devices that are none."""
+    printed = boundctl(running, "plan").stdout
+    assert "runs" in printed
+    assert all(label in printed for label in LABELS[:2])
+    assert "all done in" in printed
+    assert "?: from a prior" in printed
+    assert "assumes: 2 of 2 durations are priors" in printed
+    other = json.loads(boundctl(running, "plan", "--devices", "4x24GiB", "--json").stdout)
+    assert len(other["devices"]) == 4
+    wrong = boundctl(running, "plan", "--devices", "four")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "4x24GiB" in wrong.stderr
+
+
+def test_footprints(running: Running) -> None:
+    """What is expected of each kind of work, and where the number is from; people get a table, programs the bytes."""
+    shown = boundctl(running, "devices", "--footprints").stdout
+    assert shown.splitlines()[0].split()[:3] == ["WORK", "BATCH", "MPX"]
+    assert "a prior: context + weights + activations + caches" in shown
+    known = json.loads(boundctl(running, "devices", "--footprints", "--json").stdout)
+    assert {row["observations"] for row in known} == {0}
+    assert all(row["estimate_bytes"] > 2 * 1024**3 for row in known if "model=SD" in row["subject"])

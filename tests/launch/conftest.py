@@ -29,9 +29,11 @@ def attempts(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def launcher(attempts: Path) -> LocalLauncher:
+def launcher(attempts: Path) -> Iterator[LocalLauncher]:
     """A launcher of the attempts' folder."""
-    return LocalLauncher(attempts)
+    made = LocalLauncher(attempts)
+    yield made
+    made.close()
 
 
 @pytest.fixture

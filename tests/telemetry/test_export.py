@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from boundd.core.outcomes import AttemptError, ErrorKind, Isolation, Measurement
 from boundd.protocol.catalogue import PIPELINE_CLASSES
 from boundd.telemetry.export import (
     FORMATS,
+    CellTexts,
     ExportCell,
     ExportFormat,
     ForeignExportError,
@@ -61,6 +63,25 @@ def render(kind: ExportFormat, *cells: ExportCell) -> Rendered:
 def error(kind: ErrorKind = ErrorKind.OUT_OF_MEMORY, message: str = "CUDA out of memory") -> AttemptError:
     """A failure in November 2023."""
     return AttemptError(kind, message, 1_700_000_000.0)
+
+
+def test_kept_texts_change_nothing_but_the_time_it_takes() -> None:
+    """With the texts of the export before, a document says what it would say without: for cells that have changed, for
+    those that have not, for a new staleness, and it is the JSON that any other writer would indent."""
+    texts = CellTexts(1.1)
+    before = [cell(model="SD1.5"), cell(error=error(message=HOSTILE), model="SDXL")]
+    after = [cell(measurement(), model="SD1.5"), replace(before[1], stale=True), cell(model="SD2.1")]
+    for cells in (before, after, [], before):
+        kept = render_export("json", cells, safety_factor=1.1, now_unix_s=0.0, version="1", texts=texts).text
+        assert kept == render_export("json", cells, safety_factor=1.1, now_unix_s=0.0, version="1").text
+        assert kept == json.dumps(json.loads(kept), indent=2) + "\n"
+
+
+def test_a_cell_that_has_not_changed_keeps_its_text() -> None:
+    """The same object comes back, so that an export after one result doesn't cost as much as the matrix."""
+    texts, known = CellTexts(1.1), cell(measurement())
+    assert texts.of(known) is texts.of(replace(known))
+    assert texts.of(replace(known, record=replace(known.record, attempts=9))) is not texts.of(known)
 
 
 def test_json_says_everything() -> None:

@@ -1,0 +1,71 @@
+"""Log lines as entries of systemd's journal, so that `journalctl BOUNDD_CELL=…` finds them.
+
+The format is journald's own: https://systemd.io/JOURNAL_NATIVE_PROTOCOL/. MESSAGE holds the line as it would be on
+stderr; what can be asked for stands beside it in fields of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+SOCKET = "/run/systemd/journal/socket"
+PRIORITIES: Mapping[str, int] = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+"""Of syslog(3)."""
+IDENTIFIER = "boundd"
+NAME_LIMIT = 64
+RENAMED = {"event.action": "BOUNDD_ACTION"}
+NOT_FIELDS = ("@timestamp", "log.level", "message", "ecs.version")
+"""The journal has a time and a priority of its own; the others are in the line."""
+
+
+def connect(environ: Mapping[str, str], stderr: int, path: str = SOCKET) -> int | None:
+    """A descriptor to write datagrams to, where `stderr` is the journal's; None where it is anything else."""
+    try:
+        found = os.fstat(stderr)
+    except OSError:
+        return None
+    # The variable is inherited even where stderr was redirected since: systemd.exec(5).
+    if environ.get("JOURNAL_STREAM") != f"{found.st_dev}:{found.st_ino}":
+        return None
+    journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    with contextlib.suppress(OSError):
+        journal.connect(path)
+        return journal.detach()
+    journal.close()
+    return None
+
+
+def datagram(document: Mapping[str, Any], line: bytes) -> bytes:
+    """An entry: the line without its end as MESSAGE, and the document's fields under names that the journal takes."""
+    fields = {
+        "MESSAGE": line.rstrip(b"\n"),
+        "PRIORITY": str(PRIORITIES.get(document.get("log.level", ""), PRIORITIES["info"])).encode(),
+        "SYSLOG_IDENTIFIER": IDENTIFIER.encode(),
+    }
+    for name, value in document.items():
+        if name not in NOT_FIELDS and value is not None:
+            fields.setdefault(field_name(name), _text(value).encode(errors="replace"))
+    return b"".join(_assignment(name, value) for name, value in fields.items())
+
+
+def field_name(name: str) -> str:
+    """A field's name as journald takes it: capitals, digits and underscores, none of them first."""
+    name = RENAMED.get(name, name)
+    return re.sub(r"[^A-Z0-9_]", "_", name.upper())[:NAME_LIMIT].lstrip("_0123456789") or "BOUNDD_FIELD"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _assignment(name: str, value: bytes) -> bytes:
+    if b"\n" not in value:
+        return name.encode() + b"=" + value + b"\n"
+    return name.encode() + b"\n" + struct.pack("<Q", len(value)) + value + b"\n"
