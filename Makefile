@@ -4,13 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check install train-digits clean
+.PHONY: demo demo-gpus test check install train-digits bench-gpu bench-search clean campaign-sim bench-packing bench-planner bench-dispatch
 
 demo: $(STAMP) ## Measure the built-in digits models to the end and print the table of bounds
 	$(BIN)/boundd run --config examples/digits.toml --until-idle
 
+demo-gpus: $(STAMP) ## The daemon packing eight simulated GPUs by memory, in half a minute; needs gcc
+	$(BIN)/python -m tests.fake_nvml.demo
+
 test: $(STAMP) ## The whole suite
 	$(BIN)/python -m pytest
+
+campaign-sim: $(STAMP) ## 50,000 seeds of the simulation (SEEDS=…), on all cores
+	$(BIN)/python -m tests.sim.campaign --seeds $(or $(SEEDS),50000)
 
 check: $(STAMP) ## ruff, format, mypy --strict, import-linter
 	$(BIN)/ruff check .
@@ -28,8 +34,23 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[diffusion]' --group dev
 	touch $@
 
+bench-search: $(STAMP) ## The lazy search beside the exhaustive one over the digits matrix: images, seconds, bounds
+	$(BIN)/python -m benchmarks.search --jobs 2 --output benchmarks/results/search.txt
+
+bench-gpu: ## Published speed-ups and peak memory on this GPU, by $(PYTHON) as it is: no environment, no network
+	$(PYTHON) -m benchmarks.gpu
+
+bench-packing: $(STAMP) ## Five traces under six policies, simulated
+	$(BIN)/python -m benchmarks.packing
+
+bench-planner: $(STAMP) ## What one planning step costs, and how it grows
+	$(BIN)/python -m benchmarks.planner
+
+bench-dispatch: $(STAMP) ## 300 cells of no length, beside a bare subprocess loop
+	$(BIN)/python -m benchmarks.dispatch
+
 train-digits: $(STAMP) ## Train the built-in digits models again, from nothing
 	$(BIN)/python -m boundd.worker.digits.train --out boundd/worker/digits/models
 
 clean: ## Remove the environment and what demo runs left
-	rm -rf $(VENV) examples/digits-state examples/speedup_bounds.json
+	rm -rf $(VENV) examples/digits-state examples/gpus-state examples/speedup_bounds.json

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from boundd.control import models, views
+from boundd.control import models, plans, views
 from boundd.control.actions import Actions
 from boundd.control.bodies import (
     BODY_LIMIT_BYTES,
@@ -156,6 +156,16 @@ class Reads:
     async def devices(self, _request: Request) -> Response:
         """GET /v1/devices."""
         return _json(views.devices(self.service.state))
+
+    async def plan(self, request: Request) -> Response:
+        """GET /v1/plan."""
+        state, now = self.service.state, self.service.clock.now()
+        devices = plans.devices_of(request.query_params.getlist("devices"), state)
+        return _json(await anyio.to_thread.run_sync(plans.plan_reply, state, now, devices))
+
+    async def footprints(self, _request: Request) -> Response:
+        """GET /v1/footprints."""
+        return _json(views.footprints(self.service.state))
 
     async def events(self, _request: Request) -> Response:
         """GET /v1/events."""

@@ -103,6 +103,77 @@ class DeviceInfo(BaseModel):
     cells: list[str]
 
 
+class PlanDevice(BaseModel):
+    """A device that is planned for: one of the daemon's, or of a box that somebody asked about."""
+
+    uuid: str
+    name: str
+    total_bytes: int | None
+
+
+class PlanAttempt(BaseModel):
+    """An attempt that runs or would run. `from_s` and `until_s` are seconds from now; what runs has begun before.
+
+    `duration_source` and `reservation_source` say where the two numbers are from; with `duration_is_prior` nothing
+    that was measured stands behind the first.
+    """
+
+    digest: str
+    label: str
+    device: str
+    running: bool
+    from_s: float
+    until_s: float
+    starts_at: str
+    ends_at: str
+    duration_source: str
+    duration_is_prior: bool
+    reservation_bytes: int
+    reservation_source: str
+
+
+class PlanNever(BaseModel):
+    """A cell that would wait for ever on these devices."""
+
+    label: str
+    reason: str
+
+
+class PlanReply(BaseModel):
+    """What would run where and when, in the order of the starts, and what that takes for granted.
+
+    `done_s` is from now until the last attempt ends; `priors` counts the attempts whose duration is a prior.
+    """
+
+    at: str
+    devices: list[PlanDevice]
+    attempts: list[PlanAttempt]
+    done_s: float
+    done_at: str
+    priors: int
+    never: list[PlanNever]
+    assumes: list[str]
+
+
+class FootprintInfo(BaseModel):
+    """What is expected of cells that need the same on devices of one name, and how good such estimates were.
+
+    `estimate_bytes` is null where nobody knows, and such cells run alone. `error_percent` is how far the latest
+    estimates, made before an attempt ran, were over its peak (negative: under), newest last.
+    """
+
+    subject: str
+    device_name: str
+    batch_size: int
+    pixels: int
+    estimate_bytes: int | None
+    source: str
+    observations: int
+    largest_peak_bytes: int | None
+    ran_out: int
+    error_percent: list[float]
+
+
 class CellCounts(BaseModel):
     """How many cells stand in each state; every state is named."""
 
@@ -143,6 +214,9 @@ class ErrorInfo(BaseModel):
     phase: str | None
     requested_bytes: int | None
     free_bytes: int | None
+    cause: Literal["estimate_too_low", "pressure", "too_big"] | None
+    """Where memory ran out: why; `why` says how that was told, with numbers."""
+    why: str
 
 
 class MeasurementInfo(BaseModel):

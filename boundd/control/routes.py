@@ -100,6 +100,29 @@ ROUTES: tuple[Doc, ...] = (
     Doc("GET", "/v1/devices", "devices", "The devices, by index.", models.DeviceInfo, many=True),
     Doc(
         "GET",
+        "/v1/plan",
+        "plan",
+        "What would run where, when, and when all would be done, with what that takes for granted.",
+        models.PlanReply,
+        parameters=(
+            Parameter(
+                "devices",
+                "Of a box that isn't there, in place of the daemon's: `4x24GiB`, repeatable.",
+                {"type": "array", "items": {"type": "string"}},
+            ),
+        ),
+        errors=(400,),
+    ),
+    Doc(
+        "GET",
+        "/v1/footprints",
+        "footprints",
+        "The memory that cells are expected to take, by what it depends on, with how far such estimates were off.",
+        models.FootprintInfo,
+        many=True,
+    ),
+    Doc(
+        "GET",
         "/v1/events",
         "events",
         "What happens from now on, as server-sent events named by their action.",

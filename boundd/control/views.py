@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from boundd import __version__
@@ -12,11 +13,13 @@ from boundd.core.attempts import Attempt, CellRecord, CellState
 from boundd.core.devices import Device, DeviceState
 from boundd.core.events import Now
 from boundd.core.headroom import headroom_bytes
+from boundd.core.insight import idle_reason, known_footprints
 from boundd.core.outcomes import AttemptError, Measurement, PointRecord
 from boundd.core.placement import Placement, best_placement
 from boundd.core.query import Query
 from boundd.core.state import Deferral, NoRoom, State
 from boundd.ports import EndedAttempt, Service
+from boundd.protocol.lines import name_of
 
 
 def timestamp(unix_s: float) -> str:
@@ -73,9 +76,28 @@ def device_info(state: State, device: Device) -> models.DeviceInfo:
         reserved_bytes=sum(attempt.reservation_bytes for attempt in attempts),
         headroom_bytes=max(0, headroom_bytes(device, attempts, state.rules.margin_bytes)) if readable else None,
         state=device.state.value,
-        reason=device.reason,
+        reason=device.reason or idle_reason(state, device),
         cells=[attempt.label for attempt in attempts],
     )
+
+
+def footprints(state: State) -> list[models.FootprintInfo]:
+    """What is expected of the matrix' cells, by what their memory depends on, and what was seen of it."""
+    return [
+        models.FootprintInfo(
+            subject=known.work.subject,
+            device_name=known.device_name,
+            batch_size=known.work.batch_size,
+            pixels=known.work.pixels,
+            estimate_bytes=known.expected.size_bytes,
+            source=known.expected.source,
+            observations=known.observations,
+            largest_peak_bytes=known.largest_peak_bytes,
+            ran_out=known.ran_out,
+            error_percent=[round(error, 1) for error in known.error_percent],
+        )
+        for known in known_footprints(state)
+    ]
 
 
 def running(attempt: Attempt, now: Now) -> models.RunningInfo:
@@ -186,8 +208,13 @@ def attempt_info(ended: EndedAttempt, points: Sequence[PointRecord]) -> models.A
         peak_reserved_bytes=verdict.peak_reserved_bytes if verdict else None,
         error=error_info(verdict.error) if verdict else None,
         measurement=measurement_info(verdict.measurement) if verdict else None,
-        points=[point_info(point) for point in points],
+        points=[point_info(point) for point in latest(points)],
     )
+
+
+def latest(points: Sequence[PointRecord]) -> list[PointRecord]:
+    """The last record of each point: a worker reports a point again when it knows it better."""
+    return list({name_of(point.parameters): point for point in points}.values())
 
 
 def point_info(point: PointRecord) -> models.PointInfo:
@@ -226,12 +253,14 @@ def error_info(error: AttemptError | None) -> models.ErrorInfo | None:
         phase=error.phase,
         requested_bytes=error.requested_bytes,
         free_bytes=error.free_bytes,
+        cause=error.cause.value if error.cause is not None else None,
+        why=error.why,
     )
 
 
 def explain(state: State, record: CellRecord, now: Now) -> models.ExplainReply:
     """Why a cell is where it is; for a pending one, what each device says to it."""
-    deferral = _why_not_pending(state, record, now) or _why_pending(state, record)
+    deferral = _why_not_pending(state, record, now) or _why_pending(state, record, now)
     return models.ExplainReply(
         label=record.cell.label,
         state=record.state,
@@ -249,17 +278,23 @@ def _why_not_pending(state: State, record: CellRecord, now: Now) -> Deferral | N
     if record.state is CellState.PENDING:
         return None
     why = f": {record.error.kind}: {record.error.message}" if record.error is not None else ""
-    return Deferral(f"{record.state} after {record.attempts} attempt(s){why}")
+    return Deferral(f"{record.state} after {record.attempts} attempt(s){why}{_memory_cause(record)}")
 
 
-def _why_pending(state: State, record: CellRecord) -> Deferral:
+def _why_pending(state: State, record: CellRecord, now: Now) -> Deferral:
     planned = state.deferrals.get(record.cell.key)
-    if planned is not None and (planned.devices or state.paused or state.stopping):
-        return planned
-    # A large matrix' plan leaves the devices out: they are asked again for the one cell that somebody wants to know of.
-    answer = best_placement(state, record, {})
-    reason = planned.reason if planned is not None else "it has not been planned yet"
-    return Deferral(reason, () if isinstance(answer, Placement) else answer)
+    if planned is None:
+        answer = best_placement(state, record, {}, now.boot_s)
+        planned = Deferral("it has not been planned yet", () if isinstance(answer, Placement) else answer)
+    return replace(planned, reason=planned.reason + _memory_cause(record))
+
+
+def _memory_cause(record: CellRecord) -> str:
+    """Why the latest attempt ran out of memory, where it did."""
+    error = record.error
+    if error is None or error.cause is None:
+        return ""
+    return f"; its memory ran out, {error.cause.replace('_', ' ')}: {error.why}"
 
 
 def no_room_info(state: State, no: NoRoom) -> models.NoRoomInfo:

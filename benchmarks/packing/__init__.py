@@ -1,0 +1,1 @@
+"""How well boundd packs, beside other policies and a packer that knows everything (docs/benchmarks.md)."""

@@ -1,0 +1,131 @@
+"""A packer that knows every true peak and duration, and when foreign processes come and go.
+
+It is a list scheduler: cells are tried in one order, and whatever fits at an instant is started, so nothing waits for a
+cell before it. It packs to the last byte, cuts a batch before it fails, and places nothing that a foreign process would
+collide with. Of several orders, with none to all of the devices given over to cells that must be alone first, the best
+is taken: it is no optimum, which nobody can compute, but better than any packer that doesn't know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from benchmarks.packing.starting import Policy, Starting
+from boundd.core.attempts import Attempt
+from boundd.core.devices import Device
+from boundd.core.events import Now
+from boundd.core.placement import cap_of
+from boundd.core.planner import Plan
+from boundd.core.state import State
+from boundd.sim import SimCell, World
+
+Rank = Callable[["Known"], tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is true of a cell on this box: the largest batch that fits somewhere, its peak, how long it takes."""
+
+    cell: SimCell
+    batch_size: int | None
+    peak_bytes: int
+    alone: bool
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds that an attempt takes that nothing befalls."""
+        return self.cell.truth.duration_s
+
+
+ORDERS: dict[str, Rank] = {
+    "longest first": lambda known: (-known.duration_s,),
+    "largest area first": lambda known: (-known.duration_s * known.peak_bytes,),
+    "largest first": lambda known: (-known.peak_bytes, -known.duration_s),
+    "longest first, in classes": lambda known: (-(known.duration_s // 600), -known.peak_bytes),
+}
+
+
+def candidates(world: World, ladder: tuple[int, ...]) -> Iterator[Policy]:
+    """Every order, with every number of devices given over to cells that must be alone first."""
+    cells = {each.cell.key: _known(each, world, ladder) for each in world.cells}
+    most = len(world.devices) if any(known.alone for known in cells.values()) else 0
+    for rank in ORDERS.values():
+        for given_over in range(most + 1):
+            yield Clairvoyant(world, cells, rank, given_over)
+
+
+def _known(cell: SimCell, world: World, ladder: tuple[int, ...]) -> Known:
+    largest = max(device.total_bytes for device in world.devices)
+    asked = cell.cell.batch_size
+    batches = [asked, *(batch for batch in ladder if asked is not None and batch < asked)]
+    batch = next((each for each in batches if cell.truth.peak_bytes(each) <= largest), batches[-1])
+    return Known(cell, batch, cell.truth.peak_bytes(batch), cell.policy.must_be_alone)
+
+
+class Clairvoyant:
+    """The policy, for one order."""
+
+    def __init__(self, world: World, cells: Mapping[str, Known], rank: Rank, given_over: int) -> None:
+        self._world = world
+        self._cells = cells
+        self._rank = rank
+        self._given_over = frozenset(device.uuid for device in world.devices[:given_over])
+
+    def __call__(self, state: State, now: Now) -> Plan:
+        """Start all that fits."""
+        starting = Starting(state, now)
+        waiting = sorted(
+            starting.waiting(), key=lambda record: (self._rank(self._cells[record.cell.key]), record.cell.key)
+        )
+        loners = any(self._cells[record.cell.key].alone for record in waiting)
+        for record in waiting:
+            known = self._cells[record.cell.key]
+            device = self._best(starting, known, loners=loners)
+            if device is not None:
+                starting.start(
+                    record,
+                    device,
+                    known.peak_bytes,
+                    cap_bytes=cap_of(known.peak_bytes),
+                    exclusive=known.alone,
+                    batch_size=known.batch_size,
+                )
+        changes = (t for each in self._world.faults.foreign for t in (each.from_s, each.until_s) if t > now.boot_s)
+        return starting.plan(min(changes, default=None))
+
+    def _best(self, starting: Starting, known: Known, *, loners: bool) -> Device | None:
+        fits = []
+        for device in starting.ready():
+            attempts = starting.on(device)
+            if attempts and (known.alone or any(attempt.exclusive for attempt in attempts)):
+                continue
+            if loners and not known.alone and device.uuid in self._given_over:
+                continue
+            left = self._left(device, attempts, starting.now.boot_s, known.duration_s * 1.02 + 5.0) - known.peak_bytes
+            if left >= 0:
+                fits.append((left, device.reading.index, device))
+        return min(fits, key=lambda fit: fit[:2])[2] if fits else None
+
+    def _left(self, device: Device, attempts: tuple[Attempt, ...], now_s: float, lasts_s: float) -> int:
+        """Bytes that stay free on the device for so long."""
+        held = sum(self._cells[attempt.key].peak_bytes for attempt in attempts)
+        visits = [
+            each.size_bytes
+            for each in self._world.faults.foreign
+            if each.device == device.uuid and each.from_s < now_s + lasts_s and each.until_s > now_s - 5.0
+        ]
+        return (device.reading.total_bytes or 0) - held - max(visits, default=0)
+
+
+def lower_bound_s(world: World, ladder: tuple[int, ...]) -> float:
+    """Seconds that no packer can beat: the longest cell, or the area of all cells over all the memory.
+
+    A cell that must be alone has the area of a whole device; what foreign processes take is left out of the count, so
+    the bound is a little too low where there are any.
+    """
+    cells = [_known(each, world, ladder) for each in world.cells if each.truth.always is None]
+    smallest = min(device.total_bytes for device in world.devices)
+    area = sum(known.duration_s * (smallest if known.alone else known.peak_bytes) for known in cells)
+    longest = max(known.duration_s for known in cells)
+    return max(longest, area / sum(device.total_bytes for device in world.devices))
