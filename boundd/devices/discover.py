@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -28,8 +28,10 @@ async def open_probe(
     environ: Mapping[str, str],
     *,
     root: Path = Path("/"),
+    is_timed: Callable[[str], bool] = lambda _uuid: False,
 ) -> DeviceProbe:
     """A probe that has answered once. `simulated` are the (name, bytes) of simulated devices; `environ` is NVML's.
+    `is_timed` says of a UUID whether somebody times there just now (see `NvmlProbe`).
 
     `auto` is NVML, and the CPU only where nothing at all speaks of an NVIDIA device. A GPU machine whose driver is
     broken must say so: measuring a night long on its CPU is the worst answer there is.
@@ -43,7 +45,7 @@ async def open_probe(
         return CpuProbe()
     if backend == "simulated":
         return SimulatedProbe(simulated)
-    probe = NvmlProbe(environ)
+    probe = NvmlProbe(environ, is_timed=is_timed)
     try:
         await probe.read(processes=False)
     except NoDriverError as error:

@@ -2,18 +2,21 @@
 
 A driver that hangs costs the child: it is killed and abandoned, and until another one answers every device known is
 unavailable, with the reason. Devices are known by UUID. One seen once stays known for the life of the probe: when the
-driver stops listing it, it is unavailable and not forgotten.
+driver stops listing it, it is unavailable and not forgotten. What a device's health is held against it stays too,
+however often the child is replaced.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import anyio
+import anyio.to_thread
 
 from boundd.core.devices import DeviceReading
 from boundd.devices.nvml_process import ChildGoneError, NvmlProcess
@@ -21,6 +24,17 @@ from boundd.ports import DeviceError
 
 FIRST_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 30.0
+HEALTH_INTERVAL_S = 10.0
+"""Counters of memory errors change seldom, and some drivers take milliseconds to read them."""
+UNHEALTHY_XIDS: Mapping[int, str] = {
+    48: "double bit ECC error",
+    79: "the GPU has fallen off the bus",
+    94: "contained memory error",
+    95: "uncontained memory error",
+    154: "the GPU needs a recovery action",
+}
+"""What takes a device out of service, of NVIDIA's list of XID errors. 13, 31, 43, 45, 68, 109 and their like are
+the application's."""
 
 
 class NoDriverError(DeviceError):
@@ -41,6 +55,8 @@ class NvmlProbe:
     `deadline_s` bounds a reading and `start_deadline_s` the start of a child, which takes seconds where persistence
     mode is off. `environ` is the child's environment; the daemon's own by default. `first_backoff_s` is the pause
     before a second restart in a row, doubled for each further one up to 30 s; the first one comes at the next read.
+    `is_timed` says of a UUID whether somebody times on the device just now: then its process list is not read, which
+    would slow it down.
     """
 
     def __init__(
@@ -50,6 +66,8 @@ class NvmlProbe:
         deadline_s: float = 2.0,
         start_deadline_s: float = 20.0,
         first_backoff_s: float = FIRST_BACKOFF_S,
+        health_interval_s: float = HEALTH_INTERVAL_S,
+        is_timed: Callable[[str], bool] = lambda _uuid: False,
     ) -> None:
         self._environ = dict(os.environ if environ is None else environ)
         self._deadline_s = deadline_s
@@ -62,6 +80,11 @@ class NvmlProbe:
         self._not_before_s = 0.0
         self._last_failure = ""
         self._known: dict[str, DeviceReading] = {}
+        self._health_interval_s = health_interval_s
+        self._health_due_s = 0.0
+        self._is_timed = is_timed
+        self._errors: dict[str, list[str]] = {}
+        self._xids: dict[str, Counter[int]] = {}
         self._closed = False
 
     async def read(self, *, processes: bool) -> tuple[DeviceReading, ...]:
@@ -77,13 +100,15 @@ class NvmlProbe:
         async with self._lock:
             self._abandoned = [child for child in self._abandoned if not child.is_reaped()]
             try:
-                entries, driver = await self._ask(processes=processes)
+                reply, driver = await self._ask(processes=processes)
             except (_Unanswered, DeviceError) as error:
                 if not self._known:
                     raise error if isinstance(error, DeviceError) else BrokenDriverError(_advice(str(error))) from None
                 self._known = {uuid: _failed(reading, str(error)) for uuid, reading in self._known.items()}
                 return self._ordered()
-            return self._merge(entries, driver)
+            for uuid, xids in reply["xids"].items():
+                self._xids.setdefault(uuid, Counter()).update(xid for xid in xids if xid in UNHEALTHY_XIDS)
+            return self._merge(reply["devices"], driver)
 
     async def aclose(self) -> None:
         """End the child. A later `read` raises RuntimeError."""
@@ -95,14 +120,14 @@ class NvmlProbe:
                 if child is not None:
                     await child.aclose()
 
-    async def _ask(self, *, processes: bool) -> tuple[list[dict[str, Any]], str]:
-        """The child's entries and the driver's version, within the deadlines.
+    async def _ask(self, *, processes: bool) -> tuple[dict[str, Any], str]:
+        """The child's reply and the driver's version, within the deadlines.
 
         Raises:
             _Unanswered: no reading this time.
             DeviceError: there is nothing that could be asked.
         """
-        child = self._started()
+        child = await self._started()
         allowed_s = self._deadline_s if self._known else self._start_deadline_s
         try:
             with anyio.fail_after(allowed_s):
@@ -120,9 +145,14 @@ class NvmlProbe:
             if greeting.get("kind") == "absent":
                 raise NoDriverError(f"no NVIDIA driver: {message}")
             raise BrokenDriverError(_advice(message))
+        health = time.monotonic() >= self._health_due_s
         try:
             with anyio.fail_after(self._deadline_s):
-                reply = await child.ask(processes=processes)
+                reply = await child.ask(
+                    processes=processes,
+                    health=health,
+                    unlisted=[uuid for uuid in self._known if processes and self._is_timed(uuid)],
+                )
         except TimeoutError:
             raise self._failed_with(f"the driver did not answer within {self._deadline_s:.1f} s") from None
         except ChildGoneError as error:
@@ -131,10 +161,11 @@ class NvmlProbe:
             # NVML doesn't get over losing its driver within one process, so the next reading has a new one.
             raise self._failed_with(f"the driver reports: {reply.get('error')}")
         self._failures = 0
-        devices: list[dict[str, Any]] = reply["devices"]
-        return devices, str(greeting.get("driver", ""))
+        if health:
+            self._health_due_s = time.monotonic() + self._health_interval_s
+        return reply, str(greeting.get("driver", ""))
 
-    def _started(self) -> NvmlProcess:
+    async def _started(self) -> NvmlProcess:
         """The child, started if there is none and its time has come.
 
         Raises:
@@ -149,7 +180,8 @@ class NvmlProbe:
                 # Each one may hold the driver's lock and none of them ends: more of them would help nobody.
                 raise _Unanswered(f"{self._last_failure}; {len(self._abandoned)} stuck probes could not be ended")
             try:
-                self._child = NvmlProcess(self._environ)
+                # In a thread: the kernel may take its time over a process, and the loop has others to serve.
+                self._child = await anyio.to_thread.run_sync(NvmlProcess, self._environ)
             except OSError as error:
                 raise self._failed_with(f"the probe's process could not be started: {error}") from None
         return self._child
@@ -180,12 +212,13 @@ class NvmlProbe:
         for entry in entries:
             if entry["uuid"]:
                 reading = _reading(entry, driver, self._known.get(entry["uuid"]))
-                fresh[reading.uuid] = reading
+                fresh[reading.uuid] = replace(reading, ailment=self._ailment(entry))
                 continue
             # A device too broken to tell its UUID is the one that was at its index, if that one is missed.
             same = [reading for reading in missing.values() if reading.index == entry["index"]]
             for reading in same:
-                fresh[reading.uuid] = _failed(missing.pop(reading.uuid), entry["unavailable"])
+                ailing = replace(missing.pop(reading.uuid), ailment=self._ailment({"uuid": reading.uuid}))
+                fresh[reading.uuid] = _failed(ailing, entry["unavailable"])
             if not same:
                 nameless.append(_reading(entry | {"uuid": f"UNKNOWN-{entry['index']}"}, driver, None))
         for uuid, reading in missing.items():
@@ -198,9 +231,21 @@ class NvmlProbe:
         self._known = fresh
         return self._ordered(nameless)
 
+    def _ailment(self, entry: Mapping[str, Any]) -> str:
+        """What is held against a device's health, in words; an instance shares its whole device's errors."""
+        if "health" in entry:
+            self._errors[entry["uuid"]] = entry["health"]
+        whole = entry.get("parent", entry["uuid"])
+        xids = [_xid_text(xid, count) for xid, count in sorted(self._xids.get(whole, Counter()).items())]
+        return "; ".join((*xids, *self._errors.get(entry["uuid"], ())))
+
     def _ordered(self, more: list[DeviceReading] | None = None) -> tuple[DeviceReading, ...]:
         """The known devices and `more` by index; the sort is stable, so instances stay behind their device."""
         return tuple(sorted([*self._known.values(), *(more or [])], key=lambda reading: reading.index))
+
+
+def _xid_text(xid: int, count: int) -> str:
+    return f"XID {xid} ({UNHEALTHY_XIDS[xid]})" + (f", {count} times" if count > 1 else "")
 
 
 def _failed(reading: DeviceReading, reason: str) -> DeviceReading:
@@ -223,6 +268,7 @@ def _reading(entry: Mapping[str, Any], driver: str, before: DeviceReading | None
         unavailable=unavailable,
         backend="nvml",
         driver=driver,
+        remark=entry.get("remark", ""),
     )
 
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +77,19 @@ class NvmlProcess:
             self.greeting = await self._receive()
         return self.greeting
 
-    async def ask(self, *, processes: bool) -> dict[str, Any]:
-        """One reading. A reply to an earlier question, whose asker was cancelled, is passed over.
+    async def ask(self, *, processes: bool, health: bool, unlisted: Iterable[str]) -> dict[str, Any]:
+        """One reading; see `nvml_child` for what can be asked.
+
+        A reply to an earlier question, whose asker was cancelled, is passed over.
 
         Raises:
             ChildGoneError: it ended.
         """
         self._last_id += 1
-        line = json.dumps({"id": self._last_id, "processes": processes}).encode() + b"\n"
+        asked = {"id": self._last_id, "processes": processes, "health": health, "unlisted": list(unlisted)}
+        line = json.dumps(asked).encode() + b"\n"
         try:
-            # Far below PIPE_BUF, so it is written whole or not at all.
+            # Below PIPE_BUF (4,096; a UUID has 40), so it is written whole or not at all.
             os.write(self._stdin.fileno(), line)
         except BlockingIOError:
             raise ChildGoneError("the probe's process doesn't read its requests") from None

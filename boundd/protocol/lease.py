@@ -19,6 +19,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -121,34 +122,78 @@ class DeviceLease:
             fcntl.lockf(self._turn, fcntl.LOCK_UN)
 
 
-def waiting_pids(folder: Path, locks_file: Path = Path("/proc/locks")) -> frozenset[int]:
-    """The processes that wait for the lease in `folder` at this instant, as the kernel lists them
-    (proc_locks(5)).
+@dataclass(frozen=True)
+class LeaseUse:
+    """Who uses a lease at an instant: the pids that hold it for timing or share it, and those that wait for it."""
 
-    For whoever enforces a deadline from outside: time spent waiting is not the worker's. Empty where the
-    kernel doesn't say, which errs on the side of the deadline.
+    timing: frozenset[int] = frozenset()
+    sharing: frozenset[int] = frozenset()
+    waiting: frozenset[int] = frozenset()
+
+
+def lease_use(folder: Path, locks_file: Path = Path("/proc/locks")) -> LeaseUse:
+    """Who uses the lease in `folder` just now, as the kernel lists it (proc_locks(5)); nobody where it doesn't say.
+
+    For whoever looks from outside: it takes no lock, so it disturbs nobody.
     """
-    ours = set()
-    for name in (TURN, WORK):
-        try:
-            status = (folder / name).stat()
-        except OSError:
-            continue
-        ours.add((os.major(status.st_dev), os.minor(status.st_dev), status.st_ino))
+    turn, work = (_identity(folder / name) for name in (TURN, WORK))
     try:
         entries = locks_file.read_text().splitlines()
     except OSError:
-        return frozenset()
-    return frozenset(pid for entry in entries if (pid := _waiter(entry, ours)) is not None)
+        return LeaseUse()
+    locks = [lock for entry in entries if (lock := _Lock.parse(entry)) is not None]
+    on_work = [lock for lock in locks if lock.is_on(work)]
+    held = [lock for lock in on_work if not lock.waits]
+    return LeaseUse(
+        timing=frozenset(lock.pid for lock in held if lock.is_exclusive),
+        sharing=frozenset(lock.pid for lock in held if not lock.is_exclusive),
+        waiting=frozenset(lock.pid for lock in locks if lock.waits and (lock.is_on(work) or lock.is_on(turn))),
+    )
 
 
-def _waiter(entry: str, files: set[tuple[int, int, int]]) -> int | None:
-    """The pid of an entry like `3: -> POSIX  ADVISORY  WRITE 812 fd:00:2531452 0 EOF` on one of `files`."""
-    fields = entry.split()
-    if len(fields) != 9 or fields[1] != "->" or fields[2] != "POSIX":
+def waiting_pids(folder: Path, locks_file: Path = Path("/proc/locks")) -> frozenset[int]:
+    """The processes that wait for the lease in `folder` at this instant; see `lease_use`."""
+    return lease_use(folder, locks_file).waiting
+
+
+_Identity = tuple[int, int, int]
+"""Major and minor number of the device, and the inode."""
+
+
+@dataclass(frozen=True)
+class _Lock:
+    """An entry like `3: -> POSIX  ADVISORY  WRITE 812 fd:00:2531452 0 EOF`; the arrow is for who waits."""
+
+    pid: int
+    file: _Identity
+    waits: bool
+    is_exclusive: bool
+
+    @classmethod
+    def parse(cls, entry: str) -> _Lock | None:
+        fields = entry.split()[1:]
+        waits = fields[:1] == ["->"]
+        if waits:
+            del fields[0]
+        if len(fields) != 7 or fields[0] != "POSIX":
+            return None
+        major, minor, inode = fields[4].split(":")
+        return cls(int(fields[3]), (int(major, 16), int(minor, 16), int(inode)), waits, fields[2] == "WRITE")
+
+    def is_on(self, file: _Identity | None) -> bool:
+        """Whether it is on this file. File systems without a device of their own (major 0: btrfs, overlayfs) tell
+        stat() another number than they tell here, so there the inode decides."""
+        if file is None or self.file[2] != file[2]:
+            return False
+        return self.file == file or self.file[0] == 0
+
+
+def _identity(path: Path) -> _Identity | None:
+    try:
+        status = path.stat()
+    except OSError:
         return None
-    major, minor, inode = fields[6].split(":")
-    return int(fields[5]) if (int(major, 16), int(minor, 16), int(inode)) in files else None
+    return os.major(status.st_dev), os.minor(status.st_dev), status.st_ino
 
 
 def _open(path: Path) -> int:

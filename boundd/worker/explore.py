@@ -145,14 +145,23 @@ class Explorer:
     def _time_roughly(self, indices: Sequence[int]) -> None:
         """One timed call each, after a warm-up; those at which memory runs out are noted."""
         warm = [index for index in indices if self._guarded(index, self.run_of(index).warm_up)]
-        runs = [self.run_of(index) for index in warm]
-        self._bench.timer.add_rough_pairs(self._baseline.time_any, [(run.series, run.next_timed()) for run in runs])
-        for index, run in zip(warm, runs, strict=True):
-            self._traversal.timed(index, run.series.estimate())
+        try:
+            self._add_rough_pairs(warm)
+        except Exception as error:
+            if shortage_of(error) is None:
+                raise
+            # Whose call it was is not known: each by itself.
+            warm = [index for index in warm if self._guarded(index, lambda: self._add_rough_pairs([index]))]  # noqa: B023
+        for index in warm:
+            self._traversal.timed(index, self.run_of(index).series.estimate())
             self._note(index)
 
+    def _add_rough_pairs(self, indices: Sequence[int]) -> None:
+        runs = [self.run_of(index) for index in indices]
+        self._bench.timer.add_rough_pairs(self._baseline.time_any, [(run.series, run.next_timed()) for run in runs])
+
     def _judge(self, index: int) -> None:
-        if self._traversal.estimate(index) is None:
+        if self.run_of(index).series.tries == 0:
             # Only its speed may be needed to settle it.
             self._time_roughly([index])
         else:

@@ -138,3 +138,24 @@ def test_the_hosts_memory_is_not_the_devices() -> None:
     reported = WorkerError(ErrorKind.OUT_OF_MEMORY, "CUDA out of memory")
     told = classify(Evidence(exit_status=1, host_memory=host, worker_error=reported), 0.0)
     assert told.outcome is Outcome.OUT_OF_MEMORY
+
+
+def test_a_stranger_on_the_device_makes_a_scripts_result_contended() -> None:
+    """Whether or not it ran alone among boundd's own; a worker that attests for itself is believed."""
+    seen = Evidence(exit_status=0, log_text="speedup: 2.31", from_stdout=True, ran_alone=True, foreign_seen=True)
+    verdict = classify(seen, 0.0)
+    assert verdict.measurement is not None
+    assert verdict.measurement.isolation is Isolation.CONTENDED
+    attested = classify(Evidence(exit_status=0, measurement=MEASURED, foreign_seen=True), 0.0)
+    assert attested.measurement == MEASURED
+
+
+def test_a_timeout_says_what_was_spent_waiting() -> None:
+    """The wait for the lease came on top of the timeout, and the message says so where there was one."""
+    waited = classify(Evidence(timed_out=True, timeout_s=60.0, lease_waited_s=12.3), 0.0)
+    assert waited.error is not None
+    assert "within its 60 s beside the 12 s that it waited for the device's lease" in waited.error.message
+    for waited_s in (None, 0.0, 0.4):
+        plain = classify(Evidence(timed_out=True, timeout_s=60.0, lease_waited_s=waited_s), 0.0)
+        assert plain.error is not None
+        assert "lease" not in plain.error.message

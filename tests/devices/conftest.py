@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from typing import Any
 
+import anyio
 import pytest
 
-_FAKE = Path(__file__).parents[1] / "fake_nvml" / "__init__.py"
+from boundd.ports import DeviceProbe
+from tests.fake_nvml import FakeNvml, build
 
 
 @pytest.fixture
@@ -19,29 +18,24 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def fake_nvml_module() -> Any:
-    """The helper, loaded by its path: the tests are not a package."""
-    if "fake_nvml" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("fake_nvml", _FAKE)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["fake_nvml"] = module
-        spec.loader.exec_module(module)
-    return sys.modules["fake_nvml"]
-
-
-@pytest.fixture(scope="session")
-def fake_library(fake_nvml_module: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fake_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the compiled fake."""
-    folder: Path = fake_nvml_module.build(tmp_path_factory.mktemp("fake_nvml"))
-    return folder
+    return build(tmp_path_factory.mktemp("fake_nvml"))
 
 
 @pytest.fixture
-def fake(fake_nvml_module: Any, fake_library: Path, tmp_path: Path) -> Any:
+def fake(fake_library: Path, tmp_path: Path) -> FakeNvml:
     """A fake driver with two devices, GPU-a and GPU-b."""
-    driver = fake_nvml_module.FakeNvml(tmp_path / "nvml.state", fake_library)
+    driver = FakeNvml(tmp_path / "nvml.state", fake_library)
     driver.add("GPU-a", "Fake A100", 80)
     driver.add("GPU-b", "Fake L4", 24)
     return driver
+
+
+async def recovers(probe: DeviceProbe) -> bool:
+    """Whether the probe reads every device again within some seconds."""
+    with anyio.move_on_after(20):
+        while any(reading.unavailable for reading in await probe.read(processes=False)):  # noqa: ASYNC110
+            await anyio.sleep(0.02)
+        return True
+    return False

@@ -8,10 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from boundd.protocol.lease import TURN, WORK, DeviceLease, NoLease, waiting_pids
+from boundd.protocol.lease import TURN, WORK, DeviceLease, LeaseUse, NoLease, lease_use, waiting_pids
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +55,29 @@ while True:
         time.sleep(0.02)
 """
 """Keeps the shared lease nearly all the time."""
+
+
+_USE = """
+import os, sys, time
+from contextlib import nullcontext
+from pathlib import Path
+from boundd.protocol.lease import DeviceLease
+folder, mode, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+takes_lease, sections = sys.argv[4] == "lease", int(sys.argv[5])
+lease = DeviceLease(folder)
+with (folder / f"intervals-{name}").open("w") as log:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    done = 0
+    while done < sections and not (folder / "enough").exists():
+        with getattr(lease, mode)() if takes_lease else nullcontext():
+            begun = time.monotonic_ns()
+            time.sleep(0.003 if mode == "exclusive" else 0.004)
+            ended = time.monotonic_ns()
+        log.write(f"{begun} {ended}\\n")
+        done += 1
+"""
+"""Uses the device again and again, and leaves the interval of each use, as all processes' clock has it."""
 
 
 def spawn(program: str, *arguments: object) -> subprocess.Popen[bytes]:
@@ -181,6 +205,71 @@ def test_exclusive_never_overlaps_anything(tmp_path: Path) -> None:
     assert shared_together
 
 
+class Interval(NamedTuple):
+    """A use of the device, from the first instant to the last, by one process."""
+
+    begun_ns: int
+    ended_ns: int
+    user: str
+
+
+def use_together(folder: Path, takes_lease: str) -> tuple[list[Interval], list[Interval]]:
+    """200 timed sections by four processes, while three others use the device all the time: what each did."""
+    plan = [(f"timer-{n}", "exclusive", 50) for n in range(4)] + [(f"sharer-{n}", "shared", 10**6) for n in range(3)]
+    users = {name: spawn(_USE, folder, mode, name, takes_lease, sections) for name, mode, sections in plan}
+    for user in users.values():
+        assert user.stdout is not None
+        assert user.stdout.readline() == b"ready\n"
+    for user in users.values():
+        assert user.stdin is not None
+        user.stdin.write(b"go\n")
+        user.stdin.flush()
+    for name, user in users.items():
+        if name == "sharer-0":
+            (folder / "enough").touch()  # the timers are done
+        assert user.wait(timeout=120) == 0
+        user.communicate()
+    found: dict[str, list[Interval]] = {"timer": [], "sharer": []}
+    for name in users:
+        for line in (folder / f"intervals-{name}").read_text().splitlines():
+            begun_ns, ended_ns = line.split()
+            found[name.split("-")[0]].append(Interval(int(begun_ns), int(ended_ns), name))
+    return found["timer"], found["sharer"]
+
+
+def overlaps(timed: list[Interval], all_uses: list[Interval]) -> int:
+    """How many timed sections share an instant with a use by somebody else."""
+
+    def meets(section: Interval, use: Interval) -> bool:
+        return section.user != use.user and section.begun_ns < use.ended_ns and use.begun_ns < section.ended_ns
+
+    return sum(any(meets(section, use) for use in all_uses) for section in timed)
+
+
+@pytest.mark.slow
+def test_200_timed_sections_under_load_overlap_nothing(tmp_path: Path) -> None:
+    """Seven processes on one device: no timed section shares an instant with anybody's work, and neither side starves.
+
+    The control below shows that the same processes without the lease do overlap.
+    """
+    timed, shared = use_together(tmp_path, "lease")
+    count = overlaps(timed, timed + shared)
+    print(f"{len(timed)} timed sections, {len(shared)} shared uses beside them, {count} overlaps")
+    assert len(timed) == 200
+    assert len(shared) >= 50
+    assert count == 0
+
+
+@pytest.mark.slow
+def test_without_the_lease_timed_sections_do_overlap(tmp_path: Path) -> None:
+    """The control: the same processes, which don't take it."""
+    timed, shared = use_together(tmp_path, "none")
+    count = overlaps(timed, timed + shared)
+    print(f"without the lease: {len(timed)} timed sections, {count} overlaps")
+    assert len(timed) == 200
+    assert count > 100
+
+
 def test_sharers_do_not_starve_a_timer(tmp_path: Path) -> None:
     """Three processes which keep the shared lease nearly always let a timer in, ten times over, and soon."""
     sharers = [spawn(_SHARE_FOR_EVER, tmp_path) for _ in range(3)]
@@ -240,6 +329,40 @@ def test_alone_there_is_nothing_to_wait_for() -> None:
     lease = NoLease()
     with lease.shared(), lease.exclusive():
         assert lease.waited_s == 0
+
+
+def test_who_uses_it_is_read_from_the_kernels_list(tmp_path: Path) -> None:
+    """Holders of `work` by how they hold it; a file system whose stat() names another device goes by inode."""
+    DeviceLease(tmp_path).close()
+    status = (tmp_path / WORK).stat()
+    here = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    lines = [
+        f"1: POSIX  ADVISORY  WRITE 100 {here} 0 EOF",
+        f"2: POSIX  ADVISORY  READ  101 00:2a:{status.st_ino} 0 EOF",
+        f"3: POSIX  ADVISORY  READ  102 ff:2a:{status.st_ino} 0 EOF",
+        f"4: -> POSIX  ADVISORY  WRITE 103 {here} 0 EOF",
+        f"5: OFDLCK ADVISORY  READ  -1 {here} 0 EOF",
+    ]
+    listing = tmp_path / "locks"
+    listing.write_text("\n".join(lines))
+    assert lease_use(tmp_path, listing) == LeaseUse(
+        timing=frozenset({100}), sharing=frozenset({101}), waiting=frozenset({103})
+    )
+    assert lease_use(tmp_path, tmp_path / "none") == LeaseUse()
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="the kernel lists no locks")
+def test_it_is_seen_from_outside_who_times(tmp_path: Path, hold: Callable[[str], Holder]) -> None:
+    """Timing while it is held exclusively, sharing while it is held so, and nothing after a death."""
+    timer = hold("exclusive")
+    timer.expect("held")
+    assert lease_use(tmp_path) == LeaseUse(timing=frozenset({timer.process.pid}))
+    timer.kill()
+    sharer = hold("shared")
+    sharer.expect("held")
+    assert lease_use(tmp_path) == LeaseUse(sharing=frozenset({sharer.process.pid}))
+    sharer.release()
+    assert lease_use(tmp_path) == LeaseUse()
 
 
 def test_waiters_are_read_from_the_kernels_list(tmp_path: Path) -> None:
