@@ -17,6 +17,7 @@ from boundd.core.effects import Commit, Effect, EndWorker, Spawn, WakeAt
 from boundd.core.events import (
     AttemptEnded,
     AttemptStarted,
+    DevicesRead,
     Event,
     MatrixLoaded,
     Now,
@@ -255,6 +256,8 @@ class _Run:
             if isinstance(effect, Commit):
                 self._commit(effect)
         self._state = new
+        if isinstance(event, DevicesRead):
+            self._checker.read(event.readings, self._probe.as_of_s(now.boot_s))
         self._checker.stepped(new)
         if new.attempts is not before.attempts and set(new.attempts) != set(before.attempts):
             self._readings_differ()  # lists of processes are read anew
@@ -377,7 +380,6 @@ class _Run:
         now_s = self._agenda.now_s
         self._read_host = not plan or self._state.has_pending
         event = self._probe.read(self._state, now_s, host=self._read_host)
-        self._checker.read(event.readings, self._probe.as_of_s(now_s))
         if plan:
             self._submit(event)
         else:

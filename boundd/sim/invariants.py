@@ -73,8 +73,8 @@ class Checker(NoChecks):
         self._plain: Counter[str] = Counter()
         self._paid_or_free: Counter[str] = Counter()
         self._not_before_s: dict[str, float] = {}
-        self._raise_above: dict[str, tuple[str, int]] = {}
-        """By cell: a device model, and the reservation that was too small there."""
+        self._raise_above: dict[str, tuple[tuple[object, ...], int]] = {}
+        """By cell: for which batch and device model, and the reservation that was too small there."""
         self._alone_next: set[str] = set()
         self._cancelled: set[str] = set()
         self._cells: dict[str, CellState] = {}
@@ -93,7 +93,7 @@ class Checker(NoChecks):
         self._ledger(state)
 
     def read(self, readings: Sequence[DeviceReading], as_of_s: float) -> None:
-        """The daemon is about to hear of this reading; remember what was true when it was taken."""
+        """The daemon has taken note of this reading; remember what was true when it was taken."""
         for reading in readings:
             foreign, held = self._machine.devices[reading.uuid].as_of(as_of_s)
             self._known[reading.uuid] = (not reading.unavailable, foreign, dict(held))
@@ -109,10 +109,9 @@ class Checker(NoChecks):
 
     def _forgive(self, key: str) -> None:
         """A person has put an ended cell back."""
-        for counter in (self._plain, self._paid_or_free):
-            counter.pop(key, None)
+        for known in (self._plain, self._paid_or_free, self._not_before_s, self._raise_above):
+            known.pop(key, None)
         self._cancelled.discard(key)
-        self._raise_above.pop(key, None)
 
     def _ledger(self, state: State) -> None:
         """Reservations: the state's are those that were committed, they fit, and every worker alive has one."""
@@ -228,8 +227,8 @@ class Checker(NoChecks):
         """What the attempts before it taught is used."""
         if attempt.reservation_bytes < self._peaks.get(self._like(attempt), 0) and not attempt.whole_device:
             raise Violation("learned", f"{attempt.label}: less is reserved than its like was seen to take")
-        name, above = self._raise_above.pop(attempt.key, ("", 0))
-        if name == self._name_of(attempt) and attempt.reservation_bytes <= above and not attempt.whole_device:
+        where, above = self._raise_above.pop(attempt.key, ((), 0))
+        if where == self._like(attempt) and attempt.reservation_bytes <= above and not attempt.whole_device:
             raise Violation("raised", f"{attempt.label} ran out of {above:,} bytes, {attempt.reservation_bytes:,} now")
         if attempt.key in self._alone_next and not attempt.exclusive:
             raise Violation("alone-after-pressure", f"{attempt.label} was robbed of its memory and has company again")
@@ -340,7 +339,7 @@ class Checker(NoChecks):
         if after.state is not CellState.PENDING or not worker.cell.truth.reports_memory:
             return
         if worker.memory is MemoryEnd.OWN_CAP and not cut:
-            self._raise_above[attempt.key] = (self._name_of(attempt), attempt.reservation_bytes)
+            self._raise_above[attempt.key] = (self._like(attempt), attempt.reservation_bytes)
         elif worker.memory in (MemoryEnd.NEIGHBOUR, MemoryEnd.FOREIGN):
             self._alone_next.add(attempt.key)
 

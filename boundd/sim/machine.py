@@ -271,7 +271,10 @@ class Machine:
         worker.memory = _why_no_memory(worker, device, wanted_bytes, more)
         others = {each: other.held_bytes for each, other in device.alive.items() if other is not worker}
         worker.scene = (device.foreign_bytes, others)
-        error = WorkerError(ErrorKind.OUT_OF_MEMORY, "CUDA out of memory", "generate", more, max(0, device.free_bytes))
+        # An allocator asks for what it lacks; the context is not its own.
+        lacks = max(0, wanted_bytes - CONTEXT_BYTES) - max(0, worker.held_bytes - CONTEXT_BYTES)
+        free = max(0, device.free_bytes)
+        error = WorkerError(ErrorKind.OUT_OF_MEMORY, "CUDA out of memory", "generate", lacks or more, free)
         if worker.cell.truth.reports_memory:
             self._finish(worker, Evidence(exit_status=1, worker_error=error))
         else:
