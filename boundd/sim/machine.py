@@ -273,7 +273,7 @@ class Machine:
         worker.scene = (device.foreign_bytes, others)
         # An allocator asks for what it lacks; the context is not its own.
         lacks = max(0, wanted_bytes - CONTEXT_BYTES) - max(0, worker.held_bytes - CONTEXT_BYTES)
-        free = max(0, device.free_bytes)
+        free = max(0, device.free_bytes - max(0, CONTEXT_BYTES - worker.held_bytes))
         error = WorkerError(ErrorKind.OUT_OF_MEMORY, "CUDA out of memory", "generate", lacks or more, free)
         if worker.cell.truth.reports_memory:
             self._finish(worker, Evidence(exit_status=1, worker_error=error))
