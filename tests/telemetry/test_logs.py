@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,10 +30,17 @@ def note(message: str = "hello", level: str = "info", **fields: Any) -> Note:
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    """A pipe, as (reader, writer); both ends are closed at the end."""
+    """A pipe, as (reader, writer); both ends are closed at the end.
+
+    First the reader, which ends a thread that a test left stuck in a write: if it lived on, it would write into
+    whatever is the next to get the writer's number.
+    """
+    before = set(threading.enumerate())
     reader, writer = os.pipe()
     yield reader, writer
     os.close(reader)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
     os.close(writer)
 
 

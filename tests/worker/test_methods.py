@@ -117,14 +117,19 @@ def test_a_model_is_described_by_its_structure(model: str, load: Load, make_sett
 @pytest.mark.parametrize("names", COMBINATIONS)
 @pytest.mark.parametrize("size", ["coarse", "standard"])
 def test_grids_are_sound(names: tuple[str, ...], size: Any) -> None:
-    """Points are distinct, use exactly the method's own names, and never are the identity."""
+    """Points are distinct, name all the parameters of each part that they apply, and never are the identity; of a
+    combination every part is there alone, and all of them are there together."""
     method = combine(names)
     for context in (SD15, replace(SD15, steps=4, is_xl=True, attention_downsamples=(2, 4), cache_branches=8)):
         grid = method.grid(context, size)
         keys = [tuple(sorted(point.items())) for point in grid]
         assert grid
         assert len(set(keys)) == len(keys)
-        assert all(tuple(point) == method.parameter_names for point in grid)
+        parts = {name: set(load_method(name).parameter_names) for name in names}
+        applied = [{name for name, own in parts.items() if own & set(point)} for point in grid]
+        assert all(set(point) == set().union(*map(parts.get, used)) for point, used in zip(grid, applied, strict=True))
+        assert all({name} in applied for name in names)
+        assert set(names) in applied
         assert method.identity(context) not in grid
 
 
