@@ -121,7 +121,7 @@ def _reporters(stack: ExitStack, environment: WorkerEnvironment, as_json: bool) 
 
 def _run(settings: Settings, environment: WorkerEnvironment, reporter: Reporter) -> int:
     """Search, and turn whatever goes wrong into a line and an exit code."""
-    _quieten()
+    quieten()
     from boundd.worker.search import OutOfMemoryError, Search
 
     search = Search(settings, environment, reporter)
@@ -152,7 +152,7 @@ def _report_usage(message: str) -> None:
             writer.write(Error(error="bad_data", message=printable(message), phase="usage"))
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Keep the libraries' import chatter and bars off the output; their errors still come through."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

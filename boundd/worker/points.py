@@ -23,7 +23,7 @@ from boundd.worker.scorers import Scorer
 from boundd.worker.sequential import SequentialTest
 from boundd.worker.statistics import Estimate
 from boundd.worker.timing import PairTimer, Series, Timed, Timing, is_steady
-from boundd.worker.traversal import Verdict
+from boundd.worker.traversal import LEAST_PAIRS, Verdict
 
 if TYPE_CHECKING:
     import torch
@@ -230,13 +230,11 @@ class PointRun:
 
     def judge(self, test: SequentialTest | None, is_settled: Callable[[Estimate], bool]) -> Verdict | None:
         """Make and score samples until the test rejects the point, or all are there; without a test, until all are
-        there. While the timing has a budget, samples are made as pairs with the baseline, so that they sharpen the
-        speed-up as well.
+        there. The last ones are made as pairs with the baseline, so that what passes has been timed as well.
 
         Returns:
             The verdict; None where `is_settled` said of the speed-up that none is needed.
         """
-        timer = self._bench.timer
         while True:
             self._score_waiting()
             if test is not None and test.rejects(self._excess(test), self._bench.samples):
@@ -244,13 +242,19 @@ class PointRun:
             missing = self._missing()
             if not missing:
                 return self.verdict(test)
-            if is_settled(self.series.estimate()):
+            is_slower = is_settled(self.series.estimate())
+            if is_slower and self.series.pairs >= LEAST_PAIRS:
                 return None
-            is_sharp = self.series.pairs >= timer.rule.most or timer.is_spent(self.series)
-            if is_sharp or missing[0] not in self._bench.full_batches:
-                self._make(missing[0])
+            if missing[0] in self._bench.full_batches and (is_slower or self._wants_pair(len(missing))):
+                self._bench.timer.add_pair(self.series, self.next_pair)
             else:
-                timer.add_pair(self.series, self.next_pair)
+                self._make(missing[0])
+
+    def _wants_pair(self, missing: int) -> bool:
+        """Whether the next sample is better made beside a baseline call: when no more batches are left than pairs are
+        wanted. Before, it would cost a baseline call for a point that may yet be rejected."""
+        timer = self._bench.timer
+        return missing <= timer.rule.fewest - self.series.pairs and not timer.is_spent(self.series)
 
     def complete(self) -> None:
         """Make and score every sample that is missing."""

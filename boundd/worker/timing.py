@@ -32,6 +32,8 @@ ROUGH_DEVIATIONS = 3
 """The half width of a rough interval, in standard errors by the spread of the A/A run's pairs."""
 MIN_ROUGH_SHARE = 0.01
 """Its least, as a share: an A/A run of a few pairs can look steadier than the device is."""
+MEDIAN_OF_NORMAL = 0.6745
+"""The median distance from the mean of a normal variable, in standard deviations."""
 STEADY_SHARE = 0.05
 """The last calls of a warm-up must lie this close together."""
 STEADY_CALLS = 3
@@ -155,9 +157,10 @@ class Series:
         pairs = [pair for pair, _ in self._counted()]
         if len(pairs) >= self._fewest or self._noise is None:
             return median_ratio([p.baseline.elapsed_s for p in pairs], [p.variant.elapsed_s for p in pairs], self._seed)
-        ratio = statistics.median(pair.ratio for pair in pairs)
+        ratios = [pair.ratio for pair in pairs]
         width = math.exp(max(MIN_ROUGH_SHARE, ROUGH_DEVIATIONS * self._noise / math.sqrt(len(pairs))))
-        return Estimate(ratio, ratio / width, ratio * width, len(pairs))
+        # One slow call of the variant must not make a fast point look slow: the fastest pair bounds it.
+        return Estimate(statistics.median(ratios), statistics.median(ratios) / width, max(ratios) * width, len(pairs))
 
     def _counted(self) -> list[tuple[Pair, Attest]]:
         enough = len(self._clean) >= min(self._fewest, max(1, self.tries - MAX_DISTURBED))
@@ -250,9 +253,10 @@ class PairTimer:
 
 
 def noise_of(pairs: Iterable[Pair]) -> float:
-    """The standard deviation of the logarithm of a single A/A pair's ratio; its mean is known to be 0."""
-    squares = [math.log(pair.ratio) ** 2 for pair in pairs]
-    return math.sqrt(statistics.fmean(squares))
+    """The standard deviation of the logarithm of a single A/A pair's ratio, by the median of its distances from 0: its
+    mean is known to be 0, and calls have outliers that say nothing of the others (Rousseeuw & Croux, 1993).
+    """
+    return statistics.median(abs(math.log(pair.ratio)) for pair in pairs) / MEDIAN_OF_NORMAL
 
 
 def is_steady(calls_s: Sequence[float]) -> bool:

@@ -25,6 +25,10 @@ FAILURES_IN_A_ROW = 2
 """So many, and the bound is not near the fastest points: going down one by one would judge most of the grid."""
 
 
+LEAST_PAIRS = 2
+"""So many pairs must have shown that a point is slower."""
+
+
 class Verdict(StrEnum):
     """What became of a point."""
 
@@ -208,11 +212,11 @@ class Traversal:
         fastest = self._known(best)
         own = self._entries[index].estimate
         if own is not None:
-            if own.high >= fastest.low:
+            if not _is_slower(own, fastest):
                 return None
             return f"measured slower ({own.value:.2f}x) than {_named(self.points[best])} ({fastest.value:.2f}x)"
         for other, entry in enumerate(self._entries):
-            if entry.estimate is not None and entry.estimate.high < fastest.low and index in self._no_faster[other]:
+            if entry.estimate and _is_slower(entry.estimate, fastest) and index in self._no_faster[other]:
                 return (
                     f"no faster than {_named(entry.parameters)}, measured slower ({entry.estimate.value:.2f}x) than"
                     f" {_named(self.points[best])} ({fastest.value:.2f}x)"
@@ -234,6 +238,11 @@ class Traversal:
     def _speed(self, index: int) -> float:
         estimate = self._entries[index].estimate
         return 0.0 if estimate is None else estimate.value
+
+
+def _is_slower(own: Estimate, fastest: Estimate) -> bool:
+    """Whether a point is settled as slower: by LEAST_PAIRS at least, since one call may have been an outlier."""
+    return own.pairs >= LEAST_PAIRS and own.high < fastest.low
 
 
 def _named(parameters: Parameters) -> str:

@@ -200,11 +200,22 @@ def test_a_rough_interval_is_as_wide_as_the_noise() -> None:
 
 
 def test_the_noise_is_that_of_single_pairs() -> None:
-    """The root of the mean square of their logarithms; equals have none."""
+    """The median distance of their logarithms from 0, as a normal deviation; equals have none, and an outlier among
+    them changes nothing."""
     equal = Pair(Stopwatch(1, 1), Stopwatch(1, 1))
     assert noise_of([equal, equal]) == 0
     up, down = Pair(Stopwatch(1.1, 1), Stopwatch(1, 1)), Pair(Stopwatch(1, 1), Stopwatch(1.1, 1))
-    assert noise_of([up, down]) == pytest.approx(math.log(1.1))
+    wild = Pair(Stopwatch(20, 1), Stopwatch(1, 1))
+    assert noise_of([up, down]) == pytest.approx(math.log(1.1) / 0.6745)
+    assert noise_of([up, down, up, down, wild]) == pytest.approx(math.log(1.1) / 0.6745)
+
+
+def test_one_slow_call_makes_no_point_slow() -> None:
+    """Of a few pairs the fastest bounds the interval from above."""
+    series = Series(FEWEST, 0.01, seed=1)
+    series.add(Pair(Stopwatch(2, 2), Stopwatch(3, 3)), Attest("exclusive"), 1.0)
+    series.add(Pair(Stopwatch(2, 2), Stopwatch(1, 1)), Attest("exclusive"), 1.0)
+    assert series.estimate().high > 2
 
 
 def test_steady_is_three_calls_alike() -> None:

@@ -54,7 +54,7 @@ class World:
         """Measure a speed-up."""
         self.timed += 1
         speedup = self.speedups[index]
-        traversal.timed(index, Estimate(speedup, speedup * (1 - self.width), speedup * (1 + self.width), 1))
+        traversal.timed(index, Estimate(speedup, speedup * (1 - self.width), speedup * (1 + self.width), 2))
 
     @property
     def winner(self) -> int | None:
