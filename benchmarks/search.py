@@ -165,11 +165,15 @@ def main(
     **settings: Any,
 ) -> None:
     """Run both searches over the digits matrix. Exit 1 where they disagree, or where the target is missed."""
-    told: list[str] = []
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text("", encoding="utf-8")
 
     def tell(text: str) -> None:
-        told.append(text)
         print(text, flush=True)
+        if output is not None:
+            with output.open("a", encoding="utf-8") as file:
+                print(text, file=file)
 
     tell(command_line())
     tell(describe())
@@ -190,9 +194,6 @@ def main(
             tell(text)
     for text in summary(cells):
         tell(text)
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text("\n".join(told) + "\n", encoding="utf-8")
     missed = any(cell.agrees == "NO" or (cell.method in LARGER_GRIDS and cell.ratio < TARGET) for cell in cells)
     sys.exit(1 if missed else 0)
 

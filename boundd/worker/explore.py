@@ -174,7 +174,7 @@ class Explorer:
             run.warm_up()
             best = self._traversal.best
             fastest = None if best is None else self._traversal.estimate(best)
-            verdict = run.judge(self._test, lambda own: fastest is not None and own.high < fastest.low)
+            verdict = run.judge(self._test, fastest)
         self._traversal.timed(index, run.series.estimate())
         if verdict is not None:
             self._traversal.judged(index, verdict)

@@ -6,7 +6,7 @@ and compared, but for a thumbnail.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from boundd.worker.scorers import Scorer
 from boundd.worker.sequential import SequentialTest
 from boundd.worker.statistics import Estimate
 from boundd.worker.timing import PairTimer, Series, Timed, Timing, is_steady
-from boundd.worker.traversal import LEAST_PAIRS, Verdict
+from boundd.worker.traversal import Verdict, is_slower
 
 if TYPE_CHECKING:
     import torch
@@ -228,12 +228,13 @@ class PointRun:
         index = self._next()
         return lambda: self._baseline.time(index), lambda: self._call(index)
 
-    def judge(self, test: SequentialTest | None, is_settled: Callable[[Estimate], bool]) -> Verdict | None:
+    def judge(self, test: SequentialTest | None, fastest: Estimate | None) -> Verdict | None:
         """Make and score samples until the test rejects the point, or all are there; without a test, until all are
-        there. The last ones are made as pairs with the baseline, so that what passes has been timed as well.
+        there. Of a point that seems slower than the fastest so far they are made as pairs with the baseline, because
+        its speed may settle it; of others only the last ones, so that what passes has been timed as well.
 
         Returns:
-            The verdict; None where `is_settled` said of the speed-up that none is needed.
+            The verdict; None where the point is settled as slower than the fastest.
         """
         while True:
             self._score_waiting()
@@ -242,10 +243,11 @@ class PointRun:
             missing = self._missing()
             if not missing:
                 return self.verdict(test)
-            is_slower = is_settled(self.series.estimate())
-            if is_slower and self.series.pairs >= LEAST_PAIRS:
+            own = self.series.estimate()
+            if fastest is not None and is_slower(own, fastest):
                 return None
-            if missing[0] in self._bench.full_batches and (is_slower or self._wants_pair(len(missing))):
+            seems_slower = fastest is not None and own.value < fastest.value
+            if missing[0] in self._bench.full_batches and (seems_slower or self._wants_pair(len(missing))):
                 self._bench.timer.add_pair(self.series, self.next_pair)
             else:
                 self._make(missing[0])

@@ -21,7 +21,7 @@ from enum import StrEnum
 from boundd.worker.methods.base import Parameters
 from boundd.worker.statistics import Estimate
 
-FAILURES_IN_A_ROW = 2
+FAILURES_IN_A_ROW = 3
 """So many, and the bound is not near the fastest points: going down one by one would judge most of the grid."""
 
 
@@ -212,11 +212,11 @@ class Traversal:
         fastest = self._known(best)
         own = self._entries[index].estimate
         if own is not None:
-            if not _is_slower(own, fastest):
+            if not is_slower(own, fastest):
                 return None
             return f"measured slower ({own.value:.2f}x) than {_named(self.points[best])} ({fastest.value:.2f}x)"
         for other, entry in enumerate(self._entries):
-            if entry.estimate and _is_slower(entry.estimate, fastest) and index in self._no_faster[other]:
+            if entry.estimate and is_slower(entry.estimate, fastest) and index in self._no_faster[other]:
                 return (
                     f"no faster than {_named(entry.parameters)}, measured slower ({entry.estimate.value:.2f}x) than"
                     f" {_named(self.points[best])} ({fastest.value:.2f}x)"
@@ -240,7 +240,7 @@ class Traversal:
         return 0.0 if estimate is None else estimate.value
 
 
-def _is_slower(own: Estimate, fastest: Estimate) -> bool:
+def is_slower(own: Estimate, fastest: Estimate) -> bool:
     """Whether a point is settled as slower: by LEAST_PAIRS at least, since one call may have been an outlier."""
     return own.pairs >= LEAST_PAIRS and own.high < fastest.low
 
