@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 MAX_MEAN_DRIFT = 0.02
 """How far, on average over pixels in [0, 1], the baseline's images may move between its first run and a later
 one: room for a GPU's sums in another order, and far below what a method left in place would do."""
+A_A_PAIRS = 5
+"""Of the A/A run: it shows how noisy the device is, and bounds nothing."""
 MAX_WARM_UP_CALLS = 6
 """A device that is not steady by then will not be: its noise shows in the A/A run."""
 
@@ -133,13 +135,14 @@ class Baseline:
     def time_against_itself(self) -> None:
         """The A/A run: pairs of two baseline calls show how far from 1 the ratio of equals comes out."""
         timer = self._bench.timer
-        series = Series(timer.rule.fewest, None, self._bench.seed)
+        pairs = min(A_A_PAIRS, timer.rule.fewest)
+        series = Series(pairs, None, self._bench.seed)
 
         def next_pair() -> tuple[Timed, Timed]:
             first, second = self._next(), self._next()
             return lambda: self.time(first), lambda: self.time(second)
 
-        rule = replace(timer.rule, max_pairs=timer.rule.fewest, precision=0.0)
+        rule = replace(timer.rule, min_pairs=pairs, max_pairs=pairs, precision=0.0)
         replace(timer, rule=rule).measure(series, next_pair)
         self.a_a = series.timing()
 
