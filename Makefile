@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 bench-search: $(STAMP) ## The lazy search beside the exhaustive one over the digits matrix: images, seconds, bounds
-	$(BIN)/python -m benchmarks.search --jobs 2 --output benchmarks/results/search.txt
+	$(BIN)/python -m benchmarks.search --output benchmarks/results/search.txt
 
 bench-gpu: ## Published speed-ups and peak memory on this GPU, by $(PYTHON) as it is: no environment, no network
 	$(PYTHON) -m benchmarks.gpu

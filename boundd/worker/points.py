@@ -233,15 +233,17 @@ class PointRun:
 
     def judge(self, test: SequentialTest | None, fastest: Estimate | None) -> Verdict | None:
         """Make and score samples until the test rejects the point, or all are there; without a test, until all are
-        there. Of a point that seems slower than the fastest so far they are made as pairs with the baseline, because
-        its speed may settle it; of others only the last ones, so that what passes has been timed as well.
+        there. Samples of a point that seems slower than the fastest so far are made as pairs with the baseline, because
+        its speed may settle it; of others the last ones, so that what passes has been timed as well; and none of a
+        point that seems to fail, whose speed is not wanted.
 
         Returns:
             The verdict; None where the point is settled as slower than the fastest.
         """
         while True:
             self._score_waiting()
-            if test is not None and test.rejects(self._excess(test), self._bench.samples):
+            excess = [] if test is None else self._excess(test)
+            if test is not None and test.rejects(excess, self._bench.samples):
                 return Verdict.REJECTED
             missing = self._missing()
             if not missing:
@@ -249,17 +251,23 @@ class PointRun:
             own = self.series.estimate()
             if fastest is not None and is_slower(own, fastest):
                 return None
-            seems_slower = fastest is not None and own.value < fastest.value
-            if missing[0] in self._bench.full_batches and (seems_slower or self._wants_pair(len(missing))):
+            if missing[0] in self._bench.full_batches and self._wants_pair(own, fastest, excess, len(missing)):
                 self._bench.timer.add_pair(self.series, self.next_pair)
             else:
                 self._make(missing[0])
 
-    def _wants_pair(self, missing: int) -> bool:
-        """Whether the next sample is better made beside a baseline call: when no more batches are left than pairs are
-        wanted. Before, it would cost a baseline call for a point that may yet be rejected."""
+    def _wants_pair(
+        self, own: Estimate, fastest: Estimate | None, excess: Sequence[float], missing_batches: int
+    ) -> bool:
+        """Whether the next sample is better made beside a baseline call, which costs a batch of images more."""
+        if fastest is not None and own.high < fastest.low:
+            return True  # one more pair settles it
+        if sum(excess) > 0:
+            return False
+        if fastest is not None and own.value < fastest.value:
+            return True
         timer = self._bench.timer
-        return missing <= timer.rule.fewest - self.series.pairs and not timer.is_spent(self.series)
+        return missing_batches <= timer.rule.fewest - self.series.pairs and not timer.is_spent(self.series)
 
     def complete(self) -> None:
         """Make and score every sample that is missing."""
