@@ -34,6 +34,7 @@ class Action(StrEnum):
     FOREIGN_PROCESS = "foreign-process"
     RESERVATION_EXCEEDED = "reservation-exceeded"
     OUT_OF_MEMORY = "out-of-memory"
+    BATCH_LOWERED = "batch-lowered"
     POINT_MEASURED = "point-measured"
     CELL_RETRYING = "cell-retrying"
     CELL_SUCCEEDED = "cell-succeeded"

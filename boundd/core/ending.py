@@ -38,6 +38,7 @@ def end_attempt(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> t
     if verdict.error is not None and verdict.error.cause is MemoryCause.TOO_BIG:
         new, cut = cut_siblings(new, attempt)
         lessons = [*lessons, *cut]
+        memory_notes += [_lowered(saved.record, attempt) for saved in cut]
     new = after_end(new, attempt, verdict, now.boot_s)
     new, cordons, cordon_notes = cordoned(new)
     told = (_end_note(attempt, verdict), *memory_notes, *notes, *cordon_notes)
@@ -79,6 +80,16 @@ def _diagnosed(state: State, attempt: Attempt, verdict: Verdict) -> tuple[Verdic
     note = _note(Action.OUT_OF_MEMORY, f"{attempt.label}: {words}: {found.why}", attempt, "warning")
     note = replace(note, fields={name: value for name, value in fields.items() if value is not None})
     return replace(verdict, error=replace(verdict.error, cause=found.cause, why=found.why)), [note]
+
+
+def _lowered(record: CellRecord, attempt: Attempt) -> Note:
+    """Told of every cell whose batch another one's failure has lowered: a smaller batch is another measurement."""
+    message = (
+        f"{record.cell.label}: batch {record.batch_size} instead of {attempt.batch_size} before it is tried: "
+        f"{attempt.label} takes the same memory and ran out of it alone on the largest device"
+    )
+    fields = {"boundd.batch_size": record.batch_size}
+    return Note(Action.BATCH_LOWERED, message, "warning", cell=record.cell.label, fields=fields)
 
 
 def _learned(state: State, attempt: Attempt, verdict: Verdict) -> tuple[State, list[Record]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from boundd.core.cells import Cell, CellPolicy
@@ -79,11 +79,6 @@ def random_world(seed: int) -> tuple[World, Rules]:
         host_cores=draw.choice((2, 4)),
     )
     return world, rules
-
-
-def without_faults(world: World) -> World:
-    """The same machine and cells, and nothing beside them goes wrong."""
-    return replace(world, faults=Faults(), reading_lag_s=0.0, latency_s=0.0)
 
 
 def _devices(draw: random.Random) -> tuple[SimDevice, ...]:

@@ -19,7 +19,7 @@ from boundd.worker.quality import Quality
 from boundd.worker.sequential import SequentialTest
 from boundd.worker.statistics import Estimate
 from boundd.worker.timing import Timing, noise_of
-from boundd.worker.traversal import Traversal, Verdict
+from boundd.worker.traversal import Traversal, Verdict, is_slower
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,9 @@ class Explorer:
         run, best = self.run_of(index), self._traversal.best
         fastest = None if best is None or best == index else self._traversal.estimate(best)
         run.warm_up()
-        self._bench.timer.measure(run.series, run.next_pair, lambda own: fastest is not None and own.high < fastest.low)
+        self._bench.timer.measure(
+            run.series, run.next_pair, lambda own: fastest is not None and is_slower(own, fastest)
+        )
         run.complete()
         self._traversal.timed(index, run.series.estimate())
         self._note(index)

@@ -11,7 +11,7 @@ import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from boundd.protocol.lines import Memory
 from boundd.protocol.strict_json import Json
@@ -19,6 +19,8 @@ from boundd.worker.devices import Device
 from boundd.worker.isolation import read_gpu
 
 _RESET_PEAK_RSS = "5"
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class RssMeter:
             line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
             peak_bytes = int(line.split()[1]) * 1024
         except (OSError, StopIteration):
-            peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
+            peak_bytes = _max_rss_bytes()
         return Peak(peak_bytes, peak_bytes)
 
 
@@ -115,6 +117,7 @@ class MemoryLog:
         self._meter = meter
         self._phase: str | None = None
         self._peaks: dict[str, Peak] = {}
+        self._host_peak_bytes = 0
 
     def enter(self, phase: str) -> None:
         """A phase begins, perhaps again: its peak is that of all its times."""
@@ -124,17 +127,19 @@ class MemoryLog:
 
     def close(self) -> None:
         """The phase that runs ends."""
+        # A meter that resets the process's peak resets what getrusage says too.
+        self._host_peak_bytes = max(self._host_peak_bytes, _max_rss_bytes())
         if self._phase is not None:
             peak = self._meter.read()
             self._peaks[self._phase] = self._peaks.get(self._phase, peak) | peak
             self._phase = None
 
-    def during(self, phase: str, work: Callable[[], object]) -> None:
+    def during(self, phase: str, work: Callable[[], Value]) -> Value:
         """Do `work` as a phase of its own, and come back to the one before."""
         before = self._phase
         self.enter(phase)
         try:
-            work()
+            return work()
         finally:
             self.close()
             if before is not None:
@@ -156,7 +161,7 @@ class MemoryLog:
             extra={
                 "measure": self._meter.measure,
                 "held_bytes": whole.held_bytes,
-                "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts KiB
+                "host_peak_bytes": self._host_peak_bytes,
                 "phases": {phase: peak.as_json() for phase, peak in self._peaks.items()},
             },
         )
@@ -165,3 +170,7 @@ class MemoryLog:
 def meter_for(device: Device, uuid: str | None) -> Meter:
     """The meter of a device."""
     return CudaMeter(uuid) if device.is_cuda else RssMeter()
+
+
+def _max_rss_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB

@@ -89,15 +89,10 @@ class Bench:
 
     def score(self, images: torch.Tensor, index: int) -> list[float]:
         """The scores of a batch's images; none without a scorer."""
-        scores: list[float] = []
-
-        def work() -> None:
-            scores.extend(score_all(self.scorer, images, self.batches[index].prompts))
-
-        if self.scorer is not None:
-            with self.lease.shared():
-                self.memory.during("score", work)
-        return scores
+        if self.scorer is None:
+            return []
+        with self.lease.shared():
+            return self.memory.during("score", lambda: score_all(self.scorer, images, self.batches[index].prompts))
 
 
 class Baseline:

@@ -11,9 +11,10 @@ from boundd.core.attempts import Attempt, CellState
 from boundd.core.causes import diagnose
 from boundd.core.cells import Cell, CellPolicy
 from boundd.core.devices import DeviceReading
-from boundd.core.effects import Action, Note
+from boundd.core.effects import Action, Commit, Note
 from boundd.core.events import AttemptEnded, DevicesRead, Now, RetryRequested, Wake
 from boundd.core.outcomes import AttemptError, ErrorKind, Isolation, Measurement, MemoryCause, Outcome, Verdict
+from boundd.core.records import SaveCell
 from boundd.core.retry import LEVELS
 from boundd.core.state import State
 from boundd.core.step import step
@@ -88,6 +89,29 @@ def test_the_device_was_full_and_nobody_was_caught(pair: tuple[State, Attempt, A
     """Within its reservation, beside others, less free than it asked for: pressure."""
     state, first, _ = pair
     assert diagnose(state, replace(first, had_company=True), ran_out(GIB, 1000, held=GIB)).cause is MemoryCause.PRESSURE
+
+
+def test_the_like_of_what_was_too_big_is_spared_its_failure(make_cell: MakeCell, make_state: MakeState) -> None:
+    """Waiting cells that differ only in what leaves memory alone go on with the smaller batch, kept, told cell by cell
+    and uncharged; another method's don't, nor any where a larger device is left to try."""
+    cells = [make_cell(model="unknown", steps=steps) for steps in (50, 25, 20)]
+    other = make_cell(model="unknown", method="tgate")
+    for sizes, wanted in (([24], 2), ([24, 48], 4)):
+        state, _ = step(make_state([*cells, other], sizes), Wake(), Now(1, 1))
+        attempt = next(a for a in state.attempts.values() if a.device == "GPU-0")
+        waiting = [cell for cell in (*cells, other) if state.cells[cell.key].state is CellState.PENDING]
+        after, effects = step(state, AttemptEnded(attempt.id, ran_out(GIB, 0, held=attempt.cap_bytes)), Now(2, 2))
+        method = state.cells[attempt.key].cell.parameters["method"]
+        like = [cell for cell in waiting if cell.parameters["method"] == method]
+        assert [after.cells[cell.key].wanted_batch_size for cell in like] == [wanted] * len(like)
+        assert all(after.cells[c.key].wanted_batch_size == 4 for c in waiting if c not in like)
+        assert all(after.cells[cell.key].charged_failures == 0 for cell in waiting)
+        told = {note.cell for note in effects if isinstance(note, Note) and note.action is Action.BATCH_LOWERED}
+        lowered = {cell.label for cell in like} if wanted == 2 else set()
+        assert told == lowered
+        kept = [r for e in effects if isinstance(e, Commit) for r in e.records if isinstance(r, SaveCell)]
+        assert lowered <= {saved.record.cell.label for saved in kept}
+        assert like, "there is something to be seen"
 
 
 def test_too_big_only_alone_with_the_whole_device(make_cell: MakeCell, make_state: MakeState) -> None:

@@ -83,6 +83,8 @@ def test_the_resident_peak_is_really_reset() -> None:
     assert after is not None
     assert large.allocated_bytes >= before.allocated_bytes + 90 * MIB
     assert after.allocated_bytes <= before.allocated_bytes + 30 * MIB
+    # Resetting VmHWM resets getrusage's figure too: what the whole cell took of the host must not be lost with it.
+    assert log.line().extra["host_peak_bytes"] >= large.allocated_bytes  # type: ignore[operator]
 
 
 def test_where_proc_says_nothing_the_peak_is_the_process(tmp_path: Path) -> None:
