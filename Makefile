@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo demo-gpus test check install train-digits bench-gpu bench-search clean campaign-sim bench-packing bench-planner bench-dispatch
+.PHONY: demo demo-gpus test check install train-digits bench-gpu bench-search clean campaign-sim campaign-faults bench-packing bench-planner bench-dispatch
 
 demo: $(STAMP) ## Measure the built-in digits models to the end and print the table of bounds
 	$(BIN)/boundd run --config examples/digits.toml --until-idle
@@ -17,6 +17,10 @@ test: $(STAMP) ## The whole suite
 
 campaign-sim: $(STAMP) ## 50,000 seeds of the simulation (SEEDS=…), on all cores
 	$(BIN)/python -m tests.sim.campaign --seeds $(or $(SEEDS),50000)
+
+campaign-faults: $(STAMP) ## Every fault campaign at full length: many hours; SHARE=0.1 for a tenth, ONLY=kill for some
+	BOUNDD_CAMPAIGN_SHARE=$(or $(SHARE),1) BOUNDD_CAMPAIGN_RECORD=$(or $(RECORD),campaigns.jsonl) \
+		$(BIN)/python -m pytest tests/faults -m campaign $(if $(ONLY),-k $(ONLY))
 
 check: $(STAMP) ## ruff, format, mypy --strict, import-linter
 	$(BIN)/ruff check .
