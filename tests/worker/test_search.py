@@ -195,15 +195,16 @@ def test_images_are_counted_as_they_are_made(make_settings: MakeSettings, monkey
 def test_an_earlier_attempt_is_read_back(make_settings: MakeSettings, tmp_path: Path) -> None:
     """Points that a worker measured before it was killed are not measured again, and --fresh refuses them."""
     settings = make_settings(num_samples=4, batch_size=2, exhaustive=True, **QUICK)
-    first, whole = run(settings)
+    first, _ = run(settings)
     results = tmp_path / "results.jsonl"
     kept = first.of(Point)[:2]
     results.write_text("".join(encode(point) + "\n" for point in kept))
     again, result = run(settings, earlier_results=(results,))
     assert result.extra["points_read_back"] == 2
+    # Timed anew, none would come out the same to the last digit. Images can't be counted against the first run's: on
+    # a busy machine contended pairs are made again, in either.
     assert [point.speedup for point in again.of(Point)[:2]] == [point.speedup for point in kept]
     assert len(last_of(again.of(Point))) == len(first.of(Point))
-    assert int(str(result.extra["images_generated"])) < int(str(whole.extra["images_generated"]))
     fresh = make_settings(num_samples=4, batch_size=2, exhaustive=True, fresh=True, **QUICK)
     assert run(fresh, earlier_results=(results,))[1].extra["points_read_back"] == 0
     other = make_settings(num_samples=4, batch_size=2, exhaustive=True, seed=43, **QUICK)
