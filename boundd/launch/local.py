@@ -141,6 +141,19 @@ class LocalLauncher:
         finally:
             os.close(pidfd)
 
+    def trouble(self, attempt_id: str) -> str:
+        """Why a live attempt can only be waited for, neither asked to end nor told from others; empty where it isn't so.
+
+        Raises:
+            OSError: it can't be told.
+        """
+        try:
+            read_shim(self._folder(attempt_id))
+        except RecordError as error:
+            if self.is_alive(attempt_id):
+                return f"who its shim is can't be told, so it is left alone until nothing of it lives: {error}"
+        return ""
+
     def pids(self, attempt_id: str) -> frozenset[int]:
         """The host pids of the attempt's processes, its shim among them, as far as they can be told."""
         record = self._record(attempt_id)
@@ -330,7 +343,7 @@ def _spec_document(spec: LaunchSpec, cgroup: str) -> dict[str, Any]:
     if not spec.argv:
         raise ValueError("the command is empty")
     return {
-        "format": shim.FORMAT,
+        "format": shim.SPEC_FORMAT,
         "argv": list(spec.argv),
         "env": dict(spec.env),
         "cwd": str(spec.cwd),

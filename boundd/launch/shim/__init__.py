@@ -13,7 +13,19 @@ relative, and of nothing else of boundd.
 """
 
 from .attempt import Shim, run_attempt
-from .files import FORMAT, LOCK, LOG, OUTCOME, READY, SHIM, SPEC, write_atomically
+from .files import (
+    KNOWN_SPEC_FORMATS,
+    LOCK,
+    LOG,
+    OUTCOME,
+    OUTCOME_FORMAT,
+    READY,
+    SHIM,
+    SHIM_FORMAT,
+    SPEC,
+    SPEC_FORMAT,
+    write_atomically,
+)
 from .identity import (
     Stat,
     all_stats,
@@ -29,13 +41,16 @@ from .lease import LeaseWatch, lease_locks
 from .log import CappedLog
 
 __all__ = [
-    "FORMAT",
+    "KNOWN_SPEC_FORMATS",
     "LOCK",
     "LOG",
     "OUTCOME",
+    "OUTCOME_FORMAT",
     "READY",
     "SHIM",
+    "SHIM_FORMAT",
     "SPEC",
+    "SPEC_FORMAT",
     "CappedLog",
     "LeaseWatch",
     "Shim",

@@ -12,7 +12,19 @@ import select
 import signal
 from typing import Any, NoReturn
 
-from .files import FORMAT, LOCK, LOG, READY, SHIM, SPEC, reserve_outcome, write_atomically, write_outcome
+from .files import (
+    KNOWN_SPEC_FORMATS,
+    LOCK,
+    LOG,
+    OUTCOME_FORMAT,
+    READY,
+    SHIM,
+    SHIM_FORMAT,
+    SPEC,
+    reserve_outcome,
+    write_atomically,
+    write_outcome,
+)
 from .identity import boot_id, descendants, signal_verified, stat_of
 from .kernel import (
     PR_SET_CHILD_SUBREAPER,
@@ -139,7 +151,7 @@ class Shim:
         if shim is None or worker is None:
             raise OSError(errno.ESRCH, "/proc does not show this process")
         value = {
-            "format": FORMAT,
+            "format": SHIM_FORMAT,
             "boot_id": boot_id(),
             "pid": shim_pid,
             "start_ticks": shim.start_ticks,
@@ -310,7 +322,7 @@ class Shim:
             start_error = ""
         code = None if self._status is None else os.waitstatus_to_exitcode(self._status)
         return {
-            "format": FORMAT,
+            "format": OUTCOME_FORMAT,
             "exit_status": code if code is not None and code >= 0 and not start_error else None,
             "signal": -code if code is not None and code < 0 else None,
             "timed_out": self._timed_out,
@@ -343,8 +355,8 @@ def run_attempt(folder: str, lock: int) -> None:
         os.chdir(folder)
         with open(SPEC, encoding="ascii") as file:
             spec = json.load(file)
-        if spec["format"] != FORMAT:
-            raise ValueError(f"{SPEC} has format {spec['format']}, known is {FORMAT}")
+        if spec["format"] not in KNOWN_SPEC_FORMATS:
+            raise ValueError(f"{SPEC} has format {spec['format']}, known: {KNOWN_SPEC_FORMATS}")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         Shim(spec, lock).run()
     except Exception as failure:

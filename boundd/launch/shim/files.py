@@ -9,8 +9,11 @@ import json
 import os
 import time
 
-FORMAT = 1
-"""The version of spec.json, shim.json and outcome.json."""
+SPEC_FORMAT, SHIM_FORMAT, OUTCOME_FORMAT = 1, 1, 1
+"""What is written. A format is raised where a reader of the one before would be wrong about what it reads, not where it
+would miss a field; then the number before stays among the known ones for at least a release, with its reader."""
+KNOWN_SPEC_FORMATS: tuple[int, ...] = (1,)
+"""What this shim can run: the daemon that starts it may be a later one."""
 SPEC, SHIM, OUTCOME, LOG, LOCK = "spec.json", "shim.json", "outcome.json", "output.log", "lock"
 READY = b"ready\n"
 """Said on standard output once shim.json is there and before the worker runs; anything else there is why not."""
