@@ -115,6 +115,20 @@ class ProcessEnd:
     """About how long it waited for its device's lease, which put its deadline off; None where it had none."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unkillable:
+    """A process that has been sent KILL and lives."""
+
+    pid: int
+    start_ticks: int
+    """When it started, in clock ticks since boot: with the pid, its identity."""
+    name: str = field(default="", compare=False)
+    state: str = field(default="", compare=False)
+    """As in proc_pid_stat(5): D waits in the kernel."""
+    waits_in: str = field(default="", compare=False)
+    """The function of the kernel that it waits in; empty where the kernel doesn't say."""
+
+
 class Launcher(Protocol):
     """Starts attempts, finds them again after a restart, ends them."""
 
@@ -133,6 +147,12 @@ class Launcher(Protocol):
 
     async def end(self, attempt_id: str) -> None:
         """Ask the shim for TERM, grace, KILL on the whole tree. Returns at once; `wait` tells when it is over."""
+
+    def trouble(self, attempt_id: str) -> str:
+        """Why a live attempt can only be waited for, and not asked to end; empty where it isn't so."""
+
+    def unkillable(self, attempt_id: str) -> frozenset[Unkillable]:
+        """Its processes that were sent KILL and are there all the same, as of now: most of them will be gone soon."""
 
     def pids(self, attempt_id: str) -> frozenset[int]:
         """The host pids of the attempt's processes, as far as they can be told."""

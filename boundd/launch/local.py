@@ -20,7 +20,7 @@ from anyio import to_thread
 from boundd.launch import cgroups, processes, shim
 from boundd.launch.records import RecordError, ShimRecord, read_outcome, read_shim
 from boundd.launch.spawner import ShimSpawner
-from boundd.ports import LaunchError, LaunchSpec, ProcessEnd
+from boundd.ports import LaunchError, LaunchSpec, ProcessEnd, Unkillable
 
 _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 1.0
@@ -142,7 +142,7 @@ class LocalLauncher:
             os.close(pidfd)
 
     def trouble(self, attempt_id: str) -> str:
-        """Why a live attempt can only be waited for, neither asked to end nor told from others; empty where it isn't so.
+        """Why a live attempt can only be waited for, and not asked to end; empty where it isn't so.
 
         Raises:
             OSError: it can't be told.
@@ -153,6 +153,14 @@ class LocalLauncher:
             if self.is_alive(attempt_id):
                 return f"who its shim is can't be told, so it is left alone until nothing of it lives: {error}"
         return ""
+
+    def unkillable(self, attempt_id: str) -> frozenset[Unkillable]:
+        """Its processes that were sent KILL and are there all the same, as of now: most of them will be gone soon."""
+        record = self._record(attempt_id)
+        if record is not None and record.of_this_boot() and processes.tree(record):
+            # Ended threads and all: a process whose first thread is a zombie lives as long as another one doesn't end.
+            return processes.unkillable(shim.descendants(record.pid, zombies=True))
+        return processes.unkillable(self._remnants(attempt_id)) if self.is_alive(attempt_id) else frozenset()
 
     def pids(self, attempt_id: str) -> frozenset[int]:
         """The host pids of the attempt's processes, its shim among them, as far as they can be told."""

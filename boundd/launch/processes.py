@@ -10,7 +10,11 @@ from pathlib import Path
 from boundd.launch import shim
 from boundd.launch.records import ShimRecord
 from boundd.launch.shim import Stat
+from boundd.ports import Unkillable
 from boundd.protocol import environment
+
+_PF_EXITING = 4
+"""Of the flags in /proc/PID/stat: on its way out (include/linux/sched.h)."""
 
 
 def lock_is_held(path: Path) -> bool:
@@ -59,6 +63,46 @@ def remnants(lock: Path, results: Path, record: ShimRecord | None) -> list[Stat]
         and stat.state not in "ZX"
         and ((stat.session == session and wanted in _environment(stat.pid)) or _holds(stat.pid, held))
     ]
+
+
+def unkillable(stats: list[Stat]) -> frozenset[Unkillable]:
+    """Those among these processes that KILL was sent to, and that live."""
+    found = (_unkillable(stat) for stat in stats)
+    return frozenset(each for each in found if each is not None)
+
+
+def _unkillable(stat: Stat) -> Unkillable | None:
+    """A thread that has yet to take a KILL, or has and hangs on its way out, is what keeps a process."""
+    for thread in _threads(stat.pid):
+        found = shim.stat_of(stat.pid, thread)
+        if found is None or found.state in "ZX":
+            continue
+        if found.flags & _PF_EXITING or _kill_is_pending(stat.pid, thread):
+            folder = Path(f"/proc/{stat.pid}/task/{thread}")
+            name, waits_in = _text(folder / "comm"), _text(folder / "wchan")
+            return Unkillable(stat.pid, stat.start_ticks, name, found.state, "" if waits_in == "0" else waits_in)
+    return None
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]  # noqa: PTH208 - names are all that is wanted
+    except OSError:
+        return []
+
+
+def _kill_is_pending(pid: int, thread: int) -> bool:
+    for line in _text(Path(f"/proc/{pid}/task/{thread}/status")).splitlines():
+        if line.startswith(("SigPnd:", "ShdPnd:")) and int(line.split()[1], 16) & 1 << (signal.SIGKILL - 1):
+            return True
+    return False
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def kill(stats: list[Stat]) -> None:

@@ -4,8 +4,8 @@
 the lock and signals must agree: a zygote ends with its daemon.
 
 Seen to fail: with `_SHIM_READERS` and `_OUTCOME_READERS` of boundd/launch/records.py without 1 the released shim's
-attempts are never adopted; with an `_UNKNOWN` reader that takes any format for 1 (`readers.get(number, readers[1])`) the
-newer shim is signalled; with SPEC_FORMAT 2 in boundd/launch/shim/files.py the released shim refuses to start.
+attempts are never adopted; with a `_reader` that takes any format for 1 (`readers.get(number, readers[1])`) the newer
+shim is signalled; with SPEC_FORMAT 2 in boundd/launch/shim/files.py the released shim refuses to start.
 """
 
 from __future__ import annotations

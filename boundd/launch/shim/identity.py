@@ -21,18 +21,21 @@ class Stat(NamedTuple):
     session: int
     start_ticks: int
     """When it started, in clock ticks since boot: with the boot id and the pid, its identity."""
+    flags: int = 0
+    """The kernel's PF_ flags (include/linux/sched.h)."""
 
 
-def stat_of(pid: int) -> Stat | None:
-    """Who `pid` is now; None where there is no such process."""
+def stat_of(pid: int, thread: int = 0) -> Stat | None:
+    """Who `pid`, or that thread of it, is now; None where there is none such."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
+        with open(f"/proc/{pid}/task/{thread}/stat" if thread else f"/proc/{pid}/stat", "rb") as file:
             text = file.read()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     # The second field is the program's name, which may hold blanks and brackets of its own.
     fields = text[text.rindex(b")") + 2 :].split()
-    return Stat(pid, fields[0].decode(), int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]))
+    parent, group, session, flags, start_ticks = (int(fields[index]) for index in (1, 2, 3, 6, 19))
+    return Stat(pid, fields[0].decode(), parent, group, session, start_ticks, flags)
 
 
 def all_stats() -> list[Stat]:
@@ -41,8 +44,8 @@ def all_stats() -> list[Stat]:
     return [stat for stat in found if stat is not None]
 
 
-def descendants(root_pid: int) -> list[Stat]:
-    """The living processes below `root_pid`, itself and zombies left out."""
+def descendants(root_pid: int, *, zombies: bool = False) -> list[Stat]:
+    """The processes below `root_pid`, itself left out; those that have ended and wait to be reaped, on demand."""
     children: dict[int, list[Stat]] = {}
     for stat in all_stats():
         children.setdefault(stat.parent, []).append(stat)
@@ -52,7 +55,7 @@ def descendants(root_pid: int) -> list[Stat]:
         below = children.pop(waiting.pop(), [])
         found += below
         waiting += [stat.pid for stat in below]
-    return [stat for stat in found if stat.state not in "ZX"]
+    return found if zombies else [stat for stat in found if stat.state not in "ZX"]
 
 
 def is_below(pid: int, root_pid: int) -> bool:
