@@ -111,6 +111,8 @@ class ProcessEnd:
     """The most of the host's memory that all of its processes held together; None where nobody counted."""
     host_memory: str = ""
     """Set where the kernel ended some of it because the host's memory, or its own limit of that, was used up."""
+    results_bytes: int | None = None
+    """How long the results file was when the worker ended: what was appended later is not its word. None: not known."""
     lease_waited_s: float | None = None
     """About how long it waited for its device's lease, which put its deadline off; None where it had none."""
 

@@ -104,6 +104,7 @@ def _outcome_1(text: str, value: Mapping[str, Json]) -> ProcessEnd:
     return replace(
         end,
         host_peak_bytes=peak if isinstance(peak, int) and peak >= 0 else None,
+        results_bytes=_count(value.get("results_bytes")),
         lease_waited_s=waited_s if isinstance(waited_s, int | float) else None,
         host_memory=host_memory_text(
             end,

@@ -102,7 +102,7 @@ def shim_record(attempts: Path) -> dict[str, int]:
 async def test_a_worker_that_ends_is_told_by_its_status(launcher: LocalLauncher, make_spec: MakeSpec) -> None:
     """The exit status and the time are reported, again too, and nothing stays behind."""
     end = await run(launcher, make_spec, "sh", "-c", "sleep 0.2; exit 3")
-    assert dataclasses.replace(end, wall_s=None) == ProcessEnd(exit_status=3)
+    assert dataclasses.replace(end, wall_s=None) == ProcessEnd(exit_status=3, results_bytes=0)
     assert end.wall_s is not None
     assert 0.2 <= end.wall_s < 2
     assert await launcher.wait("1") == end

@@ -30,6 +30,7 @@ from .kernel import (
     PR_SET_CHILD_SUBREAPER,
     PR_SET_PDEATHSIG,
     be_no_dearer_than_others,
+    file_size,
     kill_cgroup,
     machine_oom_kills,
     now_s,
@@ -72,6 +73,7 @@ class Shim:
         self._status: int | None = None
         self._started_s = 0.0
         self._ended_s = 0.0
+        self._results_bytes: int | None = None
         self._timed_out = False
         self._ended_on_request = False
         self._kill_at_s: float | None = None
@@ -291,6 +293,7 @@ class Shim:
                 return True
             if pid == self._worker and self._status is None:
                 self._status, self._ended_s = status, now_s()
+                self._results_bytes = file_size(self._env.get("BOUNDD_RESULTS", ""))
 
     def _drain(self, most_bytes: int) -> bool:
         """Move up to about `most_bytes` of output to the log; False at its end."""
@@ -329,6 +332,7 @@ class Shim:
             "ended_on_request": self._ended_on_request,
             "start_error": start_error,
             "wall_s": round(max(0.0, self._ended_s - self._started_s), 3),
+            "results_bytes": self._results_bytes,
             "lease_waited_s": None if self._lease is None else round(self._lease.waited_s, 3),
         }
 

@@ -1,6 +1,6 @@
 """What the shim asks of the kernel: its clock, its files, its cgroups."""
 # pathlib and contextlib would cost each shim memory and start-up time:
-# ruff: noqa: PTH106, PTH123, SIM105
+# ruff: noqa: PTH106, PTH116, PTH123, SIM105
 
 from __future__ import annotations
 
@@ -50,6 +50,16 @@ def read_number(path: str) -> int | None:
     except OSError:
         return None
     return int(text) if text.isdigit() else None
+
+
+def file_size(path: str) -> int | None:
+    """How many bytes a file has: 0 where there is none, None where nobody can tell."""
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0 if path else None
+    except OSError:
+        return None
 
 
 def machine_oom_kills() -> int:
