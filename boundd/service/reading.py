@@ -97,8 +97,7 @@ def _open(path: Path) -> BinaryIO | None:
         if error.errno in _NO_FILE:
             raise NotAFileError(f"{path.name} can't be read as a file: {error.strerror}") from error
         raise
-    file = os.fdopen(descriptor, "rb", buffering=0)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
+        os.close(descriptor)
         raise NotAFileError(f"{path.name} is not a regular file")
-    return file
+    return os.fdopen(descriptor, "rb", buffering=0)
