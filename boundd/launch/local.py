@@ -129,7 +129,7 @@ class LocalLauncher:
                 pause_s *= 2
         if record is None:
             return
-        pidfd = _open_shim(record)
+        pidfd = self._open_shim(attempt_id, record)
         if pidfd is None:
             if self.is_alive(attempt_id):
                 await to_thread.run_sync(self._kill_remnants, attempt_id)
@@ -157,7 +157,8 @@ class LocalLauncher:
     def unkillable(self, attempt_id: str) -> frozenset[Unkillable]:
         """Its processes that were sent KILL and are there all the same, as of now: most of them will be gone soon."""
         record = self._record(attempt_id)
-        if record is not None and record.of_this_boot() and processes.tree(record):
+        lock = self._folder(attempt_id) / shim.LOCK
+        if record is not None and record.of_this_boot() and processes.tree(record, lock):
             # Ended threads and all: a process whose first thread is a zombie lives as long as another one doesn't end.
             return processes.unkillable(shim.descendants(record.pid, zombies=True))
         return processes.unkillable(self._remnants(attempt_id)) if self.is_alive(attempt_id) else frozenset()
@@ -167,7 +168,7 @@ class LocalLauncher:
         record = self._record(attempt_id)
         if record is None or not record.of_this_boot():
             return frozenset()
-        found = processes.tree(record)
+        found = processes.tree(record, self._folder(attempt_id) / shim.LOCK)
         # Looking for what a dead shim left walks all of /proc, which is for when something is there to be found.
         if found or not self.is_alive(attempt_id):
             return found
@@ -236,12 +237,23 @@ class LocalLauncher:
         except RecordError:
             return None
 
+    def _open_shim(self, attempt_id: str, record: ShimRecord | None) -> int | None:
+        """A pidfd of the attempt's shim; None where it is gone or not known."""
+        if record is None or not record.of_this_boot():
+            return None
+        pidfd = shim.open_verified(record.pid, record.start_ticks)
+        # A clock tick is long: a stranger may have both the pid and the start. But the lock it can't have.
+        if pidfd is not None and processes.holds(record.pid, self._folder(attempt_id) / shim.LOCK) is False:
+            os.close(pidfd)
+            return None
+        return pidfd
+
     async def _until_shim_gone(self, attempt_id: str) -> None:
         pause_s = _FIRST_PAUSE_S
         while True:
             # Read once: a record that appears between two looks would make a starting shim seem a dead one.
             record = self._record(attempt_id)
-            pidfd = _open_shim(record)
+            pidfd = self._open_shim(attempt_id, record)
             if pidfd is not None:
                 try:
                     await anyio.wait_readable(pidfd)
@@ -311,13 +323,6 @@ def _ending(code: int | None) -> str:
     if code is None:
         return "is gone without an outcome"
     return f"ended with status {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
-
-
-def _open_shim(record: ShimRecord | None) -> int | None:
-    """A pidfd of the attempt's shim; None where it is gone or not known."""
-    if record is None or not record.of_this_boot():
-        return None
-    return shim.open_verified(record.pid, record.start_ticks)
 
 
 def _claim(folder: Path, lock: int, attempt_id: str) -> None:

@@ -37,10 +37,10 @@ def lock_is_held(path: Path) -> bool:
     return False
 
 
-def tree(record: ShimRecord) -> frozenset[int]:
-    """The pids of the shim and everything below it; empty where it is gone."""
+def tree(record: ShimRecord, lock: Path) -> frozenset[int]:
+    """The pids of the shim, who holds its attempt's lock, and everything below it; empty where it is gone."""
     stat = shim.stat_of(record.pid)
-    if stat is None or stat.start_ticks != record.start_ticks or stat.state in "ZX":
+    if stat is None or stat.start_ticks != record.start_ticks or stat.state in "ZX" or holds(record.pid, lock) is False:
         return frozenset()
     return frozenset((record.pid, *(below.pid for below in shim.descendants(record.pid))))
 
@@ -61,7 +61,7 @@ def remnants(lock: Path, results: Path, record: ShimRecord | None) -> list[Stat]
         for stat in shim.all_stats()
         if stat.pid != own
         and stat.state not in "ZX"
-        and ((stat.session == session and wanted in _environment(stat.pid)) or _holds(stat.pid, held))
+        and ((stat.session == session and wanted in _environment(stat.pid)) or _holds(stat.pid, held) is True)
     ]
 
 
@@ -118,16 +118,26 @@ def _environment(pid: int) -> list[bytes]:
         return []
 
 
-def _holds(pid: int, lock: str) -> bool:
+def holds(pid: int, lock: Path) -> bool | None:
+    """Whether the process has a descriptor that holds the lock; None where we may not know."""
+    return _holds(pid, str(lock.resolve()))
+
+
+def _holds(pid: int, lock: str) -> bool | None:
     """Whether the process has a descriptor that holds the lock, and not just one of the same file."""
     try:
-        for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208 - names are all that is wanted
-            if (
-                os.readlink(f"/proc/{pid}/fd/{name}") == lock  # noqa: PTH115
-                and "FLOCK" in Path(f"/proc/{pid}/fdinfo/{name}").read_text()
-            ):
-                return True
-    except OSError:
-        # Gone meanwhile, or somebody else's.
+        names = os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208 - names are all that is wanted
+        return any(_is_held_by(f"/proc/{pid}", name, lock) for name in names)
+    except PermissionError:
+        return None
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return False
+
+
+def _is_held_by(process: str, name: str, lock: str) -> bool:
+    try:
+        # An exact comparison first: most descriptors are of something else.
+        is_the_file = os.readlink(f"{process}/fd/{name}") == lock  # noqa: PTH115
+        return is_the_file and "FLOCK" in Path(f"{process}/fdinfo/{name}").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # Closed meanwhile: the next one may be the lock all the same.
