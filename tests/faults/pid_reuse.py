@@ -32,9 +32,8 @@ DEEDS = ("end", "wait", "end and wait", "pids")
 
 def spec_of(attempts: Path, attempt_id: str, left: str) -> LaunchSpec:
     """A worker that is killed; with a child in a session of its own, deaf to TERM, where one is to be left."""
-    leave = '(setsid sh -c \'trap "" TERM; echo there > $0; while :; do sleep 5; done\' "$1" &) ; ' * (
-        left != "nothing"
-    )
+    stays = 'trap "" TERM; echo there > $0; while :; do sleep 5; done'
+    leave = f"(setsid sh -c '{stays}' \"$1\" &) ; " if left != "nothing" else ""
     env = {"PATH": os.environ["PATH"], "BOUNDD_RESULTS": str(attempts / attempt_id / "results.jsonl")}
     argv = ("sh", "-c", f"{leave} exec sleep 600", "worker", str(attempts / attempt_id / "left"))
     return LaunchSpec(attempt_id, attempts / attempt_id, argv, env, attempts, 600, 0.2)

@@ -240,7 +240,8 @@ def test_hostile_workers(
         box.daemon.send_signal(signal.SIGHUP)
         box.until_idle(2)
         growth_bytes = max(growth_bytes, memory_bytes(box.daemon.pid, "VmHWM") - base_bytes)
-        alive += survivors(box.folder)
+        found = survivors(box.folder)
+        alive += found
         locks += box.live_locks()
         box.stop()
         ends = box.ends()
@@ -249,7 +250,9 @@ def test_hostile_workers(
             seen[kind] += 1
             if ends.get(cell) != (*MUST_BE[kind], 1):
                 wrong.append(f"{cell}: {ends.get(cell)}")
-        shutil.rmtree(box.folder)
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(box.folder, ignore_errors=True)
     report(
         "hostile workers",
         workers=seen.total() - seen["good"],

@@ -1,9 +1,9 @@
 """Campaign: an attempt dies with its shim, a stranger gets the pid of one of them, and a launcher adopts.
 
 In a pid namespace of its own, where `ns_last_pid` says which pid is the next. The stranger leads a session, as a worker
-does, and belongs to nobody. The record is as it was; or says the stranger's own start time, as it would of one that started
-within the same clock tick; or that and another boot. In some rounds a child of the attempt lives on, with the lock, and must
-be found and killed. The launcher ends, waits, looks; the stranger must be alive, and nobody waited for.
+does, and belongs to nobody. The record is as it was; or says the stranger's own start time, as it would of one that
+started within the same clock tick; or that and another boot. In some rounds a child of the attempt lives on, with the
+lock, and must be found and killed. The launcher ends, waits, looks; the stranger must be alive, and nobody waited for.
 
 Seen to fail: with `holds` in boundd/launch/processes.py that always says None, the strangers with an equal start are
 killed, or waited for; with an `open_verified` in boundd/launch/shim/identity.py that doesn't compare the start time and
