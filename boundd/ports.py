@@ -111,8 +111,24 @@ class ProcessEnd:
     """The most of the host's memory that all of its processes held together; None where nobody counted."""
     host_memory: str = ""
     """Set where the kernel ended some of it because the host's memory, or its own limit of that, was used up."""
+    results_bytes: int | None = None
+    """How long the results file was when the worker ended: what was appended later is not its word. None: not known."""
     lease_waited_s: float | None = None
     """About how long it waited for its device's lease, which put its deadline off; None where it had none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unkillable:
+    """A process that has been sent KILL and lives."""
+
+    pid: int
+    start_ticks: int
+    """When it started, in clock ticks since boot: with the pid, its identity."""
+    name: str = field(default="", compare=False)
+    state: str = field(default="", compare=False)
+    """As in proc_pid_stat(5): D waits in the kernel."""
+    waits_in: str = field(default="", compare=False)
+    """The function of the kernel that it waits in; empty where the kernel doesn't say."""
 
 
 class Launcher(Protocol):
@@ -133,6 +149,12 @@ class Launcher(Protocol):
 
     async def end(self, attempt_id: str) -> None:
         """Ask the shim for TERM, grace, KILL on the whole tree. Returns at once; `wait` tells when it is over."""
+
+    def trouble(self, attempt_id: str) -> str:
+        """Why a live attempt can only be waited for, and not asked to end; empty where it isn't so."""
+
+    def unkillable(self, attempt_id: str) -> frozenset[Unkillable]:
+        """Its processes that were sent KILL and are there all the same, as of now: most of them will be gone soon."""
 
     def pids(self, attempt_id: str) -> frozenset[int]:
         """The host pids of the attempt's processes, as far as they can be told."""

@@ -274,7 +274,9 @@ def _why_not_pending(state: State, record: CellRecord, now: Now) -> Deferral | N
     if attempt is not None:
         elapsed_s = max(0.0, now.unix_s - attempt.started_unix_s)
         held = f"{attempt.reservation_bytes:,} bytes reserved"
-        return Deferral(f"attempt {attempt.number} {attempt.state} on {attempt.device} for {elapsed_s:.0f} s, {held}")
+        stuck = f"; it can't be killed: {attempt.unkillable}" if attempt.unkillable else ""
+        where = f"on {attempt.device} for {elapsed_s:.0f} s, {held}{stuck}"
+        return Deferral(f"attempt {attempt.number} {attempt.state} {where}")
     if record.state is CellState.PENDING:
         return None
     why = f": {record.error.kind}: {record.error.message}" if record.error is not None else ""

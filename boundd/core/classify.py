@@ -7,6 +7,7 @@ memory, since it is the host that kills so.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -47,6 +48,25 @@ class WorkerError:
 
 
 @dataclass(frozen=True, slots=True)
+class Printed:
+    """The lines `speedup: x.xx` of an output: how many there are, and the largest that can be a speed-up."""
+
+    count: int = 0
+    largest: float | None = None
+
+    @classmethod
+    def of(cls, text: str) -> Printed:
+        """Those of a text."""
+        # Digits without end make an infinite number, and 0.0 is no speed-up.
+        found = [value for match in SPEEDUP.findall(text) if 0 < (value := float(match)) < math.inf]
+        return cls(len(found), max(found, default=None))
+
+    def __add__(self, other: Printed) -> Printed:
+        known = [value for value in (self.largest, other.largest) if value is not None]
+        return Printed(self.count + other.count, max(known, default=None))
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """All that is known of how an attempt ended. `log_text` is its output, or the head and tail of a long one."""
 
@@ -68,6 +88,8 @@ class Evidence:
     log_text: str = ""
     from_stdout: bool = False
     """The result is the largest `speedup: x.xx` of the output."""
+    printed: Printed | None = None
+    """Those of the whole output, where `log_text` isn't all of it."""
     ran_alone: bool = False
     """No other attempt was on the device: what boundd can attest for a worker that doesn't attest it itself."""
     foreign_seen: bool = False
@@ -89,14 +111,14 @@ def classify(evidence: Evidence, at_unix_s: float) -> Verdict:
 
 def stdout_measurement(evidence: Evidence) -> Measurement | None:
     """The largest speed-up in an output; None where there is none."""
-    found = [float(match) for match in SPEEDUP.findall(evidence.log_text)]
-    if not found:
+    found = evidence.printed if evidence.printed is not None else Printed.of(evidence.log_text)
+    if found.largest is None:
         return None
     isolation = Isolation.EXCLUSIVE if evidence.ran_alone else Isolation.UNKNOWN
     if evidence.foreign_seen:
         isolation = Isolation.CONTENDED
-    details = {"points": len(found), "read_from": "stdout", "isolation_attested_by": "boundd"}
-    return Measurement(max(found), None, None, isolation, details=details)
+    details = {"points": found.count, "read_from": "stdout", "isolation_attested_by": "boundd"}
+    return Measurement(found.largest, None, None, isolation, details=details)
 
 
 def _verdict(

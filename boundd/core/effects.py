@@ -31,6 +31,7 @@ class Action(StrEnum):
     ATTEMPT_ADOPTED = "attempt-adopted"
     ATTEMPT_ENDING = "attempt-ending"
     ATTEMPT_ENDED = "attempt-ended"
+    ATTEMPT_UNKILLABLE = "attempt-unkillable"
     FOREIGN_PROCESS = "foreign-process"
     RESERVATION_EXCEEDED = "reservation-exceeded"
     OUT_OF_MEMORY = "out-of-memory"

@@ -18,6 +18,7 @@ from boundd.core.records import Record, SaveCell, SaveCordon, SaveDuration, Save
 from boundd.core.retry import cut_siblings, decide
 from boundd.core.state import State
 from boundd.core.suspicion import after_end, is_quick_failure, to_cordon
+from boundd.core.unkillable import lifted_after
 from boundd.core.workload import subject_on, workload_of
 
 
@@ -40,9 +41,10 @@ def end_attempt(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> t
         lessons = [*lessons, *cut]
         memory_notes += [_lowered(saved.record, attempt) for saved in cut]
     new = after_end(new, attempt, verdict, now.boot_s)
+    new, lifted, lift_notes = lifted_after(new, attempt)
     new, cordons, cordon_notes = cordoned(new)
-    told = (_end_note(attempt, verdict), *memory_notes, *notes, *cordon_notes)
-    return new, (Commit((*records, *lessons, *cordons)), *told, ResultsChanged())
+    told = (_end_note(attempt, verdict), *memory_notes, *notes, *lift_notes, *cordon_notes)
+    return new, (Commit((*records, *lessons, *lifted, *cordons)), *told, ResultsChanged())
 
 
 def cordoned(state: State) -> tuple[State, tuple[Record, ...], tuple[Note, ...]]:

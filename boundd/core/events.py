@@ -72,6 +72,14 @@ class AttemptEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptUnkillable:
+    """KILL was sent to a process of the attempt and has not ended it; `why` names it, its state and since when."""
+
+    attempt_id: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class RetryRequested:
     """A person wants these cells run again, with all that was charged to them forgotten."""
 
@@ -148,6 +156,7 @@ Event = (
     | AttemptProgressed
     | PointMeasured
     | AttemptEnded
+    | AttemptUnkillable
     | RetryRequested
     | CancelRequested
     | PauseRequested

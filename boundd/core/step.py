@@ -34,6 +34,7 @@ from boundd.core.retry import LEVELS, batch_to_retry
 from boundd.core.state import State
 from boundd.core.suspicion import seen_running
 from boundd.core.table import Cells
+from boundd.core.unkillable import cordoned_for
 
 Step = tuple[State, tuple[Effect, ...]]
 
@@ -175,6 +176,17 @@ def _point_measured(state: State, event: ev.PointMeasured, now: Now) -> Step:
 
 def _attempt_ended(state: State, event: ev.AttemptEnded, now: Now) -> Step:
     return end_attempt(state, state.attempts[event.attempt_id], event.verdict, now)
+
+
+def _attempt_unkillable(state: State, event: ev.AttemptUnkillable, now: Now) -> Step:
+    attempt = state.attempts.get(event.attempt_id)
+    if attempt is None or attempt.unkillable:
+        return state, ()
+    stuck = replace(attempt, unkillable=event.why)
+    state = replace(state, attempts=state.attempts.set(attempt.id, stuck))
+    new, records, notes = cordoned_for(state, stuck)
+    told = replace(_note(Action.ATTEMPT_UNKILLABLE, f"{attempt.label}: {event.why}", attempt), level="error")
+    return new, (*_commit(records), told, *notes)
 
 
 def _retry_requested(state: State, event: ev.RetryRequested, now: Now) -> Step:
@@ -344,6 +356,7 @@ _HANDLERS: dict[type, Callable[[State, Any, Now], Step]] = {
     ev.AttemptProgressed: _attempt_progressed,
     ev.PointMeasured: _point_measured,
     ev.AttemptEnded: _attempt_ended,
+    ev.AttemptUnkillable: _attempt_unkillable,
     ev.RetryRequested: _retry_requested,
     ev.CancelRequested: _cancel_requested,
     ev.PauseRequested: _pause_requested,

@@ -20,7 +20,7 @@ from anyio import to_thread
 from boundd.launch import cgroups, processes, shim
 from boundd.launch.records import RecordError, ShimRecord, read_outcome, read_shim
 from boundd.launch.spawner import ShimSpawner
-from boundd.ports import LaunchError, LaunchSpec, ProcessEnd
+from boundd.ports import LaunchError, LaunchSpec, ProcessEnd, Unkillable
 
 _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 1.0
@@ -129,7 +129,7 @@ class LocalLauncher:
                 pause_s *= 2
         if record is None:
             return
-        pidfd = _open_shim(record)
+        pidfd = self._open_shim(attempt_id, record)
         if pidfd is None:
             if self.is_alive(attempt_id):
                 await to_thread.run_sync(self._kill_remnants, attempt_id)
@@ -141,12 +141,34 @@ class LocalLauncher:
         finally:
             os.close(pidfd)
 
+    def trouble(self, attempt_id: str) -> str:
+        """Why a live attempt can only be waited for, and not asked to end; empty where it isn't so.
+
+        Raises:
+            OSError: it can't be told.
+        """
+        try:
+            read_shim(self._folder(attempt_id))
+        except RecordError as error:
+            if self.is_alive(attempt_id):
+                return f"who its shim is can't be told, so it is left alone until nothing of it lives: {error}"
+        return ""
+
+    def unkillable(self, attempt_id: str) -> frozenset[Unkillable]:
+        """Its processes that were sent KILL and are there all the same, as of now: most of them will be gone soon."""
+        record = self._record(attempt_id)
+        lock = self._folder(attempt_id) / shim.LOCK
+        if record is not None and record.of_this_boot() and processes.tree(record, lock):
+            # Ended threads and all: a process whose first thread is a zombie lives as long as another one doesn't end.
+            return processes.unkillable(shim.descendants(record.pid, zombies=True))
+        return processes.unkillable(self._remnants(attempt_id)) if self.is_alive(attempt_id) else frozenset()
+
     def pids(self, attempt_id: str) -> frozenset[int]:
         """The host pids of the attempt's processes, its shim among them, as far as they can be told."""
         record = self._record(attempt_id)
         if record is None or not record.of_this_boot():
             return frozenset()
-        found = processes.tree(record)
+        found = processes.tree(record, self._folder(attempt_id) / shim.LOCK)
         # Looking for what a dead shim left walks all of /proc, which is for when something is there to be found.
         if found or not self.is_alive(attempt_id):
             return found
@@ -215,12 +237,23 @@ class LocalLauncher:
         except RecordError:
             return None
 
+    def _open_shim(self, attempt_id: str, record: ShimRecord | None) -> int | None:
+        """A pidfd of the attempt's shim; None where it is gone or not known."""
+        if record is None or not record.of_this_boot():
+            return None
+        pidfd = shim.open_verified(record.pid, record.start_ticks)
+        # A clock tick is long: a stranger may have both the pid and the start. But the lock it can't have.
+        if pidfd is not None and processes.holds(record.pid, self._folder(attempt_id) / shim.LOCK) is False:
+            os.close(pidfd)
+            return None
+        return pidfd
+
     async def _until_shim_gone(self, attempt_id: str) -> None:
         pause_s = _FIRST_PAUSE_S
         while True:
             # Read once: a record that appears between two looks would make a starting shim seem a dead one.
             record = self._record(attempt_id)
-            pidfd = _open_shim(record)
+            pidfd = self._open_shim(attempt_id, record)
             if pidfd is not None:
                 try:
                     await anyio.wait_readable(pidfd)
@@ -292,13 +325,6 @@ def _ending(code: int | None) -> str:
     return f"ended with status {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
 
 
-def _open_shim(record: ShimRecord | None) -> int | None:
-    """A pidfd of the attempt's shim; None where it is gone or not known."""
-    if record is None or not record.of_this_boot():
-        return None
-    return shim.open_verified(record.pid, record.start_ticks)
-
-
 def _claim(folder: Path, lock: int, attempt_id: str) -> None:
     """Take the lock, and clear away what a crashed launch left.
 
@@ -330,7 +356,7 @@ def _spec_document(spec: LaunchSpec, cgroup: str) -> dict[str, Any]:
     if not spec.argv:
         raise ValueError("the command is empty")
     return {
-        "format": shim.FORMAT,
+        "format": shim.SPEC_FORMAT,
         "argv": list(spec.argv),
         "env": dict(spec.env),
         "cwd": str(spec.cwd),

@@ -10,7 +10,11 @@ from pathlib import Path
 from boundd.launch import shim
 from boundd.launch.records import ShimRecord
 from boundd.launch.shim import Stat
+from boundd.ports import Unkillable
 from boundd.protocol import environment
+
+_PF_EXITING = 4
+"""Of the flags in /proc/PID/stat: on its way out (include/linux/sched.h)."""
 
 
 def lock_is_held(path: Path) -> bool:
@@ -33,10 +37,10 @@ def lock_is_held(path: Path) -> bool:
     return False
 
 
-def tree(record: ShimRecord) -> frozenset[int]:
-    """The pids of the shim and everything below it; empty where it is gone."""
+def tree(record: ShimRecord, lock: Path) -> frozenset[int]:
+    """The pids of the shim, who holds its attempt's lock, and everything below it; empty where it is gone."""
     stat = shim.stat_of(record.pid)
-    if stat is None or stat.start_ticks != record.start_ticks or stat.state in "ZX":
+    if stat is None or stat.start_ticks != record.start_ticks or stat.state in "ZX" or holds(record.pid, lock) is False:
         return frozenset()
     return frozenset((record.pid, *(below.pid for below in shim.descendants(record.pid))))
 
@@ -57,8 +61,48 @@ def remnants(lock: Path, results: Path, record: ShimRecord | None) -> list[Stat]
         for stat in shim.all_stats()
         if stat.pid != own
         and stat.state not in "ZX"
-        and ((stat.session == session and wanted in _environment(stat.pid)) or _holds(stat.pid, held))
+        and ((stat.session == session and wanted in _environment(stat.pid)) or _holds(stat.pid, held) is True)
     ]
+
+
+def unkillable(stats: list[Stat]) -> frozenset[Unkillable]:
+    """Those among these processes that KILL was sent to, and that live."""
+    found = (_unkillable(stat) for stat in stats)
+    return frozenset(each for each in found if each is not None)
+
+
+def _unkillable(stat: Stat) -> Unkillable | None:
+    """A thread that has yet to take a KILL, or has and hangs on its way out, is what keeps a process."""
+    for thread in _threads(stat.pid):
+        found = shim.stat_of(stat.pid, thread)
+        if found is None or found.state in "ZX":
+            continue
+        if found.flags & _PF_EXITING or _kill_is_pending(stat.pid, thread):
+            folder = Path(f"/proc/{stat.pid}/task/{thread}")
+            name, waits_in = _text(folder / "comm"), _text(folder / "wchan")
+            return Unkillable(stat.pid, stat.start_ticks, name, found.state, "" if waits_in == "0" else waits_in)
+    return None
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]  # noqa: PTH208 - names are all that is wanted
+    except OSError:
+        return []
+
+
+def _kill_is_pending(pid: int, thread: int) -> bool:
+    for line in _text(Path(f"/proc/{pid}/task/{thread}/status")).splitlines():
+        if line.startswith(("SigPnd:", "ShdPnd:")) and int(line.split()[1], 16) & 1 << (signal.SIGKILL - 1):
+            return True
+    return False
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def kill(stats: list[Stat]) -> None:
@@ -74,16 +118,26 @@ def _environment(pid: int) -> list[bytes]:
         return []
 
 
-def _holds(pid: int, lock: str) -> bool:
+def holds(pid: int, lock: Path) -> bool | None:
+    """Whether the process has a descriptor that holds the lock; None where we may not know."""
+    return _holds(pid, str(lock.resolve()))
+
+
+def _holds(pid: int, lock: str) -> bool | None:
     """Whether the process has a descriptor that holds the lock, and not just one of the same file."""
     try:
-        for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208 - names are all that is wanted
-            if (
-                os.readlink(f"/proc/{pid}/fd/{name}") == lock  # noqa: PTH115
-                and "FLOCK" in Path(f"/proc/{pid}/fdinfo/{name}").read_text()
-            ):
-                return True
-    except OSError:
-        # Gone meanwhile, or somebody else's.
+        names = os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208 - names are all that is wanted
+        return any(_is_held_by(f"/proc/{pid}", name, lock) for name in names)
+    except PermissionError:
+        return None
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return False
+
+
+def _is_held_by(process: str, name: str, lock: str) -> bool:
+    try:
+        # An exact comparison first: most descriptors are of something else.
+        is_the_file = os.readlink(f"{process}/fd/{name}") == lock  # noqa: PTH115
+        return is_the_file and "FLOCK" in Path(f"{process}/fdinfo/{name}").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # Closed meanwhile: the next one may be the lock all the same.

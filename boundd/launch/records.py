@@ -1,11 +1,15 @@
-"""What a shim left in its attempt's folder, read with suspicion: a power cut or another release may have written it."""
+"""What a shim left in its attempt's folder, read with suspicion: a power cut or another release may have written it.
+
+Each format that is known has a reader of its own; what has another one is never guessed at.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGKILL
+from typing import TypeVar
 
 from boundd.launch import shim
 from boundd.ports import ProcessEnd
@@ -17,6 +21,10 @@ _QUOTED_CHARACTERS = 200
 
 class RecordError(Exception):
     """The environment's: a file is there and can't be understood; the message quotes it."""
+
+
+class UnknownFormatError(RecordError):
+    """A file of a format that this release doesn't know, most likely a later release's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +55,7 @@ def read_shim(folder: Path) -> ShimRecord | None:
     if found is None:
         return None
     text, value = found
-    boot_id = value.get("boot_id")
-    numbers = [value.get(name) for name in ("pid", "start_ticks", "worker_pid", "worker_start_ticks")]
-    whole = [number for number in numbers if isinstance(number, int) and number > 0 and not isinstance(number, bool)]
-    if not isinstance(boot_id, str) or len(whole) != len(numbers):
-        raise RecordError(f"{shim.SHIM} lacks a field or has a wrong one: {_quoted(text)}")
-    cgroup = value.get("cgroup", "")
-    if not isinstance(cgroup, str) or (cgroup and not cgroup.startswith("/")):
-        raise RecordError(f"{shim.SHIM} has a wrong cgroup: {_quoted(text)}")
-    pid, start_ticks, worker_pid, worker_start_ticks = whole
-    return ShimRecord(boot_id, pid, start_ticks, worker_pid, worker_start_ticks, cgroup)
+    return _reader(_SHIM_READERS, shim.SHIM, text, value)(text, value)
 
 
 def read_outcome(folder: Path) -> ProcessEnd | None:
@@ -70,6 +69,23 @@ def read_outcome(folder: Path) -> ProcessEnd | None:
     if found is None:
         return None
     text, value = found
+    return _reader(_OUTCOME_READERS, shim.OUTCOME, text, value)(text, value)
+
+
+def _shim_1(text: str, value: Mapping[str, Json]) -> ShimRecord:
+    boot_id = value.get("boot_id")
+    numbers = [value.get(name) for name in ("pid", "start_ticks", "worker_pid", "worker_start_ticks")]
+    whole = [number for number in numbers if isinstance(number, int) and number > 0 and not isinstance(number, bool)]
+    if not isinstance(boot_id, str) or len(whole) != len(numbers):
+        raise RecordError(f"{shim.SHIM} lacks a field or has a wrong one: {_quoted(text)}")
+    cgroup = value.get("cgroup", "")
+    if not isinstance(cgroup, str) or (cgroup and not cgroup.startswith("/")):
+        raise RecordError(f"{shim.SHIM} has a wrong cgroup: {_quoted(text)}")
+    pid, start_ticks, worker_pid, worker_start_ticks = whole
+    return ShimRecord(boot_id, pid, start_ticks, worker_pid, worker_start_ticks, cgroup)
+
+
+def _outcome_1(text: str, value: Mapping[str, Json]) -> ProcessEnd:
     exit_status, signal, wall_s = value.get("exit_status"), value.get("signal"), value.get("wall_s")
     timed_out, on_request = value.get("timed_out"), value.get("ended_on_request")
     start_error = value.get("start_error")
@@ -88,6 +104,7 @@ def read_outcome(folder: Path) -> ProcessEnd | None:
     return replace(
         end,
         host_peak_bytes=peak if isinstance(peak, int) and peak >= 0 else None,
+        results_bytes=_count(value.get("results_bytes")),
         lease_waited_s=waited_s if isinstance(waited_s, int | float) else None,
         host_memory=host_memory_text(
             end,
@@ -134,10 +151,31 @@ def _read(path: Path) -> tuple[str, Mapping[str, Json]] | None:
         raise RecordError(f"{path.name} is damaged ({error}): {_quoted(text)}") from None
     if not isinstance(value, Mapping):
         raise RecordError(f"{path.name} is not an object: {_quoted(text)}")
-    if value.get("format") != shim.FORMAT:
-        raise RecordError(f"{path.name} has format {value.get('format')!r}, known is {shim.FORMAT}: {_quoted(text)}")
     return text, value
+
+
+_Reader = TypeVar("_Reader")
+
+
+def _reader(readers: Mapping[int, _Reader], name: str, text: str, value: Mapping[str, Json]) -> _Reader:
+    """The reader of the file's format.
+
+    Raises:
+        UnknownFormatError: there is none.
+    """
+    number = value.get("format")
+    # True is 1 to Python, and 1.0 is too.
+    found = readers.get(number) if type(number) is int else None
+    if found is None:
+        known = ", ".join(map(str, readers))
+        raise UnknownFormatError(f"{name} has format {number!r}, known is {known}: {_quoted(text)}")
+    return found
 
 
 def _quoted(text: str) -> str:
     return repr(text if len(text) <= _QUOTED_CHARACTERS else text[:_QUOTED_CHARACTERS] + "…")
+
+
+_SHIM_READERS: Mapping[int, Callable[[str, Mapping[str, Json]], ShimRecord]] = {1: _shim_1}
+_OUTCOME_READERS: Mapping[int, Callable[[str, Mapping[str, Json]], ProcessEnd]] = {1: _outcome_1}
+"""The formats that are known. One is dropped a release after the last that wrote it, not before."""

@@ -16,7 +16,7 @@ from boundd.launch import shim
 
 _PATIENCE_S = 10.0
 _REPORT_BYTES = 8192
-_SCRIPT = Path(shim.__file__).absolute().with_name("zygote.py")
+_SCRIPT = Path(shim.__file__).absolute().parents[1] / "zygote.py"
 
 
 class ShimSpawner:

@@ -9,7 +9,7 @@ A request is the attempt's folder, and three descriptors: its lock, what is stan
 standard error. A shim that ended with anything but 0 is told of: `[folder, status]` in JSON, a signal's number below 0.
 When the daemon is gone the zygote ends; its shims go on.
 """
-# As in shim.py, pathlib would cost each shim memory:
+# As in the shim, pathlib would cost each shim memory:
 # ruff: noqa: PTH120
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import anyio
 
@@ -14,13 +13,13 @@ from boundd.core.events import AttemptEnded, AttemptProgressed, AttemptStarted, 
 from boundd.core.outcomes import ErrorKind, Isolation, Measurement, PointRecord, Verdict
 from boundd.ports import Clock, Launcher, LaunchError, LaunchSpec, ProcessEnd
 from boundd.protocol import lines
+from boundd.service import reading
 
 RESULTS_INTERVAL_S = 0.25
 """How often a running worker's lines are read, for the progress that people see. Ends are acted on at once."""
-LOG_READ_LIMIT_BYTES = 32 * 1024**2
-"""The launcher caps a log below this, so all that was kept of it is read."""
-RESULTS_READ_LIMIT_BYTES = 64 * 1024**2
-"""A worker that writes more lines than this is broken; what is over it is not read."""
+RESULTS_LIMIT_BYTES = 64 * 1024**2
+POINTS_LIMIT = 10_000
+"""A worker that writes more than this is broken: its result is malformed, and nothing past it is read or kept."""
 
 
 @dataclass(slots=True)
@@ -37,15 +36,31 @@ class Collected:
 
     def take(self, attempt_id: str, data: bytes) -> list[Event]:
         """The events that more of the file makes. After a malformed line nothing more is believed."""
-        events: list[Event] = []
+        self.read_bytes += len(data)
+        points: list[Event] = []
+        progress: Event | None = None
         try:
             for text in self.splitter.feed(data):
                 event = self._line(attempt_id, lines.parse_line(text))
-                if event is not None:
-                    events.append(event)
+                if isinstance(event, AttemptProgressed):
+                    progress = event  # of many only the last one says where it is
+                elif event is not None:
+                    points.append(event)
+            self._check_size()
         except lines.MalformedLineError as error:
             self.malformed = self.malformed or str(error)
-        return events
+        return points if progress is None else [*points, progress]
+
+    def _check_size(self) -> None:
+        """Hold the worker to what a result may be.
+
+        Raises:
+            MalformedLineError: it is more.
+        """
+        if len(self.splitter.rest) > lines.MAX_LINE_BYTES:
+            raise lines.MalformedLineError(f"a line of more than {lines.MAX_LINE_BYTES:,} bytes")
+        if self.read_bytes >= RESULTS_LIMIT_BYTES:
+            raise lines.MalformedLineError(f"more than {RESULTS_LIMIT_BYTES:,} bytes of results")
 
     def _line(self, attempt_id: str, line: lines.Line) -> Event | None:
         if self.malformed:
@@ -54,6 +69,8 @@ class Collected:
             case lines.Progress():
                 return AttemptProgressed(attempt_id, line.done, line.total)
             case lines.Point():
+                if self.points == POINTS_LIMIT:
+                    raise lines.MalformedLineError(f"more than {POINTS_LIMIT:,} points")
                 self.points += 1
                 point = PointRecord(
                     line.parameters, line.speedup, line.score_loss, Isolation(line.isolation), line.extra
@@ -113,7 +130,7 @@ class AttemptWatcher:
             group.start_soon(self._follow, attempt_id, collected)
             end = await self._launcher.wait(attempt_id)
             group.cancel_scope.cancel()
-        await self._read_more(attempt_id, collected)
+        collected = await self._read_to_the_end(attempt_id, collected, end)
         await self._submit(AttemptEnded(attempt_id, await self._verdict(attempt_id, end, collected)))
 
     async def _follow(self, attempt_id: str, collected: Collected) -> None:
@@ -122,17 +139,47 @@ class AttemptWatcher:
             await anyio.sleep(RESULTS_INTERVAL_S)
 
     async def _read_more(self, attempt_id: str, collected: Collected) -> None:
-        path = self._launcher.results_path(attempt_id)
-        # Reading and submitting what was read are one unit: a cancelled half would lose the lines in between.
-        with anyio.CancelScope(shield=True):
-            data = await anyio.to_thread.run_sync(_read_from, path, collected.read_bytes)
-            collected.read_bytes += len(data)
-            for event in collected.take(attempt_id, data):
+        """Read on to the end of the results, a chunk at a time, and submit what they say."""
+        more = True
+        while more:
+            # Reading and submitting what was read are one unit: a cancelled half would lose the lines in between.
+            with anyio.CancelScope(shield=True):
+                more = await self._read_chunk(attempt_id, collected, RESULTS_LIMIT_BYTES)
+
+    async def _read_chunk(self, attempt_id: str, collected: Collected, until_bytes: int, *, tell: bool = True) -> bool:
+        """Whether there was anything to be read below `until_bytes`; nothing is after a malformed line."""
+        if collected.malformed:
+            return False
+        path, most = self._launcher.results_path(attempt_id), until_bytes - collected.read_bytes
+        try:
+            data = await anyio.to_thread.run_sync(
+                reading.read_chunk, path, collected.read_bytes, min(most, reading.CHUNK_BYTES)
+            )
+        except reading.NotAFileError as error:
+            collected.malformed = str(error)
+            return False
+        for event in collected.take(attempt_id, data):
+            if tell:
                 await self._submit(event)
+        return bool(data)
+
+    async def _read_to_the_end(self, attempt_id: str, collected: Collected, end: ProcessEnd) -> Collected:
+        """All that the worker wrote; what something else appended after its end doesn't count."""
+        until_bytes = RESULTS_LIMIT_BYTES if end.results_bytes is None else end.results_bytes
+        if collected.read_bytes > until_bytes:
+            # Some of that has been read already: once more, without telling twice what has been told.
+            collected = Collected()
+            while await self._read_chunk(attempt_id, collected, until_bytes, tell=False):
+                pass
+        while await self._read_chunk(attempt_id, collected, until_bytes):
+            pass
+        return collected
 
     async def _verdict(self, attempt_id: str, end: ProcessEnd, collected: Collected) -> Verdict:
         attempt = self._attempt_now(attempt_id)
-        log = await anyio.to_thread.run_sync(_read_log, self._launcher.log_path(attempt_id))
+        path = self._launcher.log_path(attempt_id)
+        log = await anyio.to_thread.run_sync(reading.read_log, path)
+        printed = await anyio.to_thread.run_sync(reading.read_printed, path) if self._from_stdout else None
         memory = collected.memory
         evidence = Evidence(
             exit_status=end.exit_status,
@@ -149,6 +196,7 @@ class AttemptWatcher:
             malformed=collected.malformed,
             host_memory=end.host_memory,
             log_text=log,
+            printed=printed,
             from_stdout=self._from_stdout,
             ran_alone=not attempt.had_company,
             foreign_seen=attempt.foreign_seen,
@@ -177,20 +225,3 @@ def _host_peak_bytes(memory: lines.Memory | None) -> int | None:
     """What the worker said of its own resident memory; None where it said nothing, or no size."""
     said = memory.extra.get("host_peak_bytes") if memory is not None else None
     return said if isinstance(said, int) and not isinstance(said, bool) and said > 0 else None
-
-
-def _read_from(path: Path, offset: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            return file.read(max(0, RESULTS_READ_LIMIT_BYTES - offset))
-    except FileNotFoundError:
-        return b""
-
-
-def _read_log(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return file.read(LOG_READ_LIMIT_BYTES).decode(errors="replace")
-    except FileNotFoundError:
-        return ""

@@ -51,6 +51,7 @@ from boundd.ports import (
     Store,
     StoreBusyError,
 )
+from boundd.service import stuck
 from boundd.service.attempts import AttemptWatcher
 from boundd.service.processes import attempts_by_device, foreign_on, observed_in
 
@@ -246,10 +247,11 @@ class Daemon:
             async with anyio.create_task_group() as group:
                 self._group = group
                 for attempt in tuple(self._state.attempts.values()):
-                    self.tell(_adopted(attempt))
+                    self.tell(_adopted(attempt, self.launcher.trouble(attempt.id)))
                     group.start_soon(self._watcher().adopt, attempt.id)
                 group.start_soon(self._probe_devices)
                 group.start_soon(self._wake_on_time)
+                group.start_soon(self._look_out_for_stuck)
                 await self.submit_until_stored(Wake())
                 await self._until_stop(until_idle=until_idle)
                 await self._wind_down()
@@ -413,6 +415,16 @@ class Daemon:
             if scope.cancelled_caught:
                 await self.submit_until_stored(Wake())
 
+    async def _look_out_for_stuck(self) -> None:
+        watch = stuck.StuckWatch(self.launcher)
+        while True:
+            await anyio.sleep(stuck.LOOK_S)
+            ids, now = tuple(self._state.attempts), self.clock.now()
+            # In a thread: it walks through /proc.
+            with suppress(OSError):
+                for event in await anyio.to_thread.run_sync(watch.look, ids, now):
+                    await self.submit_until_stored(event)
+
     async def _export_when_wanted(self) -> None:
         while True:
             await self._export_wanted.wait()
@@ -422,10 +434,11 @@ class Daemon:
             await anyio.sleep((self.clock.now().boot_s - begun_boot_s) * EXPORT_REST)
 
 
-def _adopted(attempt: Attempt) -> Note:
+def _adopted(attempt: Attempt, trouble: str) -> Note:
     return Note(
         Action.ATTEMPT_ADOPTED,
-        f"attempt {attempt.number} of {attempt.label} was begun by an earlier daemon",
+        f"attempt {attempt.number} of {attempt.label} was begun by an earlier daemon" + (trouble and f"; {trouble}"),
+        "warning" if trouble else "info",
         cell=attempt.label,
         attempt=attempt.id,
         device=attempt.device,

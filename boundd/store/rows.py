@@ -48,7 +48,8 @@ Statement = tuple[str, Values]
 PAUSED = "paused"
 """The name in `meta` of whether new attempts are held back."""
 
-_ATTEMPT_FIELDS = tuple(f.name for f in fields(Attempt))
+# Which of its processes can't be killed is seen anew after a restart.
+_ATTEMPT_FIELDS = tuple(f.name for f in fields(Attempt) if f.name != "unkillable")
 _ATTEMPT_FLAGS = ("exclusive", "whole_device", "had_company", "foreign_seen")
 
 

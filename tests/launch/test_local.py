@@ -102,7 +102,7 @@ def shim_record(attempts: Path) -> dict[str, int]:
 async def test_a_worker_that_ends_is_told_by_its_status(launcher: LocalLauncher, make_spec: MakeSpec) -> None:
     """The exit status and the time are reported, again too, and nothing stays behind."""
     end = await run(launcher, make_spec, "sh", "-c", "sleep 0.2; exit 3")
-    assert dataclasses.replace(end, wall_s=None) == ProcessEnd(exit_status=3)
+    assert dataclasses.replace(end, wall_s=None) == ProcessEnd(exit_status=3, results_bytes=0)
     assert end.wall_s is not None
     assert 0.2 <= end.wall_s < 2
     assert await launcher.wait("1") == end
@@ -263,10 +263,13 @@ async def test_children_that_closed_the_lock_are_found_by_session_and_results(
 
 async def test_another_launcher_adopts(launcher: LocalLauncher, make_spec: MakeSpec, attempts: Path) -> None:
     """A launcher in another process waits for, and hears the outcome of, an attempt that it did not start."""
-    await launcher.launch(make_spec("sh", "-c", "sleep 1.5; exit 4"))
+    await launcher.launch(make_spec("sh", "-c", "until [ -e go ]; do sleep 0.05; done; exit 4"))
     other = another(attempts, "wait")
-    said = await anyio.to_thread.run_sync(lambda: other.communicate(timeout=20)[0])
-    assert said.startswith("waiting True\nProcessEnd(exit_status=4, ")
+    assert other.stdout is not None
+    assert await anyio.to_thread.run_sync(other.stdout.readline) == "waiting True\n"
+    (attempts.parent / "go").touch()
+    said = await anyio.to_thread.run_sync(lambda: other.communicate(timeout=60)[0])
+    assert said.startswith("ProcessEnd(exit_status=4, ")
     assert (await launcher.wait("1")).exit_status == 4
 
 

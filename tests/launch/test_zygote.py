@@ -1,5 +1,6 @@
 """The zygote, with real processes: what becomes of attempts and of it when one of the two is gone."""
 
+import contextlib
 import json
 import os
 import signal
@@ -23,8 +24,12 @@ MakeSpec = Callable[..., LaunchSpec]
 
 def zygotes(attempts: Path) -> list[psutil.Process]:
     """The zygote of this folder, and what it forked and has not become anything else, oldest first."""
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if str(attempts) in child.cmdline()]
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # One that ends while it is looked at; a zombie is none either.
+            if str(attempts) in child.cmdline():
+                found.append(child)
+    return found
 
 
 async def test_a_killed_zygote_costs_nothing(launcher: LocalLauncher, make_spec: MakeSpec, attempts: Path) -> None:

@@ -1,0 +1,370 @@
+"""One attempt, seen through by its shim."""
+# pathlib and contextlib would cost each shim memory and start-up time:
+# ruff: noqa: PTH112, PTH116, PTH123, SIM105
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import select
+import signal
+from typing import Any, NoReturn
+
+from .files import (
+    KNOWN_SPEC_FORMATS,
+    LOCK,
+    LOG,
+    OUTCOME_FORMAT,
+    READY,
+    SHIM,
+    SHIM_FORMAT,
+    SPEC,
+    reserve_outcome,
+    write_atomically,
+    write_outcome,
+)
+from .identity import boot_id, descendants, signal_verified, stat_of
+from .kernel import (
+    PR_SET_CHILD_SUBREAPER,
+    PR_SET_PDEATHSIG,
+    be_no_dearer_than_others,
+    file_size,
+    kill_cgroup,
+    machine_oom_kills,
+    now_s,
+    prctl,
+    read_keyed,
+    read_number,
+    remove_cgroup,
+    write_file,
+)
+from .lease import LeaseWatch
+from .log import CappedLog
+
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_READ_BYTES = 65536
+_LAST_DRAIN_BYTES = 4 * 1024**2
+# poll() counts in a clock that stands still while the machine sleeps; looking up now and then keeps the deadline,
+# which counts in one that doesn't, from being late by the length of the sleep.
+_LONGEST_POLL_S = 10.0
+_KILL_PAUSE_S = 0.02
+_KILL_PAUSE_MAX_S = 1.0
+_KILL_PASSES = 50
+
+
+class Shim:
+    """One attempt, from its fork until nothing is left of it. The current folder is the attempt's."""
+
+    def __init__(self, spec: dict[str, Any], lock: int) -> None:
+        self._argv: list[str] = spec["argv"]
+        self._env: dict[str, str] = spec["env"]
+        self._cwd: str = spec["cwd"]
+        self._timeout_s: float = spec["timeout_s"]
+        self._grace_s: float = spec["grace_s"]
+        self._lock = lock
+        self._log_limit_bytes: int = spec["log_limit_bytes"]
+        self._cgroup: str = spec.get("cgroup", "")
+        self._lease_folder = self._env.get("BOUNDD_LEASE", "")
+        self._lease: LeaseWatch | None = None
+        self._asked_to_end = False
+        self._worker = 0
+        self._status: int | None = None
+        self._started_s = 0.0
+        self._ended_s = 0.0
+        self._results_bytes: int | None = None
+        self._timed_out = False
+        self._ended_on_request = False
+        self._kill_at_s: float | None = None
+        self._kill_pause_s = _KILL_PAUSE_S
+        self._machine_oom_kills = machine_oom_kills()
+
+    def run(self) -> None:
+        """Start the worker, see it through, write the outcome.
+
+        Raises:
+            OSError: nothing was started (no room for the outcome, no process to be had).
+        """
+        self._check_lock()
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self._wake = self._take_signals()
+        reserve_outcome()
+        self._log = CappedLog(LOG, self._log_limit_bytes)
+        self._output, self._error = self._start()
+        self._see_through()
+        self._drain(_LAST_DRAIN_BYTES)
+        self._log.close()
+        write_outcome({**self._outcome(), **self._host_memory()})
+        if self._cgroup:
+            remove_cgroup(self._cgroup)
+
+    def _check_lock(self) -> None:
+        """Without the lock nobody could tell that this attempt lives."""
+        held, named = os.fstat(self._lock), os.stat(LOCK)
+        if (held.st_dev, held.st_ino) != (named.st_dev, named.st_ino):
+            raise OSError(errno.EBADF, "the descriptor handed over is not the attempt's lock")
+
+    def _take_signals(self) -> int:
+        """Turn signals into bytes in a pipe, so that one poll hears of everything; returns its reading end."""
+        wake, woken = os.pipe()
+        os.set_blocking(wake, False)
+        os.set_blocking(woken, False)
+        signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._on_request)
+        signal.signal(signal.SIGINT, self._on_request)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # Whoever forked us may have held signals back.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        return wake
+
+    def _on_request(self, *_: object) -> None:
+        self._asked_to_end = True
+
+    def _start(self) -> tuple[int, int]:
+        """Fork the worker and let it go once shim.json names it; returns its output and its start error to read."""
+        output, output_end = os.pipe()
+        error, error_end = os.pipe()
+        gate, gate_end = os.pipe()
+        shim_pid = os.getpid()
+        # A TERM that reached the child while it still had our handlers would be swallowed: it waits for their end.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
+        self._worker = os.fork()
+        if self._worker == 0:
+            os.close(gate_end)
+            self._become_worker(shim_pid, gate, output_end, error_end)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING_SIGNALS)
+        for descriptor in (output_end, error_end, gate):
+            os.close(descriptor)
+        os.set_blocking(output, False)
+        os.set_blocking(error, False)
+        self._introduce(shim_pid)
+        self._started_s = now_s()
+        if self._lease_folder:
+            self._lease = LeaseWatch(self._lease_folder, self._timeout_s, self._started_s)
+        os.write(gate_end, b"g")
+        os.close(gate_end)
+        return output, error
+
+    def _introduce(self, shim_pid: int) -> None:
+        """Leave shim.json, and tell the launcher that it is there."""
+        shim, worker = stat_of(shim_pid), stat_of(self._worker)
+        if shim is None or worker is None:
+            raise OSError(errno.ESRCH, "/proc does not show this process")
+        value = {
+            "format": SHIM_FORMAT,
+            "boot_id": boot_id(),
+            "pid": shim_pid,
+            "start_ticks": shim.start_ticks,
+            "worker_pid": self._worker,
+            "worker_start_ticks": worker.start_ticks,
+            "cgroup": self._cgroup,
+        }
+        write_atomically(SHIM, value)
+        try:
+            os.write(1, READY)
+        except OSError:
+            pass  # The launcher died; the next daemon finds shim.json.
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, 1)
+        os.close(nothing)
+
+    def _become_worker(self, shim_pid: int, gate: int, output_end: int, error_end: int) -> NoReturn:
+        """In the child: wait to be let go, then execute the worker."""
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (
+                signal.SIGPIPE,
+                signal.SIGXFSZ,
+                signal.SIGHUP,
+                signal.SIGINT,
+                signal.SIGTERM,
+                signal.SIGCHLD,
+            ):
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING_SIGNALS)
+            os.setsid()
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            # A shim that died before the line above took effect can't kill us any more.
+            if os.getppid() != shim_pid or os.read(gate, 1) != b"g":
+                os._exit(127)
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            os.dup2(nothing, 0)
+            os.dup2(output_end, 1)
+            os.dup2(output_end, 2)
+            os.set_inheritable(self._lock, True)
+            if self._cgroup:
+                write_file(self._cgroup + "/cgroup.procs", b"0")
+            be_no_dearer_than_others()
+            os.chdir(self._cwd)
+            os.execvpe(self._argv[0], self._argv, self._env)  # noqa: S606 - a shell is what this must not be
+        except BaseException as error:
+            os.write(error_end, _start_error(error, self._argv, self._cwd).encode(errors="replace")[:4000])
+        finally:
+            os._exit(127)
+
+    def _see_through(self) -> None:
+        """Until no process of the attempt is left."""
+        poller = select.poll()
+        poller.register(self._wake, select.POLLIN)
+        poller.register(self._output, select.POLLIN)
+        while self._reap():
+            self._advance(now_s())
+            for descriptor, _ in poller.poll(self._poll_ms(now_s())):
+                if descriptor == self._wake:
+                    os.read(self._wake, 4096)
+                elif not self._drain(_READ_BYTES):
+                    poller.unregister(self._output)
+
+    def _poll_ms(self, now: float) -> int:
+        due = [now + _LONGEST_POLL_S]
+        due.append(self._deadline_s if self._kill_at_s is None else self._kill_at_s)
+        if self._lease is not None and self._kill_at_s is None:
+            due.append(self._lease.due_s)
+        if self._log.tail_due_s is not None:
+            due.append(self._log.tail_due_s)
+        # Rounded up: rounding down would spin through the last millisecond.
+        return max(0, int((min(due) - now) * 1000) + 1)
+
+    @property
+    def _deadline_s(self) -> float:
+        """When the worker is to be ended; waiting for the lease puts it off."""
+        waited_s = 0.0 if self._lease is None else self._lease.waited_s
+        return self._started_s + self._timeout_s + waited_s
+
+    def _advance(self, now: float) -> None:
+        """What the time and the signals call for."""
+        runs = self._status is None and self._kill_at_s is None
+        # Before the deadline is held against it, one more look: it may be waiting just now.
+        if runs and self._lease is not None and now >= min(self._lease.due_s, self._deadline_s):
+            self._lease.look(now)
+        if self._log.tail_due_s is not None and now >= self._log.tail_due_s:
+            self._log.flush_tail()
+        if self._kill_at_s is not None:
+            if now >= self._kill_at_s:
+                self._signal_all(signal.SIGKILL)
+                self._kill_at_s = now + self._kill_pause_s
+                self._kill_pause_s = min(2 * self._kill_pause_s, _KILL_PAUSE_MAX_S)
+            return
+        if self._status is None:
+            self._ended_on_request = self._asked_to_end
+            self._timed_out = not self._asked_to_end and now >= self._deadline_s
+            if not self._ended_on_request and not self._timed_out:
+                return
+        # Also for what a worker that ended by itself has left behind.
+        self._signal_all(signal.SIGTERM)
+        self._kill_at_s = now + self._grace_s
+
+    def _signal_all(self, number: int) -> None:
+        """Signal the worker's group at once, and then whatever else is below us until a look finds nobody new."""
+        if number == signal.SIGKILL and self._cgroup:
+            kill_cgroup(self._cgroup)
+        numbers = (number, signal.SIGCONT) if number == signal.SIGTERM else (number,)
+        reached = 0
+        # Until it is reaped, nobody else can have the worker's pid for a group.
+        if self._status is None:
+            try:
+                for each in numbers:
+                    os.killpg(self._worker, each)
+                reached = self._worker
+            except ProcessLookupError:
+                pass  # It has not made its group yet; the look below finds it.
+            except PermissionError:
+                pass  # All of the group is beyond us; the look below tries one by one.
+        seen: set[tuple[int, int]] = set()
+        for _ in range(_KILL_PASSES):
+            found = [stat for stat in descendants(os.getpid()) if (stat.pid, stat.start_ticks) not in seen]
+            if not found:
+                return
+            for stat in found:
+                seen.add((stat.pid, stat.start_ticks))
+                if stat.group != reached:
+                    signal_verified(stat, *numbers)
+
+    def _reap(self) -> bool:
+        """Take the exits that have happened; False once no child is left."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            if pid == self._worker and self._status is None:
+                self._status, self._ended_s = status, now_s()
+                self._results_bytes = file_size(self._env.get("BOUNDD_RESULTS", ""))
+
+    def _drain(self, most_bytes: int) -> bool:
+        """Move up to about `most_bytes` of output to the log; False at its end."""
+        while most_bytes > 0:
+            try:
+                data = os.read(self._output, _READ_BYTES)
+            except BlockingIOError:
+                return True
+            if not data:
+                return False
+            self._log.write(data)
+            most_bytes -= len(data)
+        return True
+
+    def _host_memory(self) -> dict[str, object]:
+        """What the attempt took of the host's memory, and whether the kernel ended some of it for want of any."""
+        events = read_keyed(self._cgroup + "/memory.events") if self._cgroup else {}
+        return {
+            "host_peak_bytes": read_number(self._cgroup + "/memory.peak") if self._cgroup else None,
+            "oom_killed": events.get("oom_kill"),
+            "over_memory_max": events.get("oom", 0) > 0,
+            "machine_oom_kills": max(0, machine_oom_kills() - self._machine_oom_kills),
+        }
+
+    def _outcome(self) -> dict[str, object]:
+        try:
+            start_error = os.read(self._error, 4096).decode(errors="replace")
+        except BlockingIOError:
+            start_error = ""
+        code = None if self._status is None else os.waitstatus_to_exitcode(self._status)
+        return {
+            "format": OUTCOME_FORMAT,
+            "exit_status": code if code is not None and code >= 0 and not start_error else None,
+            "signal": -code if code is not None and code < 0 else None,
+            "timed_out": self._timed_out,
+            "ended_on_request": self._ended_on_request,
+            "start_error": start_error,
+            "wall_s": round(max(0.0, self._ended_s - self._started_s), 3),
+            "results_bytes": self._results_bytes,
+            "lease_waited_s": None if self._lease is None else round(self._lease.waited_s, 3),
+        }
+
+
+def _start_error(error: BaseException, argv: list[str], cwd: str) -> str:
+    """Why the worker could not be executed, in words."""
+    if not isinstance(error, OSError):
+        return f"{argv[0] if argv else 'an empty command'}: {error}"
+    if error.filename == cwd and not os.path.isdir(cwd):
+        return f"no such folder: {cwd}"
+    if error.errno == errno.ENOENT:
+        return f"no such file: {argv[0]}"
+    return f"{error.filename or argv[0]}: {os.strerror(error.errno or 0)}"
+
+
+def run_attempt(folder: str, lock: int) -> None:
+    """Run the attempt of this folder, in a process of its own; `lock` is the descriptor of its lock.
+
+    Raises:
+        OSError: nothing was started.
+        ValueError: its spec is of a version that this shim doesn't know.
+    """
+    try:
+        os.chdir(folder)
+        with open(SPEC, encoding="ascii") as file:
+            spec = json.load(file)
+        if spec["format"] not in KNOWN_SPEC_FORMATS:
+            raise ValueError(f"{SPEC} has format {spec['format']}, known: {KNOWN_SPEC_FORMATS}")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        Shim(spec, lock).run()
+    except Exception as failure:
+        # Not only to the log of failures: the disk that is too full for the one is too full for the other. After
+        # the worker has been let go, this is the null device.
+        os.write(1, f"{type(failure).__name__}: {failure}".encode(errors="replace")[:2000])
+        raise

@@ -1,0 +1,79 @@
+"""The files of an attempt that the shim reads and writes, and their formats."""
+# pathlib and contextlib would cost each shim memory and start-up time:
+# ruff: noqa: PTH104, PTH123
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+
+SPEC_FORMAT, SHIM_FORMAT, OUTCOME_FORMAT = 1, 1, 1
+"""What is written. A format is raised where a reader of the one before would be wrong about what it reads, not where it
+would miss a field; then the number before stays among the known ones for at least a release, with its reader."""
+KNOWN_SPEC_FORMATS: tuple[int, ...] = (1,)
+"""What this shim can run: the daemon that starts it may be a later one."""
+SPEC, SHIM, OUTCOME, LOG, LOCK = "spec.json", "shim.json", "outcome.json", "output.log", "lock"
+READY = b"ready\n"
+"""Said on standard output once shim.json is there and before the worker runs; anything else there is why not."""
+
+_OUTCOME_DRAFT = OUTCOME + ".draft"
+_OUTCOME_ROOM_BYTES = 8192
+_OUTCOME_RETRY_S = 1.0
+_OUTCOME_RETRIES = 3600
+
+
+def write_atomically(path: str, value: object, *, mode: int = 0o644) -> None:
+    """Put `value` as JSON at `path`, whole or not at all (against a crash of ours, not of the machine).
+
+    Raises:
+        OSError: it could not be written.
+    """
+    draft = path + ".draft"
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with open(descriptor, "w", encoding="ascii") as file:
+        json.dump(value, file)
+    os.rename(draft, path)
+
+
+def reserve_outcome() -> None:
+    """Take the room of the outcome now, when a full disk is an error to report and not yet a result to lose."""
+    descriptor = os.open(_OUTCOME_DRAFT, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        os.posix_fallocate(descriptor, 0, _OUTCOME_ROOM_BYTES)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_outcome(outcome: dict[str, object]) -> None:
+    """Write, fsync, rename, fsync the folder; tried again while the disk is full.
+
+    Raises:
+        OSError: it could not be written in an hour, or the folder is gone.
+    """
+    text = json.dumps(outcome).encode()
+    for left in range(_OUTCOME_RETRIES, -1, -1):
+        try:
+            descriptor = os.open(_OUTCOME_DRAFT, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                os.pwrite(descriptor, text, 0)
+                os.ftruncate(descriptor, len(text))
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.rename(_OUTCOME_DRAFT, OUTCOME)
+            folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            if left == 0 or error.errno == errno.ENOENT:
+                raise
+            time.sleep(_OUTCOME_RETRY_S)
+        else:
+            return

@@ -1,0 +1,112 @@
+"""What the shim asks of the kernel: its clock, its files, its cgroups."""
+# pathlib and contextlib would cost each shim memory and start-up time:
+# ruff: noqa: PTH106, PTH116, PTH123, SIM105
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+_REMOVALS = 50
+_REMOVAL_PAUSE_S = 0.02
+
+
+def now_s() -> float:
+    """Seconds since boot, sleep included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Write to a file of the kernel's in one go.
+
+    Raises:
+        OSError: it is not there, or takes no such thing.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, data)
+    finally:
+        os.close(descriptor)
+
+
+def read_keyed(path: str) -> dict[str, int]:
+    """A file of `name number` lines; empty where it isn't there."""
+    try:
+        with open(path, encoding="ascii") as file:
+            pairs = [line.split() for line in file]
+    except OSError:
+        return {}
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+
+
+def read_number(path: str) -> int | None:
+    """A file that holds one number; None where it isn't there, or says `max`."""
+    try:
+        with open(path, encoding="ascii") as file:
+            text = file.read().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def file_size(path: str) -> int | None:
+    """How many bytes a file has: 0 where there is none, None where nobody can tell."""
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0 if path else None
+    except OSError:
+        return None
+
+
+def machine_oom_kills() -> int:
+    """How many processes of this machine the kernel has ended for want of host memory since boot."""
+    return read_keyed("/proc/vmstat").get("oom_kill", 0)
+
+
+def kill_cgroup(path: str) -> None:
+    """KILL everything in a cgroup at once, whatever it forks; does nothing where the kernel can't (before 5.14)."""
+    try:
+        write_file(path + "/cgroup.kill", b"1")
+    except OSError:
+        pass
+
+
+def remove_cgroup(path: str) -> None:
+    """Remove an attempt's cgroup with whatever may still be in it; what stays, the next daemon removes."""
+    kill_cgroup(path)
+    for _ in range(_REMOVALS):
+        try:
+            os.rmdir(path)
+        except FileNotFoundError:
+            return
+        except OSError:
+            time.sleep(_REMOVAL_PAUSE_S)
+        else:
+            return
+
+
+def be_no_dearer_than_others() -> None:
+    """Undo what keeps the daemon from being chosen when the host's memory runs out: it is not for workers."""
+    try:
+        with open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:
+            if int(file.read()) < 0:
+                file.seek(0)
+                file.write("0")
+    except OSError:
+        pass  # What can't be undone is no reason not to measure.
+
+
+def prctl(option: int, value: int) -> None:
+    """prctl(2), of which Python knows nothing.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), f"prctl({option})")

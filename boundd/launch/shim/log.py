@@ -1,0 +1,115 @@
+"""The capped log: what the worker said, its head and its tail."""
+# pathlib and contextlib would cost each shim memory and start-up time:
+# ruff: noqa: SIM105
+
+from __future__ import annotations
+
+import os
+
+from .kernel import now_s
+
+_MARK_ROOM_BYTES = 96
+_TAIL_PERIOD_S = 2.0
+
+
+class CappedLog:
+    """A file that never outgrows `limit_bytes`: once more was said, it holds the first half, a mark, and the last half.
+
+    Up to the limit everything goes straight to the file, so that it can be followed. After that the last half lives
+    in a ring in memory and is brought to the file every two seconds and at the end. A full disk loses output, not
+    the worker.
+    """
+
+    def __init__(self, path: str, limit_bytes: int) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        self._limit_bytes = limit_bytes
+        self._head_bytes = limit_bytes // 2
+        self._tail_bytes = max(0, limit_bytes - self._head_bytes - _MARK_ROOM_BYTES)
+        self._ring: bytearray | None = None
+        self._ring_at = 0
+        self._written_bytes = 0
+        self._cut_bytes = 0
+        self._failed_bytes = 0
+        self._tail_due_s: float | None = None
+
+    @property
+    def tail_due_s(self) -> float | None:
+        """When the tail wants to be brought to the file, in seconds since boot; None where it is there already."""
+        return self._tail_due_s
+
+    def write(self, data: bytes) -> None:
+        """Take all of `data`, whatever becomes of it."""
+        if self._ring is None:
+            room = self._limit_bytes - self._written_bytes
+            self._straight(data[:room])
+            data = data[room:]
+            if not data:
+                return
+            self._ring = self._cut()
+        self._push(self._ring, data)
+        if self._tail_due_s is None:
+            self._tail_due_s = now_s() + _TAIL_PERIOD_S
+
+    def flush_tail(self) -> None:
+        """Bring the file up to date."""
+        self._tail_due_s = None
+        if self._ring is None:
+            return
+        mark = b"\n[boundd: %d bytes left out here]\n" % self._cut_bytes
+        ring = memoryview(self._ring)
+        offset = self._head_bytes
+        try:
+            for part in (mark, ring[self._ring_at :], ring[: self._ring_at]):
+                self._put(part, offset)
+                offset += len(part)
+            os.ftruncate(self._descriptor, offset)
+        except OSError:
+            # A full disk: what is in the file stays, and the next flush tries again.
+            return
+
+    def close(self) -> None:
+        """Bring the file up to date and close it."""
+        self.flush_tail()
+        if self._failed_bytes:
+            try:
+                self._put(
+                    b"\n[boundd: %d bytes could not be written]\n" % self._failed_bytes,
+                    os.fstat(self._descriptor).st_size,
+                )
+            except OSError:
+                pass  # Still no room; the log is short, and that is all.
+        os.close(self._descriptor)
+
+    def _straight(self, data: bytes) -> None:
+        try:
+            self._put(data, self._written_bytes)
+        except OSError:
+            self._failed_bytes += len(data)
+        else:
+            self._written_bytes += len(data)
+
+    def _put(self, data: bytes | memoryview, offset: int) -> None:
+        view = memoryview(data)
+        while view:
+            count = os.pwrite(self._descriptor, view, offset)
+            view = view[count:]
+            offset += count
+
+    def _cut(self) -> bytearray:
+        """A ring that holds what the file's last part holds now; the middle is given up."""
+        # Less than the limit was written where the disk filled up on the way.
+        last = os.pread(self._descriptor, self._tail_bytes, max(0, self._written_bytes - self._tail_bytes))
+        self._cut_bytes = max(0, self._written_bytes - self._head_bytes - self._tail_bytes)
+        return bytearray(last.rjust(self._tail_bytes, b"\n"))
+
+    def _push(self, ring: bytearray, data: bytes) -> None:
+        size = self._tail_bytes
+        self._cut_bytes += len(data)
+        if len(data) >= size:
+            ring[:] = data[len(data) - size :]
+            self._ring_at = 0
+            return
+        until_end = min(len(data), size - self._ring_at)
+        ring[self._ring_at : self._ring_at + until_end] = data[:until_end]
+        ring[: len(data) - until_end] = data[until_end:]
+        self._ring_at = (self._ring_at + len(data)) % size
