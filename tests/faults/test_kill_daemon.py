@@ -75,7 +75,7 @@ class Point:
     syscall: str = ""
     nth: int = 0
     act: str = ""
-    """What is asked of it first; the n-th call is counted from there on. Without a call: killed once it has answered."""
+    """What is asked of it first; the n-th call is counted from there on. Without one, killed once it has answered."""
     after_s: float = 0.0
     """For a random time: how long after its start."""
 
