@@ -196,7 +196,7 @@ def wait_for(condition: Callable[[], bool], what: str, patience_s: float = PATIE
 class Nursery:
     """Forks daemons, one at a time, from a process that has imported boundd already.
 
-    Importing is most of what a start costs, and nothing that a kill could harm. What is forked runs `boundd.main.main`.
+    Importing is most of what a start costs, and nothing that a kill could harm. A fork runs `boundd.start.main`.
     """
 
     def __init__(self) -> None:

@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 
-from boundd.main import main
+import boundd.main  # noqa: F401 - imported here, so that no daemon has to
+from boundd.start import main
 
 
 def serve() -> None:
