@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from typing import Any
 
 from boundd.core.attempts import AttemptState, CellState
 from boundd.core.lifecycle import (
@@ -15,7 +16,8 @@ from boundd.core.lifecycle import (
     Trigger,
 )
 
-Table = Mapping[tuple[StrEnum, StrEnum], StrEnum]
+Table = Mapping[Any, StrEnum]
+"""A state and a trigger, as a pair, to the next state. A mapping's keys are invariant, so that no type fits both."""
 
 _HEAD = """\
 # The lifecycle
