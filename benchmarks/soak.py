@@ -36,7 +36,8 @@ from boundd.control.client import Client, NoDaemonError, RequestError, cell_path
 
 MIB = 1024**2
 HOUR_S = 3600.0
-CELLS = 24
+CELLS = 96
+"""So many that none gets hundreds of attempts: each of its answers lists them all."""
 BLOCKS = 24
 """So many means: neighbouring samples say the same, and would make the standard errors look small."""
 WARM_UP_SHARE = 0.25
