@@ -38,8 +38,6 @@ LINGER_S = 20.0
 """What a zygote or a shim may take to end after the daemon: it has nothing left to do but that."""
 CLOCK_STEP_S = 0.05
 """UTC may be set back by so much between two records without anybody having jumped."""
-LITTER_FILES = 2
-"""A kill may leave a file half-written; the next start clears it away, so that they can't pile up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,8 +318,8 @@ def _is_locked(path: Path, lock: Any) -> bool:
 
 
 def check_litter(*folders: Path) -> Iterator[Finding]:
-    """Drafts of files that were never finished don't pile up."""
+    """Drafts that a killed daemon left are cleared away by the next one."""
     for folder in folders:
         found = [path.name for path in folder.iterdir() if path.name.endswith((".tmp", ".new", ".draft"))]
-        if len(found) > LITTER_FILES:
+        if found:
             yield Finding("litter", f"{folder}: {', '.join(sorted(found))}")
