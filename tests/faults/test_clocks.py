@@ -79,12 +79,13 @@ class Episode:
         try:
             wait_for(lambda: self._begun() or daemon.poll() is not None, f"attempts: {self.box.told()}")
             self._disturb(daemon)
-            if daemon.wait(PATIENCE_S) != 3:
-                self.problems.append(f"the daemon ended with {daemon.returncode}: {self.box.told()}")
+            with suppress(subprocess.TimeoutExpired):
+                daemon.wait(PATIENCE_S)
         finally:
             if daemon.poll() is None:
                 daemon.kill()
-                daemon.wait()
+        if daemon.wait() != 3:
+            self.problems.append(f"the daemon ended with {daemon.returncode}: {self.box.told()}")
         self.problems += map(str, audit.audit(self.box, clocks_jump=True))
         if self.name in WALL_JUMPS:
             self._start_once_more()
