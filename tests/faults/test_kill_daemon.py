@@ -88,6 +88,8 @@ class Tally:
     missed: int = 0
     boxes: int = 0
     executions: int = 0
+    never_started: int = 0
+    """Attempts whose daemon died between their intent and their start: lost by design, and free."""
     acknowledged: int = 0
     findings: list[str] = field(default_factory=list)
     kinds: collections.Counter[str] = field(default_factory=collections.Counter)
@@ -202,6 +204,7 @@ class Campaign:
         with self._lock:
             self.tally.boxes += 1
             self.tally.executions += len(audit.read_journal(box.journal))
+            self.tally.never_started += sum(end["outcome"] == "lost" for end in audit.read_store(box.store).ends)
             self.tally.acknowledged += len(asked.cancelled) + len(asked.retried)
             self.tally.kinds.update(audit.count(findings))
             self.tally.findings += [f"{finding} after {'; '.join(history)}" for finding in findings]
@@ -293,6 +296,7 @@ def test_kill_the_daemon(number: int, tmp_path: Path, report: Report) -> None:
         missed=tally.missed,
         boxes=tally.boxes,
         executions=tally.executions,
+        never_started=tally.never_started,
         acknowledged_changes=tally.acknowledged,
         **{kind: tally.kinds[kind] for kind in audit.KINDS},
         seed=seed,
