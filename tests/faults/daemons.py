@@ -59,7 +59,7 @@ if kind == "bad":
 if kind == "hangs":
     sleep(600)
 if kind == "slow":
-    sleep(1.2)
+    sleep(2.0)
 if kind == "points":
     for points in range(1, 5):
         write(type="point", parameters={"n": points}, speedup=float(points), score_loss=None, isolation="exclusive")

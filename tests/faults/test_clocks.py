@@ -1,6 +1,6 @@
 """Clocks that jump and machines that sleep, while attempts run: no attempt is ended early or late, nothing is let go.
 
-Each episode is a real daemon with four cells: one quick, one that takes a second, one that fails and is tried once more
+Each episode is a real daemon with four cells: one quick, one that takes two seconds, one that fails and is tried once more
 after its backoff, and one that hangs until its deadline, twice. How long an attempt really took is told by the kernel's
 times of the files that its shim wrote, which nothing here can set.
 
