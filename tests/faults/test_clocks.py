@@ -1,8 +1,8 @@
 """Clocks that jump and machines that sleep, while attempts run: no attempt is ended early or late, nothing is let go.
 
-Each episode is a real daemon with four cells: one quick, one that takes two seconds, one that fails and is tried once more
-after its backoff, and one that hangs until its deadline, twice. How long an attempt really took is told by the kernel's
-times of the files that its shim wrote, which nothing here can set.
+Each episode is a real daemon with four cells: one quick, one that takes two seconds, one that fails and is tried once
+more after its backoff, and one that hangs until its deadline, twice. How long an attempt really took is told by the
+kernel's times of the files that its shim wrote, which nothing here can set.
 
 - *The time of day* jumps for daemon, zygote, shims and workers (libfaketime): hours and weeks, forwards, backwards, to
   and fro. Then the daemon is started once more under the set clock: the logs of attempts are still there.
@@ -69,9 +69,9 @@ class Episode:
     def __init__(self, box: Box, name: str, rng: random.Random, preloads: Mapping[str, Path]) -> None:
         self.box, self.name, self.rng = box, name, rng
         self.problems: list[str] = []
+        self.wrong_timeouts: list[str] = []
         self._clock = box.folder / "clock"
         self._preload = preloads["faketime" if name in WALL_JUMPS else "sleepy"] if name in PRELOADED else None
-        self._stopped_s = 0.0
 
     def run(self) -> None:
         """All of it; what is wrong is in `problems`."""
@@ -89,6 +89,7 @@ class Episode:
         if daemon.wait() != 3:
             self.problems.append(f"the daemon ended with {daemon.returncode}: {self.box.told()}")
         self.problems += map(str, audit.audit(self.box, clocks_jump=True))
+        self.wrong_timeouts += self._wrong_timeouts()
         if self.name in WALL_JUMPS:
             self._start_once_more()
 
@@ -178,21 +179,23 @@ class Episode:
             return False
         return True
 
-    def wrong_timeouts(self) -> Iterator[str]:
+    def _wrong_timeouts(self) -> Iterator[str]:
         """Attempts that timed out and should not have, or too early, or too late."""
         rows = audit.read_store(self.box.store)
         labels = {attempt["id"]: attempt["label"] for attempt in rows.attempts}
         for end in rows.ends:
             label, timed_out = labels[end["attempt_id"]], end["outcome"] == "timed_out"
-            took_s = self.took_s(end["attempt_id"])
+            took_s = self._took_s(end["attempt_id"])
             if timed_out != label.startswith("hangs"):
                 yield f"{label} ended as {end['outcome']} after {took_s:.2f} s"
             elif timed_out and not TIMEOUT_S - EARLY_S <= took_s <= TIMEOUT_S + GRACE_S + LATE_S:
                 yield f"{label} timed out after {took_s:.2f} s"
 
-    def took_s(self, attempt_id: str) -> float:
+    def _took_s(self, attempt_id: str) -> float:
         """Between the start of the worker and its outcome, by the kernel's own clock."""
         folder = self.box.state_dir / "attempts" / attempt_id
+        if not (folder / "shim.json").exists():
+            return 0.0  # It was never started, and hasn't taken any time.
         return (folder / "outcome.json").stat().st_mtime - (folder / "shim.json").stat().st_mtime
 
 
@@ -244,7 +247,6 @@ def test_clocks(episodes: int, tmp_path: Path, preloads: Mapping[str, Path], rep
         episode = Episode(box, names[number % len(names)], random.Random(seed + number), preloads)
         try:
             episode.run()
-            wrong = list(episode.wrong_timeouts())
             rows = audit.read_store(box.store)
         finally:
             box.clear()
@@ -252,7 +254,7 @@ def test_clocks(episodes: int, tmp_path: Path, preloads: Mapping[str, Path], rep
             tally.episodes[episode.name] += 1
             tally.attempts += len(rows.attempts)
             tally.timeouts += sum(end["outcome"] == "timed_out" for end in rows.ends)
-            tally.wrong_timeouts += [f"{episode.name}: {each}" for each in wrong]
+            tally.wrong_timeouts += [f"{episode.name}: {each}" for each in episode.wrong_timeouts]
             tally.problems += [f"{episode.name}: {each}" for each in episode.problems]
         shutil.rmtree(box.folder)
 
