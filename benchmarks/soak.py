@@ -365,7 +365,8 @@ margin = "0MiB"
 {device * 2}
 [matrix.axes]
 model = ["none"]
-number = {list(range(CELLS))}
+seed = {list(range(CELLS))}
+# The axis is one that changes no footprint: sixty-four peaks are remembered of each kind of work, and there is one.
 [worker]
 command = ["{{python}}", "-I", "-S", "worker.py"]
 timeout = "60s"

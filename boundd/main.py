@@ -193,15 +193,20 @@ def _summary(state: State, settings: Settings) -> int:
 
 async def _signals(daemon: Daemon, *, task_status: TaskStatus[None]) -> None:
     """SIGTERM leaves the workers running, SIGINT ends them, SIGHUP reads the config anew."""
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
-        task_status.started()
-        async for number in received:
-            if number == signal.SIGHUP and not (sys.stdin and sys.stdin.isatty()):
-                # What is wrong with the config has been told; the one before stays in force.
-                with contextlib.suppress(ConfigError, StoreBusyError):
-                    await daemon.reload()
-            else:
-                daemon.request_stop(end_workers=number == signal.SIGINT)
+    try:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+            task_status.started()
+            async for number in received:
+                if number == signal.SIGHUP and not (sys.stdin and sys.stdin.isatty()):
+                    # What is wrong with the config has been told; the one before stays in force.
+                    with contextlib.suppress(ConfigError, StoreBusyError):
+                        await daemon.reload()
+                else:
+                    daemon.request_stop(end_workers=number == signal.SIGINT)
+    finally:
+        # It is ending: what asks for that, or for a reload, would kill it while it closes the store.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
 
 
 async def _prune_now_and_then(daemon: Daemon, settings: Settings) -> None:

@@ -188,12 +188,14 @@ timeout = "600ms"
 """
 
 
-def wait_for(condition: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:
-    """Wait until something is so."""
+def wait_for(
+    condition: Callable[[], bool], what: str, patience_s: float = PATIENCE_S, *, pause_s: float = 0.01
+) -> None:
+    """Wait until something is so, looking again after every `pause_s`."""
     until_s = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < until_s, f"never: {what}"
-        time.sleep(0.01)
+        time.sleep(pause_s)
 
 
 class Nursery:

@@ -14,10 +14,11 @@ A failure prints the seed and the points: BOUNDD_CAMPAIGN_SEED=N runs the same o
 
 To see it fail, take out one of these:
 
-- in `Daemon._apply`, perform the effects before the commits: executions that the store knows nothing of;
-- in `LocalLauncher.is_alive`, return False, and in `LocalLauncher._until_shim_gone`, return at once: attempts that run
-  are taken for lost and their cells executed a second time beside them;
-- in `SqliteStore._transaction`, leave out the COMMIT (and the `_undo` at its beginning): acknowledged retries are lost.
+- in `Daemon._apply`, perform the effects before the commits, with an `await anyio.sleep(0)` in between: what was
+  executed counts as lost, or as rejected because it "is alive already";
+- in `LocalLauncher`, let `is_alive` return False, `_until_shim_gone` return at once for what isn't in `_ours`, and
+  `_until_nothing_left` kill nothing: attempts that run count as lost, and their cells are executed again beside them;
+- in `SqliteStore._transaction`, leave out the COMMIT, and begin only where no transaction is open: nothing is kept.
 """
 
 from __future__ import annotations
