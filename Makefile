@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo demo-gpus test check install train-digits bench-gpu bench-search clean campaign-sim campaign-faults bench-packing bench-planner bench-dispatch
+.PHONY: demo demo-gpus test check install docs soak train-digits bench-gpu bench-search clean campaign-sim campaign-faults bench-packing bench-planner bench-dispatch
 
 demo: $(STAMP) ## Measure the built-in digits models to the end and print the table of bounds
 	$(BIN)/boundd run --config examples/digits.toml --until-idle
@@ -27,6 +27,12 @@ check: $(STAMP) ## ruff, format, mypy --strict, import-linter
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(STAMP) ## docs/lifecycle.md, drawn from the table in boundd/core/lifecycle.py
+	$(BIN)/python -m boundd.report.lifecycle > docs/lifecycle.md
+
+soak: $(STAMP) ## An hour under everything that goes on around a daemon (DURATION=… seconds): what grows
+	$(BIN)/python -m benchmarks.soak --seconds $(or $(DURATION),3600)
 
 install: $(STAMP) ## The environment alone
 

@@ -1,6 +1,6 @@
 """`python -m boundd` is the `boundd` command."""
 
-from boundd.main import main
+from boundd.start import main
 
 if __name__ == "__main__":
     main()

@@ -67,6 +67,8 @@ FAILURES: tuple[tuple[type[Exception], Action, int], ...] = (
 )
 """What a person can mend, how it is told, and the exit code that others rely on."""
 PRUNE_INTERVAL_S = 3600.0
+CLOCK_SET_S = 60.0
+"""Somebody has set the clock by more than this since the daemon started: it doesn't tell how old logs are."""
 AT_START_ONLY = (
     *("state_dir", "socket", "export", "export_format", "safety_factor", "keep_logs_s", "log_file", "log_level"),
     *("device_backend", "device_include", "device_exclude", "simulated_devices", "control_group"),
@@ -191,22 +193,31 @@ def _summary(state: State, settings: Settings) -> int:
 
 async def _signals(daemon: Daemon, *, task_status: TaskStatus[None]) -> None:
     """SIGTERM leaves the workers running, SIGINT ends them, SIGHUP reads the config anew."""
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
-        task_status.started()
-        async for number in received:
-            if number == signal.SIGHUP and not (sys.stdin and sys.stdin.isatty()):
-                # What is wrong with the config has been told; the one before stays in force.
-                with contextlib.suppress(ConfigError, StoreBusyError):
-                    await daemon.reload()
-            else:
-                daemon.request_stop(end_workers=number == signal.SIGINT)
+    try:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+            task_status.started()
+            async for number in received:
+                if number == signal.SIGHUP and not (sys.stdin and sys.stdin.isatty()):
+                    # What is wrong with the config has been told; the one before stays in force.
+                    with contextlib.suppress(ConfigError, StoreBusyError):
+                        await daemon.reload()
+                else:
+                    daemon.request_stop(end_workers=number == signal.SIGINT)
+    finally:
+        # It is ending: what asks for that, or for a reload, would kill it while it closes the store.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
 
 
 async def _prune_now_and_then(daemon: Daemon, settings: Settings) -> None:
+    folder = settings.state_dir / ATTEMPTS_NAME
+    first = daemon.clock.now()
     while True:
-        before_unix_s = daemon.clock.now().unix_s - settings.keep_logs_s
-        folder = settings.state_dir / ATTEMPTS_NAME
-        await anyio.to_thread.run_sync(prune, folder, frozenset(daemon.state.attempts), before_unix_s)
+        now = daemon.clock.now()
+        set_by_s = (now.unix_s - first.unix_s) - (now.boot_s - first.boot_s)
+        live = frozenset(daemon.state.attempts)
+        trusted = abs(set_by_s) < CLOCK_SET_S
+        await anyio.to_thread.run_sync(partial(prune, folder, live, settings.keep_logs_s, now, wall_clock=trusted))
         await anyio.sleep(PRUNE_INTERVAL_S)
 
 

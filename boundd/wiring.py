@@ -35,7 +35,7 @@ from boundd.protocol.environment import WorkerEnvironment
 from boundd.protocol.lease import lease_use
 from boundd.service.daemon import Run
 from boundd.telemetry.export import CellTexts, ExportCell, Rendered, render_export
-from boundd.telemetry.files import check_may_write, digest_of, write_export, written_by_boundd
+from boundd.telemetry.files import check_may_write, clear_drafts, digest_of, write_export, written_by_boundd
 from boundd.telemetry.legacy import match_legacy, parse_legacy
 from boundd.telemetry.logs import JsonLog
 from boundd.telemetry.metrics import DeviceNumbers, Metrics, StateView
@@ -217,6 +217,7 @@ class Exporter:
             ForeignExportError: it would.
         """
         if self._settings.export is not None:
+            clear_drafts(self._settings.export)
             check_may_write(self._settings.export, written_by_boundd(await self._digests()))
 
     async def write(self, state: State) -> None:

@@ -7,12 +7,16 @@ $STATE_DIRECTORY where there is one, because the folder of a system's config is 
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from boundd.config.schema import Config
 from boundd.ports import ConfigError
+
+if TYPE_CHECKING:
+    from boundd.config.schema import Config
 
 MAX_SOCKET_PATH_BYTES = 107
 """`sun_path` has 108 bytes on Linux, the last of them a NUL: unix(7)."""
@@ -63,9 +67,8 @@ def places(config: Config, folder: Path, environ: Mapping[str, str]) -> Places:
     state_directory = _first(environ.get("STATE_DIRECTORY"))
     runtime_directory = _first(environ.get("RUNTIME_DIRECTORY"))
     outputs = state_directory or folder
-    default_state = state_directory or _home(environ) / ".local/state/boundd"
     daemon = config.daemon
-    state_dir = within(outputs, daemon.state_dir, environ) if daemon.state_dir else default_state
+    state_dir = _state_dir(daemon.state_dir, folder, environ)
     default_socket = (runtime_directory or state_dir) / "boundd.sock"
     return Places(
         state_dir=state_dir,
@@ -73,6 +76,23 @@ def places(config: Config, folder: Path, environ: Mapping[str, str]) -> Places:
         export=within(outputs, daemon.export, environ) if daemon.export else None,
         log_file=within(outputs, config.log.file, environ) if config.log.file else None,
     )
+
+
+def state_dir_of(config_path: Path, environ: Mapping[str, str]) -> Path | None:
+    """The state folder that a config names, at the price of its TOML alone; None where it has to be read properly."""
+    try:
+        daemon = tomllib.loads(config_path.read_text()).get("daemon", {})
+        text = daemon.get("state_dir", "")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return _state_dir(text, config_path.absolute().parent, environ) if isinstance(text, str) else None
+
+
+def _state_dir(text: str, folder: Path, environ: Mapping[str, str]) -> Path:
+    state_directory = _first(environ.get("STATE_DIRECTORY"))
+    if not text:
+        return state_directory or _home(environ) / ".local/state/boundd"
+    return within(state_directory or folder, text, environ)
 
 
 def within(folder: Path, text: str, environ: Mapping[str, str]) -> Path:

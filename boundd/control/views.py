@@ -108,7 +108,7 @@ def running(attempt: Attempt, now: Now) -> models.RunningInfo:
         attempt_id=attempt.id,
         device=attempt.device,
         state=attempt.state,
-        elapsed_s=max(0.0, now.unix_s - attempt.started_unix_s),
+        elapsed_s=max(0.0, now.boot_s - attempt.started_boot_s),
         progress=attempt.progress_done / attempt.progress_total if attempt.progress_total else None,
         points=attempt.points,
         batch_size=attempt.batch_size,
@@ -272,7 +272,7 @@ def explain(state: State, record: CellRecord, now: Now) -> models.ExplainReply:
 def _why_not_pending(state: State, record: CellRecord, now: Now) -> Deferral | None:
     attempt = state.attempt_of(record.cell.key)
     if attempt is not None:
-        elapsed_s = max(0.0, now.unix_s - attempt.started_unix_s)
+        elapsed_s = max(0.0, now.boot_s - attempt.started_boot_s)
         held = f"{attempt.reservation_bytes:,} bytes reserved"
         stuck = f"; it can't be killed: {attempt.unkillable}" if attempt.unkillable else ""
         where = f"on {attempt.device} for {elapsed_s:.0f} s, {held}{stuck}"

@@ -80,6 +80,26 @@ ATTEMPT_TRANSITIONS: dict[tuple[AttemptState, AttemptTrigger], AttemptState] = {
     (AttemptState.RUNNING, AttemptTrigger.STARTED): AttemptState.RUNNING,
 }
 
+MEANINGS: dict[Trigger | AttemptTrigger, str] = {
+    Trigger.PLACE: "the planner has found room: an attempt is begun",
+    Trigger.SUCCEED: "the attempt ended with a result",
+    Trigger.TRY_AGAIN: "the attempt ended without one, and another may do better, or the daemon was told to end it",
+    Trigger.GIVE_UP_FAILED: "it failed, and another attempt would end the same, or there were enough",
+    Trigger.GIVE_UP_OUT_OF_MEMORY: "it ran out of memory, and nothing is left to try",
+    Trigger.GIVE_UP_TIMED_OUT: "it timed out, once too often",
+    Trigger.GIVE_UP_LOST: "it was lost, once too often",
+    Trigger.CANCEL: "a person cancelled it; a running one is cancelled once nothing of it is alive",
+    Trigger.RETRY: "a person said `retry`",
+    Trigger.IMPORT_SUCCESS: "an old file had a result for it",
+    Trigger.IMPORT_FAILED: "an old file had a failure for it",
+    Trigger.IMPORT_OUT_OF_MEMORY: "an old file said that it ran out of memory",
+    Trigger.IMPORT_TIMED_OUT: "an old file said that it timed out",
+    AttemptTrigger.STARTED: "its worker runs; an adopted one is told to run again",
+    AttemptTrigger.END_ASKED: "it was cancelled, or the daemon is to end with its workers",
+    AttemptTrigger.ENDED: "nothing of it is alive any more",
+}
+"""When each of them happens, for the drawing (docs/lifecycle.md)."""
+
 GIVE_UP: dict[Outcome, Trigger] = {
     Outcome.FAILED: Trigger.GIVE_UP_FAILED,
     Outcome.REJECTED: Trigger.GIVE_UP_FAILED,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -49,6 +50,16 @@ def check_may_write(path: Path, may_overwrite: Callable[[bytes], bool]) -> None:
         OSError: what is there can't be read.
     """
     _content_to_replace(Path(os.path.realpath(path)), path, may_overwrite)
+
+
+def clear_drafts(path: Path) -> None:
+    """Remove the drafts of exports to `path` whose writers were killed, so that they don't pile up."""
+    target = Path(os.path.realpath(path))
+    for draft in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        pid = draft.name.split(".")[-2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            with contextlib.suppress(OSError):
+                draft.unlink()
 
 
 def write_export(path: Path, text: str, may_overwrite: Callable[[bytes], bool]) -> bool:

@@ -13,7 +13,8 @@ import pytest
 from boundd.core.attempts import Attempt, CellState
 from boundd.core.cells import Cell, CellPolicy
 from boundd.core.effects import Action, Note
-from boundd.core.events import Now, PauseRequested, ResumeRequested
+from boundd.core.events import AttemptEnded, Now, PauseRequested, ResumeRequested
+from boundd.core.outcomes import Isolation, Measurement, Outcome, Verdict
 from boundd.core.state import Rules, State, sanity_check
 from boundd.devices.cpu import CpuProbe
 from boundd.launch.local import LocalLauncher
@@ -199,6 +200,33 @@ def test_a_full_disk_holds_new_work_back_and_recovers(tmp_path: Path) -> None:
         assert all(record.state is CellState.SUCCEEDED for record in daemon.state.matrix())
         assert Action.STORE_UNAVAILABLE in heard.actions()
         assert Action.STORE_RECOVERED in heard.actions()
+
+    anyio.run(main)
+
+
+def test_an_illegal_event_changes_nothing(tmp_path: Path) -> None:
+    """It raises where it was submitted; the state is the same value, nothing was committed, and the run goes on."""
+
+    async def during(daemon: Daemon) -> None:
+        await daemon.submit(PauseRequested())
+        with anyio.fail_after(30):
+            while daemon.state.attempts:  # noqa: ASYNC110 - nothing tells of it
+                await anyio.sleep(0.02)
+        state, stored = daemon.state, await daemon.store.load()
+        measured = Measurement(9.0, 9.0, {}, Isolation.EXCLUSIVE)
+        for number in range(3):
+            cell = state.cells[state.order[0]].cell
+            ended = AttemptEnded(f"{cell.digest}.{number}", Verdict(Outcome.SUCCEEDED, measured))
+            with pytest.raises((AssertionError, KeyError)):
+                await daemon.submit(ended)
+        assert (daemon.state.cells.records, daemon.state.attempts) == (state.cells.records, state.attempts)
+        assert await daemon.store.load() == stored
+        await daemon.submit(ResumeRequested())
+
+    async def main() -> None:
+        daemon, _, store = await run_daemon(tmp_path, PROTOCOL_WORKER + RESULT, cells=2, during=during)
+        await store.aclose()
+        assert all(record.state is CellState.SUCCEEDED for record in daemon.state.matrix())
 
     anyio.run(main)
 

@@ -31,6 +31,7 @@ from boundd.telemetry.export import (
     write_export,
     written_by_boundd,
 )
+from boundd.telemetry.files import clear_drafts
 
 AXES = ["model", "scheduler", "steps", "method"]
 HOSTILE = '=1+1,"\n\x00\ud800\x1b[31m'
@@ -288,3 +289,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         write_export(path, render("json", cell()).text, is_boundd_json)
     assert path.read_text() == old
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_drafts_of_killed_writers_go(tmp_path: Path) -> None:
+    """Those of processes that are gone; one that is being written, other exports' and other files stay."""
+    path = tmp_path / "bounds[1].json"
+    dead = next(pid for pid in range(4_000_000, 4_194_304) if not Path(f"/proc/{pid}").exists())
+    names = [f".bounds[1].json.{dead}.tmp", f".bounds[1].json.{os.getpid()}.tmp", f".other.json.{dead}.tmp", ".x.tmp"]
+    for name in names:
+        (tmp_path / name).touch()
+    clear_drafts(path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted(names[1:])
