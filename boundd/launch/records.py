@@ -13,6 +13,14 @@ from boundd.protocol.strict_json import Json, StrictJsonError, loads
 
 _MOST_BYTES = 65536
 _QUOTED_CHARACTERS = 200
+_NAMES_WITHOUT_CHECK = frozenset(
+    {
+        *("format", "boot_id", "pid", "start_ticks", "worker_pid", "worker_start_ticks", "cgroup"),
+        *("exit_status", "signal", "timed_out", "ended_on_request", "start_error", "wall_s", "lease_waited_s"),
+        *("host_peak_bytes", "oom_killed", "over_memory_max", "machine_oom_kills"),
+    }
+)
+"""All that shims of the releases before `check` wrote."""
 
 
 class RecordError(Exception):
@@ -136,6 +144,12 @@ def _read(path: Path) -> tuple[str, Mapping[str, Json]] | None:
         raise RecordError(f"{path.name} is not an object: {_quoted(text)}")
     if value.get("format") != shim.FORMAT:
         raise RecordError(f"{path.name} has format {value.get('format')!r}, known is {shim.FORMAT}: {_quoted(text)}")
+    # A shim of an earlier release wrote none. A damaged name would look like one: every other name is known.
+    if "check" in value:
+        if value["check"] != shim.check_of(dict(value)):
+            raise RecordError(f"{path.name} is not what was written, its check doesn't fit: {_quoted(text)}")
+    elif set(value) - _NAMES_WITHOUT_CHECK:
+        raise RecordError(f"{path.name} has an unknown name and no check: {_quoted(text)}")
     return text, value
 
 

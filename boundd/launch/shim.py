@@ -21,6 +21,7 @@ import os
 import select
 import signal
 import time
+import zlib
 from typing import Any, NamedTuple, NoReturn
 
 FORMAT = 1
@@ -140,6 +141,17 @@ def boot_id() -> str:
 def now_s() -> float:
     """Seconds since boot, sleep included."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def check_of(document: dict[str, Any]) -> str:
+    """What `check` says in a document that is as it was written: CRC-32 over the rest of it as sorted JSON, in hex."""
+    rest = {name: value for name, value in document.items() if name != "check"}
+    return f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"
+
+
+def checked(document: dict[str, Any]) -> dict[str, Any]:
+    """A document with its `check`."""
+    return {**document, "check": check_of(document)}
 
 
 def write_atomically(path: str, value: object, *, mode: int = 0o644) -> None:
@@ -435,7 +447,7 @@ class Shim:
             "worker_start_ticks": worker.start_ticks,
             "cgroup": self._cgroup,
         }
-        write_atomically(SHIM, value)
+        write_atomically(SHIM, checked(value))
         try:
             os.write(1, READY)
         except OSError:
@@ -716,7 +728,7 @@ def _write_outcome(outcome: dict[str, object]) -> None:
     Raises:
         OSError: it could not be written in an hour, or the folder is gone.
     """
-    text = json.dumps(outcome).encode()
+    text = json.dumps(checked(outcome)).encode()
     for left in range(_OUTCOME_RETRIES, -1, -1):
         try:
             descriptor = os.open(_OUTCOME_DRAFT, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -753,6 +765,8 @@ def run_attempt(folder: str, lock: int) -> None:
             spec = json.load(file)
         if spec["format"] != FORMAT:
             raise ValueError(f"{SPEC} has format {spec['format']}, known is {FORMAT}")
+        if "check" in spec and spec["check"] != check_of(spec):
+            raise ValueError(f"{SPEC} is not what was written: its check doesn't fit")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         Shim(spec, lock).run()
     except Exception as failure:

@@ -22,7 +22,8 @@ import anyio.to_thread
 from boundd.core.outcomes import PointRecord
 from boundd.core.records import Record
 from boundd.ports import EndedAttempt, InvariantError, Snapshot, StoreBusyError, StoreError
-from boundd.store import queries, rows
+from boundd.store import queries, rows, seals
+from boundd.store.acknowledged import Acknowledged, Mark
 from boundd.store.migrate import cannot_open, prepare
 from boundd.store.rows import Statement
 
@@ -40,15 +41,22 @@ _PASSING = frozenset(
 )
 """Primary result codes of what may be over later: the disk's state and other processes' locks."""
 
+_ACKNOWLEDGE = "boundd_acknowledge"
+"""Writes a commit's number beside the store, in the connection's own thread: a slow disk must not stop the loop."""
+
 _T = TypeVar("_T")
 
 
 class SqliteStore:
     """The `Store` of boundd.ports, in a SQLite file. Made by `open`; close it, or its thread keeps the process."""
 
-    def __init__(self, connection: aiosqlite.Connection, path: Path) -> None:
+    def __init__(
+        self, connection: aiosqlite.Connection, path: Path, acknowledged: Acknowledged, history_query: str
+    ) -> None:
         self._connection = connection
         self._path = path
+        self._acknowledged = acknowledged
+        self._history_query = history_query
         self._lock = anyio.Lock()
         self._closed = False
 
@@ -69,12 +77,13 @@ class SqliteStore:
                 raise StoreError(f"{path}: the store can't be opened: {error}") from error
             try:
                 await cls._configure(connection, path)
+                acknowledged, history_query = await cls._seal(connection, path)
             except BaseException as error:
                 await connection.close()
-                if isinstance(error, sqlite3.Error):
+                if isinstance(error, sqlite3.Error | OSError):
                     raise cannot_open(path, error) from error
                 raise
-        return cls(connection, path)
+        return cls(connection, path, acknowledged, history_query)
 
     @staticmethod
     async def _configure(connection: aiosqlite.Connection, path: Path) -> None:
@@ -84,6 +93,22 @@ class SqliteStore:
         mode = [row[0] for row in await connection.execute_fetchall(queries.JOURNAL_WAL)]
         if mode != ["wal"]:
             raise StoreError(f"{path}: no write-ahead log is possible here (mode {mode}). Use a local file system.")
+
+    @staticmethod
+    async def _seal(connection: aiosqlite.Connection, path: Path) -> tuple[Acknowledged, str]:
+        """Give the connection what the seals need; the mark beside the store, and the query of a cell's history."""
+        await connection.create_function(seals.FUNCTION, -1, seals.checksum, deterministic=True)
+        (store,), (number,) = [
+            tuple((await connection.execute_fetchall(sql))[0])  # type: ignore[index]
+            for sql in (queries.LOAD_STORE_ID, queries.LOAD_NUMBER)
+        ]
+        acknowledged = await anyio.to_thread.run_sync(Acknowledged, path, Mark(str(store), int(number)))
+        await connection.create_function(_ACKNOWLEDGE, 1, acknowledged.note)
+        columns = {
+            name: tuple(str(row["name"]) for row in await connection.execute_fetchall(queries.LOAD_COLUMNS, (name,)))
+            for name in seals.HISTORY_IDS
+        }
+        return acknowledged, seals.history_query(columns)
 
     async def load(self) -> Snapshot:
         """Everything that a starting daemon needs. Policies are the defaults: the config's are laid over them.
@@ -131,6 +156,7 @@ class SqliteStore:
                 lambda row: (str(row["attempt_id"]), (rows.verdict_of(row), float(row["ended_unix_s"]))),
                 {"key": key},
             )
+            await self._check_history(key, {attempt.id.partition(".")[0] for attempt in attempts})
         ends = dict(found)
         return tuple(EndedAttempt(attempt, *ends.get(attempt.id, (None, None))) for attempt in attempts)
 
@@ -142,7 +168,9 @@ class SqliteStore:
             StoreError: it can't be read at all.
         """
         async with self._lock:
-            return await self._read(queries.LOAD_POINTS_OF, rows.point_of, {"attempt_id": attempt_id})
+            points = await self._read(queries.LOAD_POINTS_OF, rows.point_of, {"attempt_id": attempt_id})
+            await self._check_digest(attempt_id.partition(".")[0])
+            return points
 
     async def remember(self, name: str, value: str) -> None:
         """Keep a small fact about this store (such as the digest of the last export).
@@ -174,6 +202,7 @@ class SqliteStore:
                 # What was committed is on the disk already: a close that fails loses nothing.
                 with contextlib.suppress(sqlite3.Error):
                     await self._connection.close()
+                await anyio.to_thread.run_sync(self._acknowledged.close)
 
     async def _read(
         self, sql: str, decode: Callable[[sqlite3.Row], _T], values: Mapping[str, Any] | None = None
@@ -187,6 +216,20 @@ class SqliteStore:
             raise self._translated(error) from error
         except (ValueError, TypeError, KeyError) as error:
             raise StoreError(f"{self._path}: a row can't be understood: {error}. Restore a backup of it.") from error
+
+    async def _check_history(self, key: str, digests: set[str]) -> None:
+        """Refuse to show a cell's history that isn't what was written. The lock is held by the caller."""
+        # The cell's own digest too: an attempt that isn't found any more would not bring its digest along.
+        known = await self._read(queries.LOAD_DIGEST, lambda row: str(row["digest"]), {"key": key})
+        for digest in sorted({*known, *digests}):
+            await self._check_digest(digest)
+
+    async def _check_digest(self, digest: str) -> None:
+        seal = await self._read(queries.LOAD_HISTORY_SEAL, tuple, {"digest": digest})
+        found = await self._read(self._history_query, lambda row: int(row[0]), {"digest": digest})
+        wrong = seals.compared_history(digest, seal[0] if seal else None, found)
+        if wrong:
+            raise StoreError(f"{self._path}: the store is damaged: {wrong[0]}. Restore a backup of it.")
 
     async def _write(self, statements: Sequence[Statement]) -> None:
         if not statements:
@@ -211,10 +254,12 @@ class SqliteStore:
             # Neighbours of one text go to the thread in one journey: a new matrix is thousands of cells.
             for sql, run in itertools.groupby(statements, key=lambda statement: statement[0]):
                 await (await self._connection.executemany(sql, [values for _, values in run])).close()
+            (counted,) = await self._connection.execute_fetchall(queries.COUNT_COMMIT)
             await self._connection.execute_fetchall(queries.COMMIT)
         except BaseException:
             await self._undo()
             raise
+        await self._connection.execute_fetchall(f"SELECT {_ACKNOWLEDGE}(?)", (counted["number"],))
 
     async def _undo(self) -> None:
         """Leave no transaction open."""
