@@ -35,7 +35,7 @@ _PASSING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqli
 _START_AFRESH = (
     f"Restore a backup of it, or move it away, with its {acknowledged.SUFFIX} file, to start with an empty store."
 )
-_COPY = ".copy"
+COPY = ".copy"
 """What a backup is made as, before it is handed over."""
 
 
@@ -176,7 +176,7 @@ def _inspect(path: Path, known: Sequence[Migration]) -> int:
 @contextlib.contextmanager
 def _looked_into(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection that reads, log included, and leaves nothing beside the store that was not there before."""
-    wal, shm = _beside(path, "-wal"), _beside(path, "-shm")
+    wal, shm = beside(path, "-wal"), beside(path, "-shm")
     # Without a log to read, `immutable` needs no -shm file. With one, SQLite makes it even for a mere look.
     options = "mode=ro" if wal.exists() and wal.stat().st_size else "mode=ro&immutable=1"
     was_there = shm.exists()
@@ -267,15 +267,15 @@ def _check_history(path: Path, history: Sequence[tuple[int, str, str]], known: S
             raise StoreError(
                 f"{path}: made by an edited migration {number} ({name}, sha256 {sha256[:12]}; "
                 f"this version's is {migration.name}, {migration.sha256[:12]}). "
-                f"Use the version of boundd that made it, or move it away, with its {acknowledged.SUFFIX} file, to start "
-                "with an empty store."
+                f"Use the version of boundd that made it, or move it away, with its {acknowledged.SUFFIX} file, "
+                "to start with an empty store."
             )
 
 
 def _create(path: Path, migrations: Sequence[Migration]) -> None:
     """Make a new store under a temporary name, sync it, and rename it into place."""
     for suffix in ("-wal", "-journal"):
-        stray = _beside(path, suffix)
+        stray = beside(path, suffix)
         # SQLite would replay another database's log into the new one.
         if stray.exists():
             raise StoreError(f"{path}: missing, but its log {stray.name} is there. Put the file back, or move the log.")
@@ -285,8 +285,8 @@ def _create(path: Path, migrations: Sequence[Migration]) -> None:
             f"{path}: missing, but {mark.number} commits to it were acknowledged. Put the file back, or remove "
             f"{acknowledged.beside(path).name} to start with an empty store."
         )
-    temporary = _beside(path, ".new")
-    _discard(temporary)
+    temporary = beside(path, ".new")
+    discard(temporary)
     try:
         with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
             connection.execute(queries.JOURNAL_WAL)
@@ -295,7 +295,7 @@ def _create(path: Path, migrations: Sequence[Migration]) -> None:
         _sync(temporary)
         temporary.rename(path)
     except BaseException:
-        _discard(temporary)
+        discard(temporary)
         raise
     _sync(path.parent)
 
@@ -320,20 +320,20 @@ def _upgrade(path: Path, pending: Sequence[Migration]) -> None:
 
 def _back_up(connection: sqlite3.Connection, path: Path, number: int) -> Path:
     """Copy the store to `<path>.before-NNNN`, or the next free name after it; an older copy is never overwritten."""
-    target = _beside(path, f".before-{number:04d}")
+    target = beside(path, f".before-{number:04d}")
     again = 1
     while target.exists():
         again += 1
-        target = _beside(path, f".before-{number:04d}-{again}")
-    temporary = _beside(target, ".new")
-    _discard(temporary)
+        target = beside(path, f".before-{number:04d}-{again}")
+    temporary = beside(target, ".new")
+    discard(temporary)
     try:
         with contextlib.closing(sqlite3.connect(temporary)) as copy:
             connection.backup(copy)
         _sync(temporary)
         temporary.rename(target)
     except BaseException:
-        _discard(temporary)
+        discard(temporary)
         raise
     _sync(path.parent)
     return target
@@ -341,19 +341,21 @@ def _back_up(connection: sqlite3.Connection, path: Path, number: int) -> Path:
 
 def _sweep(path: Path) -> None:
     """Remove what a killed daemon left half-made: new stores, copies, marks."""
-    for name in (".new", _COPY, f"{acknowledged.SUFFIX}.new"):
-        _discard(_beside(path, name))
+    for name in (".new", COPY, f"{acknowledged.SUFFIX}.new"):
+        discard(beside(path, name))
     for half in path.parent.glob(f"{glob.escape(path.name)}.before-*.new"):
-        _discard(half)
+        discard(half)
 
 
-def _beside(path: Path, suffix: str) -> Path:
+def beside(path: Path, suffix: str) -> Path:
+    """The file of the store's name and a suffix."""
     return path.with_name(path.name + suffix)
 
 
-def _discard(path: Path) -> None:
+def discard(path: Path) -> None:
+    """Remove a database with all that SQLite may have put beside it; nothing happens where there is none."""
     for suffix in ("", "-wal", "-shm", "-journal"):
-        _beside(path, suffix).unlink(missing_ok=True)
+        beside(path, suffix).unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sqlite3
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,9 +22,10 @@ import anyio.to_thread
 
 from boundd.core.outcomes import PointRecord
 from boundd.core.records import Record
-from boundd.ports import EndedAttempt, InvariantError, Snapshot, StoreBusyError, StoreError
+from boundd.ports import EndedAttempt, InvariantError, Snapshot, StoreBusyError, StoreCopy, StoreError
 from boundd.store import queries, rows, seals
 from boundd.store.acknowledged import Acknowledged, Mark
+from boundd.store.backup import back_up
 from boundd.store.migrate import cannot_open, prepare
 from boundd.store.rows import Statement
 
@@ -59,6 +61,7 @@ class SqliteStore:
         self._history_query = history_query
         self._lock = anyio.Lock()
         self._closed = False
+        self._backing_up = False
 
     @classmethod
     async def open(cls, path: Path) -> SqliteStore:
@@ -191,6 +194,35 @@ class SqliteStore:
         async with self._lock:
             values = await self._read(queries.LOAD_FACT, _value, {"name": name})
         return values[0] if values else None
+
+    async def back_up(self) -> StoreCopy:
+        """A copy of the store as it is now. Commits go on meanwhile; cancelled, nothing is left of it.
+
+        Raises:
+            StoreBusyError: another is being made, or there is no room.
+            StoreError: the store is damaged.
+        """
+        self._check_open()
+        if self._backing_up:
+            raise StoreBusyError("another backup is being made; ask again when it is done")
+        self._backing_up = True
+        begun, stopped = threading.Event(), threading.Event()
+
+        def make() -> StoreCopy:
+            begun.set()
+            try:
+                return back_up(self._path, stopped.is_set)
+            finally:
+                self._backing_up = False
+
+        try:
+            # Not waited for by who is cancelled: it ends after the step that it is at, and sweeps up after itself.
+            return await anyio.to_thread.run_sync(make, abandon_on_cancel=True)
+        except BaseException:
+            stopped.set()
+            if not begun.is_set():
+                self._backing_up = False
+            raise
 
     async def aclose(self) -> None:
         """Close the database, once what is being committed is; safe to call twice."""

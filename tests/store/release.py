@@ -31,7 +31,7 @@ def attempt(cell: Cell, number: int) -> Attempt:
 
 
 def everything() -> list[list[object]]:
-    """Commits that leave rows in every table: cells in several states, attempts live and ended, and what was learned."""
+    """Commits that leave rows in every table: cells in several states, attempts, ends, what was learned."""
     commits: list[list[object]] = []
     measured = Measurement(2.5, 2.25, {"ratio": 0.5, "näme": [1, None]}, Isolation.EXCLUSIVE, 2.75, {"torch": "2.6"})
     error = AttemptError(ErrorKind.OUT_OF_MEMORY, "CUDA out of memory: ünïcode", 1_700_000_500.5, "baseline", 2**33, 7)

@@ -13,6 +13,7 @@ import pytest
 import boundd
 from boundd.core.records import SavePaused
 from boundd.ports import StoreError
+from boundd.store import seals
 from boundd.store.migrate import (
     Migration,
     apply,
@@ -22,7 +23,6 @@ from boundd.store.migrate import (
     schema_text,
     split,
 )
-from boundd.store import seals
 from boundd.store.sqlite import SqliteStore
 
 pytestmark = pytest.mark.anyio
@@ -198,7 +198,7 @@ async def test_what_is_refused_is_untouched(path: Path, name: str) -> None:
 
 
 async def test_a_refused_store_with_a_log_is_untouched(path: Path, tmp_path: Path) -> None:
-    """A store that was killed, whose last commits are only in its log, is judged with them, and keeps both files; not even a -shm file comes to be."""
+    """A store that was killed, whose last commits are only in its log, is judged with them, and no file changes."""
     store = await SqliteStore.open(path)
     await store.commit([SavePaused(True)])
     await store._connection.execute_fetchall("UPDATE migrations SET sha256 = 'abc'")
