@@ -152,6 +152,7 @@ class Snapshot:
     attempts: tuple[Attempt, ...] = ()
     """Attempts without an end."""
     observations: tuple[Observation, ...] = ()
+    """Of each subject, and durations of each model, the newest `boundd.core.history.KEPT`."""
     durations: tuple[Duration, ...] = ()
     cordons: Mapping[str, str] = field(default_factory=dict)
     paused: bool = False

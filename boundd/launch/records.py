@@ -146,7 +146,7 @@ def _read(path: Path) -> tuple[str, Mapping[str, Json]] | None:
         raise RecordError(f"{path.name} has format {value.get('format')!r}, known is {shim.FORMAT}: {_quoted(text)}")
     # A shim of an earlier release wrote none. A damaged name would look like one: every other name is known.
     if "check" in value:
-        if value["check"] != shim.check_of(dict(value)):
+        if value["check"] != shim.check_of(str(path), dict(value)):
             raise RecordError(f"{path.name} is not what was written, its check doesn't fit: {_quoted(text)}")
     elif set(value) - _NAMES_WITHOUT_CHECK:
         raise RecordError(f"{path.name} has an unknown name and no check: {_quoted(text)}")

@@ -9,7 +9,7 @@ Being a subreaper, it inherits whatever the worker forks and forgets; "it has no
 nothing of the attempt is left.
 """
 # pathlib and contextlib would cost each shim memory and start-up time:
-# ruff: noqa: PTH104, PTH106, PTH112, PTH116, PTH123, PTH208, SIM105
+# ruff: noqa: PTH100, PTH104, PTH106, PTH112, PTH116, PTH119, PTH123, PTH208, SIM105
 
 from __future__ import annotations
 
@@ -143,15 +143,20 @@ def now_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def check_of(document: dict[str, Any]) -> str:
-    """What `check` says in a document that is as it was written: CRC-32 over the rest of it as sorted JSON, in hex."""
-    rest = {name: value for name, value in document.items() if name != "check"}
-    return f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"
+def check_of(path: str, document: dict[str, Any]) -> str:
+    """What `check` says in a document that is as it was written at `path`, in hex.
+
+    It is CRC-32 over the attempt's id, the file's name and the rest of the document as sorted JSON: another file's or
+    another attempt's content is noticed too, and the folder of all attempts may be moved.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    rest = {key: value for key, value in document.items() if key != "check"}
+    return f"{zlib.crc32(json.dumps([os.path.basename(folder), name, rest], sort_keys=True).encode()):08x}"
 
 
-def checked(document: dict[str, Any]) -> dict[str, Any]:
-    """A document with its `check`."""
-    return {**document, "check": check_of(document)}
+def checked(path: str, document: dict[str, Any]) -> dict[str, Any]:
+    """A document that goes to `path`, with its `check`."""
+    return {**document, "check": check_of(path, document)}
 
 
 def write_atomically(path: str, value: object, *, mode: int = 0o644) -> None:
@@ -447,7 +452,7 @@ class Shim:
             "worker_start_ticks": worker.start_ticks,
             "cgroup": self._cgroup,
         }
-        write_atomically(SHIM, checked(value))
+        write_atomically(SHIM, checked(SHIM, value))
         try:
             os.write(1, READY)
         except OSError:
@@ -728,7 +733,7 @@ def _write_outcome(outcome: dict[str, object]) -> None:
     Raises:
         OSError: it could not be written in an hour, or the folder is gone.
     """
-    text = json.dumps(checked(outcome)).encode()
+    text = json.dumps(checked(OUTCOME, outcome)).encode()
     for left in range(_OUTCOME_RETRIES, -1, -1):
         try:
             descriptor = os.open(_OUTCOME_DRAFT, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -752,6 +757,22 @@ def _write_outcome(outcome: dict[str, object]) -> None:
             return
 
 
+def read_spec(path: str) -> dict[str, Any]:
+    """What the launcher wrote, as it wrote it.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it was written by a version that this shim doesn't know, or has changed since.
+    """
+    with open(path, encoding="ascii") as file:
+        spec: dict[str, Any] = json.load(file)
+    if spec["format"] != FORMAT:
+        raise ValueError(f"{SPEC} has format {spec['format']}, known is {FORMAT}")
+    if spec.get("check") != check_of(path, spec):
+        raise ValueError(f"{SPEC} is not what was written: its check doesn't fit")
+    return spec
+
+
 def run_attempt(folder: str, lock: int) -> None:
     """Run the attempt of this folder, in a process of its own; `lock` is the descriptor of its lock.
 
@@ -761,12 +782,7 @@ def run_attempt(folder: str, lock: int) -> None:
     """
     try:
         os.chdir(folder)
-        with open(SPEC, encoding="ascii") as file:
-            spec = json.load(file)
-        if spec["format"] != FORMAT:
-            raise ValueError(f"{SPEC} has format {spec['format']}, known is {FORMAT}")
-        if "check" in spec and spec["check"] != check_of(spec):
-            raise ValueError(f"{SPEC} is not what was written: its check doesn't fit")
+        spec = read_spec(SPEC)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         Shim(spec, lock).run()
     except Exception as failure:

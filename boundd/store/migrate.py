@@ -169,7 +169,7 @@ def _inspect(path: Path, known: Sequence[Migration]) -> int:
         if isinstance(refusal := cannot_open(path, error), StoreBusyError):
             raise refusal from error
         raise StoreError(f"{path}: the store can't be read: {error}. {_START_AFRESH}") from error
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: the store is damaged: {error}. {_START_AFRESH}") from error
 
 
@@ -209,7 +209,7 @@ def check_whole(path: Path, connection: sqlite3.Connection) -> None:
     Raises:
         StoreError: it does.
     """
-    damage = [row[0] for row in connection.execute(queries.QUICK_CHECK)]
+    damage = [row[0] for row in connection.execute(queries.INTEGRITY_CHECK)]
     if damage != ["ok"]:
         raise StoreError(f"{path}: the store is damaged: {'; '.join(damage[:3])}. {_START_AFRESH}")
 

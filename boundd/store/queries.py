@@ -133,11 +133,17 @@ SELECT * FROM attempts WHERE NOT EXISTS (SELECT 1 FROM ends WHERE ends.attempt_i
 """
 """The attempts without an end, in the order in which they were begun."""
 
-LOAD_OBSERVATIONS = "SELECT * FROM observations ORDER BY id"
-"""Every observation, oldest first."""
+LOAD_OBSERVATIONS = """
+SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY subject ORDER BY id DESC) AS age FROM observations)
+WHERE age <= :kept ORDER BY id
+"""
+"""The newest observations of each subject, as many as a daemon uses, oldest first."""
 
-LOAD_DURATIONS = "SELECT * FROM durations ORDER BY id"
-"""Every duration, oldest first."""
+LOAD_DURATIONS = """
+SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY model ORDER BY id DESC) AS age FROM durations)
+WHERE age <= :kept ORDER BY id
+"""
+"""The newest durations of each model, as many as a daemon uses, oldest first."""
 
 LOAD_CORDONS = "SELECT device, reason FROM cordons ORDER BY device"
 """The devices out of service and why."""
@@ -222,8 +228,9 @@ LOAD_NUMBER = "SELECT number FROM commits"
 COUNT_COMMIT = "UPDATE commits SET number = number + 1 RETURNING number"
 """Number the commit that is under way; the last statement before COMMIT."""
 
-QUICK_CHECK = "PRAGMA quick_check"
-"""One row 'ok', or what is damaged."""
+INTEGRITY_CHECK = "PRAGMA integrity_check"
+"""One row 'ok', or what is damaged. Not the quick one: that doesn't compare indexes with their tables, and a row that
+its index doesn't lead to would be inserted again."""
 
 FOREIGN_KEY_CHECK = "PRAGMA foreign_key_check"
 """No row, or the references that point to nothing."""

@@ -20,6 +20,7 @@ import aiosqlite
 import anyio
 import anyio.to_thread
 
+from boundd.core.history import KEPT
 from boundd.core.outcomes import PointRecord
 from boundd.core.records import Record
 from boundd.ports import EndedAttempt, InvariantError, Snapshot, StoreBusyError, StoreCopy, StoreError
@@ -123,8 +124,8 @@ class SqliteStore:
         async with self._lock:
             cells = await self._read(queries.LOAD_CELLS, rows.cell_of)
             attempts = await self._read(queries.LOAD_LIVE_ATTEMPTS, rows.attempt_of)
-            observations = await self._read(queries.LOAD_OBSERVATIONS, rows.observation_of)
-            durations = await self._read(queries.LOAD_DURATIONS, rows.duration_of)
+            observations = await self._read(queries.LOAD_OBSERVATIONS, rows.observation_of, {"kept": KEPT})
+            durations = await self._read(queries.LOAD_DURATIONS, rows.duration_of, {"kept": KEPT})
             cordons = await self._read(queries.LOAD_CORDONS, lambda row: (str(row["device"]), str(row["reason"])))
             paused = await self._read(queries.LOAD_META, _value, {"name": rows.PAUSED})
         return Snapshot(cells, attempts, observations, durations, dict(cordons), paused == ("1",))

@@ -99,7 +99,7 @@ async def test_commits_go_on_and_the_copy_is_of_one_moment(
     async with opened(path) as store:
         for n in range(50):
             await store.commit(pair(n))
-        pages = path.stat().st_size // 4096 + path.with_name("boundd.db-wal").stat().st_size // 4096
+        pages = sum(len(Path(f"{path}{suffix}").read_bytes()) for suffix in ("", "-wal")) // 4096  # noqa: ASYNC240
         done = 50
         copies: list[StoreCopy] = []
 
@@ -124,7 +124,7 @@ async def test_commits_go_on_and_the_copy_is_of_one_moment(
 
 
 async def test_a_damaged_store_is_not_copied(path: Path) -> None:
-    """What a daemon did not look at, the history of a cell that has ended, is looked at before the copy is handed over."""
+    """What a start did not look at, the history of a cell that has ended, is looked at before a copy is handed over."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
             connection.execute(f"DROP TRIGGER {name}")
@@ -193,7 +193,9 @@ async def test_killed_half_way_it_is_swept(path: Path) -> None:
     """What a daemon killed in the middle of a copy leaves is gone after the next start, and the store is as it was."""
     async with opened(path) as store:
         known = await store.load()
-    child = subprocess.Popen([sys.executable, "-c", _COPY_AND_HANG, str(path)], stdout=subprocess.PIPE, cwd=ROOT)
+    child = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-c", _COPY_AND_HANG, str(path)], stdout=subprocess.PIPE, cwd=ROOT
+    )
     assert child.stdout is not None
     assert child.stdout.readline() == b"half\n"
     os.kill(child.pid, signal.SIGKILL)
