@@ -12,8 +12,8 @@ is read: every cell, attempt, end, point, observation, duration, cordon, fact. C
 
 The same for `outcome.json`, `shim.json` and `spec.json`. Out of reach, and not counted here: the mark
 (`boundd.db.commits`) removed together with an older copy put in the store's place, or put back together with it; a
-power cut that takes the last unsynced seconds of the mark together with damage to the log; changes made on purpose, with
-new sums.
+power cut that takes the last unsynced seconds of the mark together with damage to the log; changes made on purpose,
+with new sums.
 `results.jsonl` is the worker's: see `test_results`.
 
 To see it fail: return [] from `seals.broken` at once (bits in rows), return from `acknowledged.check` at once (older
@@ -35,7 +35,10 @@ from typing import Any
 
 import anyio
 
-from boundd.core.records import SaveCordon, SavePaused
+from boundd.core.attempts import CellRecord, CellState
+from boundd.core.cells import Cell, CellPolicy
+from boundd.core.outcomes import Isolation, Measurement
+from boundd.core.records import SaveCell, SaveCordon, SavePaused
 from boundd.launch import shim
 from boundd.launch.records import RecordError, read_outcome, read_shim
 from boundd.ports import StoreBusyError, StoreError
@@ -88,6 +91,7 @@ async def originals(folder: Path) -> Originals:
     await release.write(path)
     older = files_of(path.parent)
     store = await SqliteStore.open(path)
+    await store.commit(many_cells())
     await store.commit([SaveCordon("GPU-33333333-cccc", "added later"), SavePaused(False)])
     middle = files_of(path.parent)
     for n in range(3):
@@ -124,6 +128,16 @@ async def originals(folder: Path) -> Originals:
     return Originals(folders, truths, strangers)
 
 
+def many_cells() -> list[SaveCell]:
+    """Cells with results, so that most of what can be hit is what matters."""
+    measured = Measurement(2.5, 2.25, {"parameters": {"ratio": 0.5}}, Isolation.EXCLUSIVE, 2.75, {"torch": "2.6.0"})
+    cells = [
+        Cell.of({"model": "SDXL", "steps": n, "method": "tgate"}, ("model", "steps", "method")) for n in range(120)
+    ]
+    done = {"state": CellState.SUCCEEDED, "measurement": measured, "measured_device": "GPU-1", "duration_s": 61.5}
+    return [SaveCell(CellRecord(cell, CellPolicy(), **done)) for cell in cells]
+
+
 def put(folder: Path, files: Files) -> None:
     """Make the folder hold these files and no others."""
     folder.mkdir(exist_ok=True)
@@ -134,10 +148,12 @@ def put(folder: Path, files: Files) -> None:
 
 
 def flip(chance: random.Random, content: bytes) -> bytes:
-    """One bit."""
+    """One bit, nine times of ten in a byte that isn't 0: most of a small store's bytes hold nothing."""
     if not content:
         return b"\x01"
     at = chance.randrange(len(content))
+    while not content[at] and any(content) and chance.randrange(10):
+        at = chance.randrange(len(content))
     return content[:at] + bytes([content[at] ^ (1 << chance.randrange(8))]) + content[at + 1 :]
 
 
