@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import os
 import signal
 import sys
@@ -12,14 +13,13 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import anyio
 from anyio.abc import TaskStatus
 
 from boundd import __version__
 from boundd.cli.boundd import RunOptions, make_cli
-from boundd.cli.progress import Progress
 from boundd.config import Settings, check_writable, find_config, load
 from boundd.control.server import SocketError, serve
 from boundd.core.attempts import CellState
@@ -43,6 +43,9 @@ from boundd.telemetry.files import ForeignExportError
 from boundd.telemetry.logs import JsonLog
 from boundd.telemetry.metrics import Metrics
 from boundd.wiring import Exporter, check_limits, control_app, is_timed, make_run, stale_keys, versions_today
+
+if TYPE_CHECKING:
+    from boundd.cli.progress import Progress
 
 EXIT_FINE = 0
 EXIT_OURS = 1
@@ -128,7 +131,7 @@ def _run(options: RunOptions, log: JsonLog, notifier: Notifier) -> int:
 
 async def _serve(settings: Settings, options: RunOptions, log: JsonLog, notifier: Notifier) -> int:
     clock = SystemClock()
-    progress = Progress() if options.until_idle else None
+    progress = _progress() if options.until_idle else None
     metrics = Metrics(__version__)
     async with AsyncExitStack() as stack:
         observers: list[Observer] = [log, metrics, notifier]
@@ -138,6 +141,10 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog, notifier
             observers.append(progress)
             stack.callback(progress.close)
         notifier.status("opening the store")
+        # What is made from here on to the end of the recovery lives as long as the daemon: looking it through for
+        # garbage again and again is a fifth of the time that a large store takes.
+        gc.disable()
+        stack.callback(gc.enable)
         store = await SqliteStore.open(settings.state_dir / STORE_NAME)
         stack.push_async_callback(store.aclose)
         exporter = Exporter(settings, store, log, clock)
@@ -158,6 +165,8 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog, notifier
         app = control_app(daemon, settings, exporter, metrics, log)
         notifier.status("taking up what the store knows")
         await daemon.recover()
+        gc.freeze()
+        gc.enable()
         nothing_to_do = daemon.state.idle
         if progress is not None:
             progress.watch(lambda: daemon.state)
@@ -176,6 +185,13 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog, notifier
     if nothing_to_do:
         print("everything is there already: no cell was waiting to be measured")
     return _summary(daemon.state, settings)
+
+
+def _progress() -> Progress:
+    """The bar of a run to idle. Its library is slow to import, and a service has no use for it."""
+    from boundd.cli.progress import Progress
+
+    return Progress()
 
 
 def _summary(state: State, settings: Settings) -> int:

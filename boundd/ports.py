@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from anyio.streams.memory import MemoryObjectReceiveStream
 
@@ -174,6 +174,7 @@ class Snapshot:
     attempts: tuple[Attempt, ...] = ()
     """Attempts without an end."""
     observations: tuple[Observation, ...] = ()
+    """Of each subject, and durations of each model, the newest `boundd.core.history.KEPT`."""
     durations: tuple[Duration, ...] = ()
     cordons: Mapping[str, str] = field(default_factory=dict)
     paused: bool = False
@@ -186,6 +187,18 @@ class EndedAttempt:
     attempt: Attempt
     verdict: Verdict | None
     ended_unix_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreCopy:
+    """A whole and checked copy of the store, in a file without a name: closed, it is gone. Whoever has it closes it."""
+
+    file: BinaryIO
+    size_bytes: int
+    sha256: str
+    """Of the file's content, in hex."""
+    commits: int
+    """How many commits are in it."""
 
 
 class Store(Protocol):
@@ -212,6 +225,14 @@ class Store(Protocol):
 
     async def recall(self, name: str) -> str | None:
         """A fact kept by `remember`."""
+
+    async def back_up(self) -> StoreCopy:
+        """A copy of the store as it is now, made while it is used.
+
+        Raises:
+            StoreBusyError: another is being made, or there is no room.
+            StoreError: the store is damaged.
+        """
 
     async def aclose(self) -> None:
         """Close the database; safe to call twice."""

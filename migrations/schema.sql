@@ -121,3 +121,85 @@ CREATE TABLE durations (
     batch_size INTEGER NOT NULL,
     wall_s REAL NOT NULL CHECK (wall_s >= 0)
 ) STRICT;
+
+CREATE TABLE seals (
+    name TEXT PRIMARY KEY,
+    rows INTEGER NOT NULL,
+    sum INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE histories (
+    digest TEXT PRIMARY KEY,
+    rows INTEGER NOT NULL,
+    sum INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE commits (
+    number INTEGER NOT NULL
+) STRICT;
+
+CREATE TRIGGER "seal_migrations_insert" AFTER INSERT ON "migrations" BEGIN UPDATE seals SET rows = rows + 1, sum = (sum + boundd_checksum('migrations', NEW."number", NEW."name", NEW."sha256")) & 4611686018427387903 WHERE name = 'migrations'; END;
+
+CREATE TRIGGER "seal_migrations_delete" AFTER DELETE ON "migrations" BEGIN UPDATE seals SET rows = rows - 1, sum = (sum - boundd_checksum('migrations', OLD."number", OLD."name", OLD."sha256")) & 4611686018427387903 WHERE name = 'migrations'; END;
+
+CREATE TRIGGER "seal_migrations_update" AFTER UPDATE ON "migrations" BEGIN UPDATE seals SET sum = (sum + boundd_checksum('migrations', NEW."number", NEW."name", NEW."sha256") - boundd_checksum('migrations', OLD."number", OLD."name", OLD."sha256")) & 4611686018427387903 WHERE name = 'migrations'; END;
+
+CREATE TRIGGER "seal_meta_insert" AFTER INSERT ON "meta" BEGIN UPDATE seals SET rows = rows + 1, sum = (sum + boundd_checksum('meta', NEW."name", NEW."value")) & 4611686018427387903 WHERE name = 'meta'; END;
+
+CREATE TRIGGER "seal_meta_delete" AFTER DELETE ON "meta" BEGIN UPDATE seals SET rows = rows - 1, sum = (sum - boundd_checksum('meta', OLD."name", OLD."value")) & 4611686018427387903 WHERE name = 'meta'; END;
+
+CREATE TRIGGER "seal_meta_update" AFTER UPDATE ON "meta" BEGIN UPDATE seals SET sum = (sum + boundd_checksum('meta', NEW."name", NEW."value") - boundd_checksum('meta', OLD."name", OLD."value")) & 4611686018427387903 WHERE name = 'meta'; END;
+
+CREATE TRIGGER "seal_facts_insert" AFTER INSERT ON "facts" BEGIN UPDATE seals SET rows = rows + 1, sum = (sum + boundd_checksum('facts', NEW."name", NEW."value")) & 4611686018427387903 WHERE name = 'facts'; END;
+
+CREATE TRIGGER "seal_facts_delete" AFTER DELETE ON "facts" BEGIN UPDATE seals SET rows = rows - 1, sum = (sum - boundd_checksum('facts', OLD."name", OLD."value")) & 4611686018427387903 WHERE name = 'facts'; END;
+
+CREATE TRIGGER "seal_facts_update" AFTER UPDATE ON "facts" BEGIN UPDATE seals SET sum = (sum + boundd_checksum('facts', NEW."name", NEW."value") - boundd_checksum('facts', OLD."name", OLD."value")) & 4611686018427387903 WHERE name = 'facts'; END;
+
+CREATE TRIGGER "seal_cells_insert" AFTER INSERT ON "cells" BEGIN UPDATE seals SET rows = rows + 1, sum = (sum + boundd_checksum('cells', NEW."key", NEW."digest", NEW."label", NEW."parameters", NEW."state", NEW."attempts", NEW."charged_failures", NEW."free_failures", NEW."memory_level", NEW."alone", NEW."batch_size", NEW."error_kind", NEW."error_message", NEW."error_at_unix_s", NEW."error_phase", NEW."error_requested_bytes", NEW."error_free_bytes", NEW."measurement", NEW."measured_device", NEW."measured_batch_size", NEW."duration_s", NEW."plain_failures", NEW."error_cause", NEW."error_why")) & 4611686018427387903 WHERE name = 'cells'; END;
+
+CREATE TRIGGER "seal_cells_delete" AFTER DELETE ON "cells" BEGIN UPDATE seals SET rows = rows - 1, sum = (sum - boundd_checksum('cells', OLD."key", OLD."digest", OLD."label", OLD."parameters", OLD."state", OLD."attempts", OLD."charged_failures", OLD."free_failures", OLD."memory_level", OLD."alone", OLD."batch_size", OLD."error_kind", OLD."error_message", OLD."error_at_unix_s", OLD."error_phase", OLD."error_requested_bytes", OLD."error_free_bytes", OLD."measurement", OLD."measured_device", OLD."measured_batch_size", OLD."duration_s", OLD."plain_failures", OLD."error_cause", OLD."error_why")) & 4611686018427387903 WHERE name = 'cells'; END;
+
+CREATE TRIGGER "seal_cells_update" AFTER UPDATE ON "cells" BEGIN UPDATE seals SET sum = (sum + boundd_checksum('cells', NEW."key", NEW."digest", NEW."label", NEW."parameters", NEW."state", NEW."attempts", NEW."charged_failures", NEW."free_failures", NEW."memory_level", NEW."alone", NEW."batch_size", NEW."error_kind", NEW."error_message", NEW."error_at_unix_s", NEW."error_phase", NEW."error_requested_bytes", NEW."error_free_bytes", NEW."measurement", NEW."measured_device", NEW."measured_batch_size", NEW."duration_s", NEW."plain_failures", NEW."error_cause", NEW."error_why") - boundd_checksum('cells', OLD."key", OLD."digest", OLD."label", OLD."parameters", OLD."state", OLD."attempts", OLD."charged_failures", OLD."free_failures", OLD."memory_level", OLD."alone", OLD."batch_size", OLD."error_kind", OLD."error_message", OLD."error_at_unix_s", OLD."error_phase", OLD."error_requested_bytes", OLD."error_free_bytes", OLD."measurement", OLD."measured_device", OLD."measured_batch_size", OLD."duration_s", OLD."plain_failures", OLD."error_cause", OLD."error_why")) & 4611686018427387903 WHERE name = 'cells'; END;
+
+CREATE TRIGGER "seal_attempts_insert" AFTER INSERT ON "attempts" BEGIN INSERT INTO histories (digest, rows, sum) VALUES (substr(NEW.id, 1, instr(NEW.id, '.') - 1), 1, (boundd_checksum('attempts', NEW."id", NEW."key", NEW."label", NEW."number", NEW."device", NEW."reservation_bytes", NEW."cap_bytes", NEW."batch_size", NEW."exclusive", NEW."timeout_s", NEW."grace_s", NEW."started_unix_s", NEW."started_boot_s", NEW."whole_device", NEW."had_company", NEW."state", NEW."end_reason", NEW."progress_done", NEW."progress_total", NEW."points", NEW."estimate_bytes", NEW."host_memory_bytes", NEW."cores", NEW."observed_peak_bytes", NEW."foreign_seen")) & 4611686018427387903) ON CONFLICT (digest) DO UPDATE SET rows = rows + excluded.rows, sum = (sum + excluded.sum) & 4611686018427387903; END;
+
+CREATE TRIGGER "seal_attempts_delete" AFTER DELETE ON "attempts" BEGIN INSERT INTO histories (digest, rows, sum) VALUES (substr(OLD.id, 1, instr(OLD.id, '.') - 1), -1, (- boundd_checksum('attempts', OLD."id", OLD."key", OLD."label", OLD."number", OLD."device", OLD."reservation_bytes", OLD."cap_bytes", OLD."batch_size", OLD."exclusive", OLD."timeout_s", OLD."grace_s", OLD."started_unix_s", OLD."started_boot_s", OLD."whole_device", OLD."had_company", OLD."state", OLD."end_reason", OLD."progress_done", OLD."progress_total", OLD."points", OLD."estimate_bytes", OLD."host_memory_bytes", OLD."cores", OLD."observed_peak_bytes", OLD."foreign_seen")) & 4611686018427387903) ON CONFLICT (digest) DO UPDATE SET rows = rows + excluded.rows, sum = (sum + excluded.sum) & 4611686018427387903; END;
+
+CREATE TRIGGER "seal_attempts_update" AFTER UPDATE ON "attempts" BEGIN INSERT INTO histories (digest, rows, sum) VALUES (substr(OLD.id, 1, instr(OLD.id, '.') - 1), -1, (- boundd_checksum('attempts', OLD."id", OLD."key", OLD."label", OLD."number", OLD."device", OLD."reservation_bytes", OLD."cap_bytes", OLD."batch_size", OLD."exclusive", OLD."timeout_s", OLD."grace_s", OLD."started_unix_s", OLD."started_boot_s", OLD."whole_device", OLD."had_company", OLD."state", OLD."end_reason", OLD."progress_done", OLD."progress_total", OLD."points", OLD."estimate_bytes", OLD."host_memory_bytes", OLD."cores", OLD."observed_peak_bytes", OLD."foreign_seen")) & 4611686018427387903) ON CONFLICT (digest) DO UPDATE SET rows = rows + excluded.rows, sum = (sum + excluded.sum) & 4611686018427387903; INSERT INTO histories (digest, rows, sum) VALUES (substr(NEW.id, 1, instr(NEW.id, '.') - 1), 1, (boundd_checksum('attempts', NEW."id", NEW."key", NEW."label", NEW."number", NEW."device", NEW."reservation_bytes", NEW."cap_bytes", NEW."batch_size", NEW."exclusive", NEW."timeout_s", NEW."grace_s", NEW."started_unix_s", NEW."started_boot_s", NEW."whole_device", NEW."had_company", NEW."state", NEW."end_reason", NEW."progress_done", NEW."progress_total", NEW."points", NEW."estimate_bytes", NEW."host_memory_bytes", NEW."cores", NEW."observed_peak_bytes", NEW."foreign_seen")) & 4611686018427387903) ON CONFLICT (digest) DO UPDATE SET rows = rows + excluded.rows, sum = (sum + excluded.sum) & 4611686018427387903; END;
+
+CREATE TRIGGER "seal_ends_insert" AFTER INSERT ON "ends" BEGIN INSERT INTO histories (digest, rows, sum) VALUES (substr(NEW.attempt_id, 1, instr(NEW.attempt_id, '.') - 1), 1, (boundd_checksum('ends', NEW."attempt_id", NEW."ended_unix_s", NEW."outcome", NEW."measurement", NEW."error_kind", NEW."error_message", NEW."error_at_unix_s", NEW."error_phase", NEW."error_requested_bytes", NEW."error_free_bytes", NEW."exit_status", NEW."signal", NEW."wall_s", NEW."peak_allocated_bytes", NEW."peak_reserved_bytes", NEW."error_cause", NEW."error_why", NEW."host_peak_bytes")) & 4611686018427387903) ON CONFLICT (digest) DO UPDATE SET rows = rows + excluded.rows, sum = (sum + excluded.sum) & 4611686018427387903; END;
+
+CREATE TRIGGER "seal_ends_delete" AFTER DELETE ON "ends" BEGIN INSERT INTO histories (digest, rows, sum) VALUES (substr(OLD.attempt_id, 1, instr(OLD.attempt_id, '.') - 1), -1, (- boundd_checksum('ends', OLD."attempt_id", OLD."ended_unix_s", OLD."outcome", OLD."measurement", OLD."error_kind", OLD."error_message", OLD."error_at_unix_s", OLD."error_phase", OLD."error_requested_bytes", OLD."error_free_bytes", OLD."exit_status", OLD."signal", OLD."wall_s", OLD."peak_allocated_bytes", OLD."peak_reserved_bytes", OLD."error_cause", OLD."error_why", OLD."host_peak_bytes")) & 4611686018427387903) ON CONFLICT (digest) DO UPDATE SET rows = rows + excluded.rows, sum = (sum + excluded.sum) & 4611686018427387903; END;
+
+CREATE TRIGGER "seal_ends_update" AFTER UPDATE ON "ends" BEGIN INSERT INTO histories (digest, rows, sum) VALUES (substr(OLD.attempt_id, 1, instr(OLD.attempt_id, '.') - 1), -1, (- boundd_checksum('ends', OLD."attempt_id", OLD."ended_unix_s", OLD."outcome", OLD."measurement", OLD."error_kind", OLD."error_message", OLD."error_at_unix_s", OLD."error_phase", OLD."error_requested_bytes", OLD."error_free_bytes", OLD."exit_status", OLD."signal", OLD."wall_s", OLD."peak_allocated_bytes", OLD."peak_reserved_bytes", OLD."error_cause", OLD."error_why", OLD."host_peak_bytes")) & 4611686018427387903) ON CONFLICT (digest) DO UPDATE SET rows = rows + excluded.rows, sum = (sum + excluded.sum) & 4611686018427387903; INSERT INTO histories (digest, rows, sum) VALUES (substr(NEW.attempt_id, 1, instr(NEW.attempt_id, '.') - 1), 1, (boundd_checksum('ends', NEW."attempt_id", NEW."ended_unix_s", NEW."outcome", NEW."measurement", NEW."error_kind", NEW."error_message", NEW."error_at_unix_s", NEW."error_phase", NEW."error_requested_bytes", NEW."error_free_bytes", NEW."exit_status", NEW."signal", NEW."wall_s", NEW."peak_allocated_bytes", NEW."peak_reserved_bytes", NEW."error_cause", NEW."error_why", NEW."host_peak_bytes")) & 4611686018427387903) ON CONFLICT (digest) DO UPDATE SET rows = rows + excluded.rows, sum = (sum + excluded.sum) & 4611686018427387903; END;
+
+CREATE TRIGGER "seal_points_insert" AFTER INSERT ON "points" BEGIN INSERT INTO histories (digest, rows, sum) VALUES (substr(NEW.attempt_id, 1, instr(NEW.attempt_id, '.') - 1), 1, (boundd_checksum('points', NEW."attempt_id", NEW."idx", NEW."parameters", NEW."speedup", NEW."score_loss", NEW."isolation", NEW."details")) & 4611686018427387903) ON CONFLICT (digest) DO UPDATE SET rows = rows + excluded.rows, sum = (sum + excluded.sum) & 4611686018427387903; END;
+
+CREATE TRIGGER "seal_points_delete" AFTER DELETE ON "points" BEGIN INSERT INTO histories (digest, rows, sum) VALUES (substr(OLD.attempt_id, 1, instr(OLD.attempt_id, '.') - 1), -1, (- boundd_checksum('points', OLD."attempt_id", OLD."idx", OLD."parameters", OLD."speedup", OLD."score_loss", OLD."isolation", OLD."details")) & 4611686018427387903) ON CONFLICT (digest) DO UPDATE SET rows = rows + excluded.rows, sum = (sum + excluded.sum) & 4611686018427387903; END;
+
+CREATE TRIGGER "seal_points_update" AFTER UPDATE ON "points" BEGIN INSERT INTO histories (digest, rows, sum) VALUES (substr(OLD.attempt_id, 1, instr(OLD.attempt_id, '.') - 1), -1, (- boundd_checksum('points', OLD."attempt_id", OLD."idx", OLD."parameters", OLD."speedup", OLD."score_loss", OLD."isolation", OLD."details")) & 4611686018427387903) ON CONFLICT (digest) DO UPDATE SET rows = rows + excluded.rows, sum = (sum + excluded.sum) & 4611686018427387903; INSERT INTO histories (digest, rows, sum) VALUES (substr(NEW.attempt_id, 1, instr(NEW.attempt_id, '.') - 1), 1, (boundd_checksum('points', NEW."attempt_id", NEW."idx", NEW."parameters", NEW."speedup", NEW."score_loss", NEW."isolation", NEW."details")) & 4611686018427387903) ON CONFLICT (digest) DO UPDATE SET rows = rows + excluded.rows, sum = (sum + excluded.sum) & 4611686018427387903; END;
+
+CREATE TRIGGER "seal_observations_insert" AFTER INSERT ON "observations" BEGIN UPDATE seals SET rows = rows + 1, sum = (sum + boundd_checksum('observations', NEW."id", NEW."subject", NEW."batch_size", NEW."peak_bytes", NEW."censored", NEW."pixels", NEW."torch", NEW."host_peak_bytes", NEW."estimate_bytes")) & 4611686018427387903 WHERE name = 'observations'; END;
+
+CREATE TRIGGER "seal_observations_delete" AFTER DELETE ON "observations" BEGIN UPDATE seals SET rows = rows - 1, sum = (sum - boundd_checksum('observations', OLD."id", OLD."subject", OLD."batch_size", OLD."peak_bytes", OLD."censored", OLD."pixels", OLD."torch", OLD."host_peak_bytes", OLD."estimate_bytes")) & 4611686018427387903 WHERE name = 'observations'; END;
+
+CREATE TRIGGER "seal_observations_update" AFTER UPDATE ON "observations" BEGIN UPDATE seals SET sum = (sum + boundd_checksum('observations', NEW."id", NEW."subject", NEW."batch_size", NEW."peak_bytes", NEW."censored", NEW."pixels", NEW."torch", NEW."host_peak_bytes", NEW."estimate_bytes") - boundd_checksum('observations', OLD."id", OLD."subject", OLD."batch_size", OLD."peak_bytes", OLD."censored", OLD."pixels", OLD."torch", OLD."host_peak_bytes", OLD."estimate_bytes")) & 4611686018427387903 WHERE name = 'observations'; END;
+
+CREATE TRIGGER "seal_cordons_insert" AFTER INSERT ON "cordons" BEGIN UPDATE seals SET rows = rows + 1, sum = (sum + boundd_checksum('cordons', NEW."device", NEW."reason")) & 4611686018427387903 WHERE name = 'cordons'; END;
+
+CREATE TRIGGER "seal_cordons_delete" AFTER DELETE ON "cordons" BEGIN UPDATE seals SET rows = rows - 1, sum = (sum - boundd_checksum('cordons', OLD."device", OLD."reason")) & 4611686018427387903 WHERE name = 'cordons'; END;
+
+CREATE TRIGGER "seal_cordons_update" AFTER UPDATE ON "cordons" BEGIN UPDATE seals SET sum = (sum + boundd_checksum('cordons', NEW."device", NEW."reason") - boundd_checksum('cordons', OLD."device", OLD."reason")) & 4611686018427387903 WHERE name = 'cordons'; END;
+
+CREATE TRIGGER "seal_durations_insert" AFTER INSERT ON "durations" BEGIN UPDATE seals SET rows = rows + 1, sum = (sum + boundd_checksum('durations', NEW."id", NEW."model", NEW."method", NEW."device_name", NEW."steps", NEW."samples", NEW."batch_size", NEW."wall_s")) & 4611686018427387903 WHERE name = 'durations'; END;
+
+CREATE TRIGGER "seal_durations_delete" AFTER DELETE ON "durations" BEGIN UPDATE seals SET rows = rows - 1, sum = (sum - boundd_checksum('durations', OLD."id", OLD."model", OLD."method", OLD."device_name", OLD."steps", OLD."samples", OLD."batch_size", OLD."wall_s")) & 4611686018427387903 WHERE name = 'durations'; END;
+
+CREATE TRIGGER "seal_durations_update" AFTER UPDATE ON "durations" BEGIN UPDATE seals SET sum = (sum + boundd_checksum('durations', NEW."id", NEW."model", NEW."method", NEW."device_name", NEW."steps", NEW."samples", NEW."batch_size", NEW."wall_s") - boundd_checksum('durations', OLD."id", OLD."model", OLD."method", OLD."device_name", OLD."steps", OLD."samples", OLD."batch_size", OLD."wall_s")) & 4611686018427387903 WHERE name = 'durations'; END;
+
+CREATE TRIGGER "seal_histories_insert" AFTER INSERT ON "histories" BEGIN UPDATE seals SET rows = rows + 1, sum = (sum + boundd_checksum('histories', NEW."digest", NEW."rows", NEW."sum")) & 4611686018427387903 WHERE name = 'histories'; END;
+
+CREATE TRIGGER "seal_histories_delete" AFTER DELETE ON "histories" BEGIN UPDATE seals SET rows = rows - 1, sum = (sum - boundd_checksum('histories', OLD."digest", OLD."rows", OLD."sum")) & 4611686018427387903 WHERE name = 'histories'; END;
+
+CREATE TRIGGER "seal_histories_update" AFTER UPDATE ON "histories" BEGIN UPDATE seals SET sum = (sum + boundd_checksum('histories', NEW."digest", NEW."rows", NEW."sum") - boundd_checksum('histories', OLD."digest", OLD."rows", OLD."sum")) & 4611686018427387903 WHERE name = 'histories'; END;

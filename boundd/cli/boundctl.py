@@ -10,6 +10,7 @@ import click
 
 from boundd import __version__
 from boundd.cli import changing, looking
+from boundd.cli.backup import backup
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,7 +27,7 @@ def main() -> None:
     """
 
 
-for _command in (*looking.COMMANDS, *changing.COMMANDS):
+for _command in (*looking.COMMANDS, backup, *changing.COMMANDS):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from boundd.control.errors import HANDLERS, bad_request, not_found
 from boundd.control.exports import ExportText, ImportPreview, Tools
 from boundd.control.openapi import openapi
 from boundd.control.routes import FORMATS, ROUTES, Doc
-from boundd.control.streams import events, log_size, read_log
+from boundd.control.streams import OpenFileResponse, events, log_size, read_log
 from boundd.core.attempts import CellRecord, CellState, attempt_id
 from boundd.ports import Service
 
@@ -189,6 +189,17 @@ class Reads:
             )
         headers = {**NO_STORE, "Boundd-Warnings": str(len(rendered.warnings))}
         return Response(rendered.text.encode(), media_type=rendered.media_type, headers=headers)
+
+    async def backup(self, _request: Request) -> Response:
+        """GET /v1/backup."""
+        copy = await self.service.store.back_up()
+        headers = {
+            **NO_STORE,
+            "Content-Length": str(copy.size_bytes),
+            "Boundd-Sha256": copy.sha256,
+            "Boundd-Commits": str(copy.commits),
+        }
+        return OpenFileResponse(copy.file, media_type="application/vnd.sqlite3", headers=headers)
 
     async def wait(self, request: Request) -> Response:
         """GET /v1/wait."""

@@ -6,7 +6,7 @@ import http.client
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -108,6 +108,28 @@ class Client:
             return  # The daemon ended in the middle of it.
         finally:
             connection.close()
+
+    def download(self, path: str, take: Callable[[bytes], object]) -> Mapping[str, str]:
+        """Hand what GET answers to `take`, to its end; returns the answer's headers, their names in small letters.
+
+        Raises:
+            NoDaemonError: nobody answers, or the answer was cut short.
+            RequestError: the answer is no.
+        """
+        connection, response = self._open("GET", path, None, None, None)
+        try:
+            length = 0
+            while data := response.read1(CHUNK_BYTES):
+                take(data)
+                length += len(data)
+            headers = {name.lower(): value for name, value in response.getheaders()}
+        except http.client.HTTPException as error:
+            raise NoDaemonError([(self.socket_path, f"it went away while it answered ({error})")]) from None
+        finally:
+            connection.close()
+        if headers.get("content-length") not in (None, str(length)):
+            raise NoDaemonError([(self.socket_path, f"it went away after {length:,} bytes of its answer")])
+        return headers
 
     def _json(self, method: str, path: str, parameters: Parameters | None, body: bytes | None, timeout_s: float) -> Any:
         connection, response = self._open(method, path, parameters, body, timeout_s)

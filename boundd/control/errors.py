@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from boundd.core.query import QueryError
-from boundd.ports import StoreBusyError
+from boundd.ports import StoreBusyError, StoreError
 
 
 class ApiError(Exception):
@@ -60,6 +60,12 @@ async def on_store_busy(_request: Request, error: Exception) -> Response:
     return error_response(503, "store_busy", f"nothing was changed: {error}", headers={"Retry-After": "5"})
 
 
+async def on_store_error(_request: Request, error: Exception) -> Response:
+    """A `StoreError`: what was asked for is damaged. The message says what to do."""
+    assert isinstance(error, StoreError)
+    return error_response(500, "store_damaged", str(error))
+
+
 async def on_http_exception(_request: Request, error: Exception) -> Response:
     """No such route, or not this method."""
     assert isinstance(error, HTTPException)
@@ -76,6 +82,7 @@ HANDLERS: dict[Any, Any] = {
     ApiError: on_api_error,
     QueryError: on_query_error,
     StoreBusyError: on_store_busy,
+    StoreError: on_store_error,
     HTTPException: on_http_exception,
     Exception: on_bug,
 }

@@ -17,6 +17,7 @@ ERROR_TEXTS = {
     404: "There is no such thing.",
     409: "It fits several things; the message names them.",
     413: "The body is too large.",
+    500: "The store is damaged; the message says what to do.",
     503: "Nothing can be stored at the moment, so it did not happen.",
 }
 

@@ -143,6 +143,15 @@ ROUTES: tuple[Doc, ...] = (
     ),
     Doc(
         "GET",
+        "/v1/backup",
+        "backup",
+        "A whole copy of the store, made while it is in use and checked: a SQLite database. The headers Boundd-Sha256"
+        " and Boundd-Commits tell its SHA-256 and how many commits are in it. One at a time.",
+        "application/vnd.sqlite3",
+        errors=(500, 503),
+    ),
+    Doc(
+        "GET",
         "/v1/wait",
         "wait",
         "Answers once no cell of the query is pending or running, or after `timeout`.",

@@ -6,11 +6,13 @@ Rules: a slow reader holds up nobody but itself; an answer ends when its client 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import anyio
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from boundd.control.views import timestamp
 from boundd.core.effects import Note
@@ -43,6 +45,26 @@ async def read_log(
         size = await anyio.to_thread.run_sync(log_size, path)
         position = min(position, size) if size is not None else 0
         await anyio.sleep(POLL_S)
+
+
+class OpenFileResponse(StreamingResponse):
+    """An open file from where it stands to its end; closed, whether or not the client stays to the end of it."""
+
+    def __init__(self, file: BinaryIO, *, media_type: str, headers: Mapping[str, str]) -> None:
+        super().__init__(_chunks(file), media_type=media_type, headers=headers)
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._file.close()
+
+
+async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:
+    while data := await anyio.to_thread.run_sync(file.read, CHUNK_BYTES):
+        yield data
 
 
 def log_size(path: Path) -> int | None:

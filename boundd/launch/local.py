@@ -201,7 +201,9 @@ class LocalLauncher:
             try:
                 _claim(folder, lock, spec.attempt_id)
                 # The environment may hold a token.
-                shim.write_atomically(str(folder / shim.SPEC), _spec_document(spec, self._cgroup(spec)), mode=0o600)
+                place = str(folder / shim.SPEC)
+                document = shim.checked(place, _spec_document(spec, self._cgroup(spec)))
+                shim.write_atomically(place, document, mode=0o600)
                 return self._start_shim(folder, lock)
             finally:
                 # The shim has its own copy of the descriptor, and with it the lock.

@@ -17,6 +17,14 @@ from boundd.protocol.strict_json import Json, StrictJsonError, loads
 
 _MOST_BYTES = 65536
 _QUOTED_CHARACTERS = 200
+_NAMES_WITHOUT_CHECK = frozenset(
+    {
+        *("format", "boot_id", "pid", "start_ticks", "worker_pid", "worker_start_ticks", "cgroup"),
+        *("exit_status", "signal", "timed_out", "ended_on_request", "start_error", "wall_s", "lease_waited_s"),
+        *("host_peak_bytes", "oom_killed", "over_memory_max", "machine_oom_kills"),
+    }
+)
+"""All that shims of the releases before `check` wrote."""
 
 
 class RecordError(Exception):
@@ -55,7 +63,7 @@ def read_shim(folder: Path) -> ShimRecord | None:
     if found is None:
         return None
     text, value = found
-    return _reader(_SHIM_READERS, shim.SHIM, text, value)(text, value)
+    return _reader(_SHIM_READERS, shim.SHIM, text, value)(text, _checked(folder / shim.SHIM, text, value))
 
 
 def read_outcome(folder: Path) -> ProcessEnd | None:
@@ -69,7 +77,7 @@ def read_outcome(folder: Path) -> ProcessEnd | None:
     if found is None:
         return None
     text, value = found
-    return _reader(_OUTCOME_READERS, shim.OUTCOME, text, value)(text, value)
+    return _reader(_OUTCOME_READERS, shim.OUTCOME, text, value)(text, _checked(folder / shim.OUTCOME, text, value))
 
 
 def _shim_1(text: str, value: Mapping[str, Json]) -> ShimRecord:
@@ -170,6 +178,21 @@ def _reader(readers: Mapping[int, _Reader], name: str, text: str, value: Mapping
         known = ", ".join(map(str, readers))
         raise UnknownFormatError(f"{name} has format {number!r}, known is {known}: {_quoted(text)}")
     return found
+
+
+def _checked(path: Path, text: str, value: Mapping[str, Json]) -> Mapping[str, Json]:
+    """A document of a known format, as it was written.
+
+    Raises:
+        RecordError: it isn't.
+    """
+    # A shim of an earlier release wrote no check. A damaged name would look like one: every other name is known.
+    if "check" in value:
+        if value["check"] != shim.check_of(str(path), dict(value)):
+            raise RecordError(f"{path.name} is not what was written, its check doesn't fit: {_quoted(text)}")
+    elif set(value) - _NAMES_WITHOUT_CHECK:
+        raise RecordError(f"{path.name} has an unknown name and no check: {_quoted(text)}")
+    return value
 
 
 def _quoted(text: str) -> str:

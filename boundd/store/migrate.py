@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
 import re
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import boundd
 from boundd.ports import StoreBusyError, StoreError
-from boundd.store import queries
+from boundd.store import acknowledged, queries, seals
 
 APPLICATION_ID = 0x626F756E
 """'boun', as migration 1 sets it."""
@@ -31,7 +32,11 @@ _APPLICATION_ID_OFFSET = 68
 """https://www.sqlite.org/fileformat2.html, 1.3: four bytes, big-endian."""
 _FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 _PASSING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_NOMEM)
-_START_AFRESH = "Restore a backup of it, or move it away to start with an empty store."
+_START_AFRESH = (
+    f"Restore a backup of it, or move it away, with its {acknowledged.SUFFIX} file, to start with an empty store."
+)
+COPY = ".copy"
+"""What a backup is made as, before it is handed over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +89,10 @@ def prepare(path: Path, migrations: Sequence[Migration] | None = None) -> None:
     try:
         if not os.path.lexists(path):
             _create(path, wanted)
+            _sweep(path)
             return
         pending = wanted[_inspect(path, wanted) :]
+        _sweep(path)
         if pending:
             _upgrade(path, pending)
     except (sqlite3.Error, OSError) as error:
@@ -115,10 +122,13 @@ def apply(connection: sqlite3.Connection, migration: Migration) -> None:
         StoreError: it leaves references that point to nothing; nothing was kept.
         sqlite3.Error: a statement failed; nothing was kept.
     """
+    seals.register(connection)
     connection.execute(queries.BEGIN)
     try:
         for statement in split(migration.sql):
             connection.execute(statement)
+        if seals.is_sealed(connection):
+            seals.make(connection)
         broken = connection.execute(queries.FOREIGN_KEY_CHECK).fetchall()
         if broken:
             raise StoreError(f"migration {migration.number} would leave {len(broken)} broken reference(s)")
@@ -152,23 +162,76 @@ def _inspect(path: Path, known: Sequence[Migration]) -> int:
         StoreError: it isn't a store, or not one that can be used.
     """
     _check_header(path)
-    wal = _beside(path, "-wal")
-    # Without a log to read, `immutable` leaves not even a -shm file beside what may be refused.
-    options = "mode=ro" if wal.exists() and wal.stat().st_size else "mode=ro&immutable=1"
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?{options}", uri=True)) as connection:
-            damage = [row[0] for row in connection.execute(queries.QUICK_CHECK)]
-            if damage != ["ok"]:
-                raise StoreError(f"{path}: the store is damaged: {'; '.join(damage[:3])}. {_START_AFRESH}")
-            history = connection.execute(queries.LOAD_HISTORY).fetchall()
+        with _looked_into(path) as connection:
+            return _check(path, connection, known)
     except sqlite3.OperationalError as error:
         if isinstance(refusal := cannot_open(path, error), StoreBusyError):
             raise refusal from error
         raise StoreError(f"{path}: the store can't be read: {error}. {_START_AFRESH}") from error
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: the store is damaged: {error}. {_START_AFRESH}") from error
+
+
+@contextlib.contextmanager
+def _looked_into(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that reads, log included, and leaves nothing beside the store that was not there before."""
+    wal, shm = beside(path, "-wal"), beside(path, "-shm")
+    # Without a log to read, `immutable` needs no -shm file. With one, SQLite makes it even for a mere look.
+    options = "mode=ro" if wal.exists() and wal.stat().st_size else "mode=ro&immutable=1"
+    was_there = shm.exists()
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?{options}", uri=True)) as connection:
+            seals.register(connection)
+            yield connection
+    finally:
+        if not was_there:
+            shm.unlink(missing_ok=True)
+
+
+def _check(path: Path, connection: sqlite3.Connection, known: Sequence[Migration]) -> int:
+    """How many of the known migrations made this store, once it is seen to be whole.
+
+    Raises:
+        StoreError: it isn't.
+    """
+    check_whole(path, connection)
+    history = connection.execute(queries.LOAD_HISTORY).fetchall()
     _check_history(path, history, known)
+    # Only now: a store of a newer boundd may be sealed in ways that this one doesn't know.
+    acknowledged.check(path, *check_seals(path, connection, histories=False))
     return len(history)
+
+
+def check_whole(path: Path, connection: sqlite3.Connection) -> None:
+    """See that SQLite finds no damage in a store's structure.
+
+    Raises:
+        StoreError: it does.
+    """
+    damage = [row[0] for row in connection.execute(queries.INTEGRITY_CHECK)]
+    if damage != ["ok"]:
+        raise StoreError(f"{path}: the store is damaged: {'; '.join(damage[:3])}. {_START_AFRESH}")
+
+
+def check_seals(path: Path, connection: sqlite3.Connection, *, histories: bool) -> tuple[str | None, int]:
+    """See that every row is what was written; returns the store's id and its number of commits (None, 0: too old).
+
+    Args:
+        histories: of the cells without a live attempt too, which takes longer.
+
+    Raises:
+        StoreError: one isn't, or is missing, or too many.
+    """
+    if not seals.is_sealed(connection):
+        return None, 0
+    wrong = seals.broken(connection, histories=histories)
+    stores, numbers = (connection.execute(sql).fetchall() for sql in (queries.LOAD_STORE_ID, queries.LOAD_NUMBER))
+    if len(stores) != 1 or len(numbers) != 1:
+        wrong.append(f"{len(stores)} ids and {len(numbers)} numbers of commits where one of each should be")
+    if wrong:
+        raise StoreError(f"{path}: the store is damaged: {'; '.join(wrong[:3])}. {_START_AFRESH}")
+    return str(stores[0][0]), int(numbers[0][0])
 
 
 def _check_header(path: Path) -> None:
@@ -204,19 +267,26 @@ def _check_history(path: Path, history: Sequence[tuple[int, str, str]], known: S
             raise StoreError(
                 f"{path}: made by an edited migration {number} ({name}, sha256 {sha256[:12]}; "
                 f"this version's is {migration.name}, {migration.sha256[:12]}). "
-                "Use the version of boundd that made it, or move it away to start with an empty store."
+                f"Use the version of boundd that made it, or move it away, with its {acknowledged.SUFFIX} file, "
+                "to start with an empty store."
             )
 
 
 def _create(path: Path, migrations: Sequence[Migration]) -> None:
     """Make a new store under a temporary name, sync it, and rename it into place."""
     for suffix in ("-wal", "-journal"):
-        stray = _beside(path, suffix)
+        stray = beside(path, suffix)
         # SQLite would replay another database's log into the new one.
         if stray.exists():
             raise StoreError(f"{path}: missing, but its log {stray.name} is there. Put the file back, or move the log.")
-    temporary = _beside(path, ".new")
-    _discard(temporary)
+    mark = acknowledged.read(path)
+    if mark is not None:
+        raise StoreError(
+            f"{path}: missing, but {mark.number} commits to it were acknowledged. Put the file back, or remove "
+            f"{acknowledged.beside(path).name} to start with an empty store."
+        )
+    temporary = beside(path, ".new")
+    discard(temporary)
     try:
         with contextlib.closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
             connection.execute(queries.JOURNAL_WAL)
@@ -225,7 +295,7 @@ def _create(path: Path, migrations: Sequence[Migration]) -> None:
         _sync(temporary)
         temporary.rename(path)
     except BaseException:
-        _discard(temporary)
+        discard(temporary)
         raise
     _sync(path.parent)
 
@@ -250,32 +320,42 @@ def _upgrade(path: Path, pending: Sequence[Migration]) -> None:
 
 def _back_up(connection: sqlite3.Connection, path: Path, number: int) -> Path:
     """Copy the store to `<path>.before-NNNN`, or the next free name after it; an older copy is never overwritten."""
-    target = _beside(path, f".before-{number:04d}")
+    target = beside(path, f".before-{number:04d}")
     again = 1
     while target.exists():
         again += 1
-        target = _beside(path, f".before-{number:04d}-{again}")
-    temporary = _beside(target, ".new")
-    _discard(temporary)
+        target = beside(path, f".before-{number:04d}-{again}")
+    temporary = beside(target, ".new")
+    discard(temporary)
     try:
         with contextlib.closing(sqlite3.connect(temporary)) as copy:
             connection.backup(copy)
         _sync(temporary)
         temporary.rename(target)
     except BaseException:
-        _discard(temporary)
+        discard(temporary)
         raise
     _sync(path.parent)
     return target
 
 
-def _beside(path: Path, suffix: str) -> Path:
+def _sweep(path: Path) -> None:
+    """Remove what a killed daemon left half-made: new stores, copies, marks."""
+    for name in (".new", COPY, f"{acknowledged.SUFFIX}.new"):
+        discard(beside(path, name))
+    for half in path.parent.glob(f"{glob.escape(path.name)}.before-*.new"):
+        discard(half)
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """The file of the store's name and a suffix."""
     return path.with_name(path.name + suffix)
 
 
-def _discard(path: Path) -> None:
+def discard(path: Path) -> None:
+    """Remove a database with all that SQLite may have put beside it; nothing happens where there is none."""
     for suffix in ("", "-wal", "-shm", "-journal"):
-        _beside(path, suffix).unlink(missing_ok=True)
+        beside(path, suffix).unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

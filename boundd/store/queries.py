@@ -22,8 +22,10 @@ PRAGMAS = (
     "PRAGMA busy_timeout = 5000",
     "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
+    "PRAGMA trusted_schema = ON",
 )
-"""What every connection needs, as none of it is kept in the file. The timeout is in milliseconds."""
+"""What every connection needs, as none of it is kept in the file. The timeout is in milliseconds; some builds of SQLite
+don't let triggers call an application's function unless the schema is said to be trusted."""
 
 JOURNAL_WAL = "PRAGMA journal_mode = WAL"
 """Switch to the write-ahead log; answers with the mode that is now used."""
@@ -131,11 +133,17 @@ SELECT * FROM attempts WHERE NOT EXISTS (SELECT 1 FROM ends WHERE ends.attempt_i
 """
 """The attempts without an end, in the order in which they were begun."""
 
-LOAD_OBSERVATIONS = "SELECT * FROM observations ORDER BY id"
-"""Every observation, oldest first."""
+LOAD_OBSERVATIONS = """
+SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY subject ORDER BY id DESC) AS age FROM observations)
+WHERE age <= :kept ORDER BY id
+"""
+"""The newest observations of each subject, as many as a daemon uses, oldest first."""
 
-LOAD_DURATIONS = "SELECT * FROM durations ORDER BY id"
-"""Every duration, oldest first."""
+LOAD_DURATIONS = """
+SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY model ORDER BY id DESC) AS age FROM durations)
+WHERE age <= :kept ORDER BY id
+"""
+"""The newest durations of each model, as many as a daemon uses, oldest first."""
 
 LOAD_CORDONS = "SELECT device, reason FROM cordons ORDER BY device"
 """The devices out of service and why."""
@@ -166,8 +174,63 @@ LOAD_SCHEMA = (
 )
 """The text of every table and index, in the order in which they were made."""
 
-QUICK_CHECK = "PRAGMA quick_check"
-"""One row 'ok', or what is damaged."""
+HAS_SEALS = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'seals'"
+"""A row where the schema has seals."""
+
+LOAD_TABLES = (
+    "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid"
+)
+"""Every table, in the order in which they were made."""
+
+LOAD_OBJECTS = "SELECT type, name, tbl_name, sql FROM sqlite_schema"
+"""Every table, index and trigger. Where their first pages are isn't part of what they are."""
+
+LOAD_COLUMNS = "SELECT name FROM pragma_table_info(?) ORDER BY cid"
+"""A table's columns, in its order."""
+
+LOAD_SEAL_TRIGGERS = "SELECT name FROM sqlite_schema WHERE type = 'trigger' AND name LIKE 'seal\\_%' ESCAPE '\\'"
+"""The triggers that keep the seals."""
+
+LOAD_SEALS = "SELECT name, rows, sum FROM seals"
+"""What every table's rows and sum of checksums should be."""
+
+INSERT_SEAL = "INSERT INTO seals (name, rows, sum) VALUES (:name, :rows, :sum)"
+"""Seal a table as it is."""
+
+LOAD_HISTORY_SEALS = "SELECT digest, rows, sum FROM histories"
+"""The same for every cell's history."""
+
+LOAD_HISTORY_SEAL = "SELECT rows, sum FROM histories WHERE digest = :digest"
+"""The same for one."""
+
+ADD_TO_HISTORY = """
+INSERT INTO histories (digest, rows, sum) VALUES (:digest, :rows, :sum)
+ON CONFLICT (digest) DO UPDATE SET rows = rows + excluded.rows, sum = (sum + excluded.sum) & 4611686018427387903
+"""
+"""Add rows and the sum of their checksums to a history's seal."""
+
+LOAD_LIVE_DIGESTS = """
+SELECT digest FROM cells WHERE state = 'running'
+UNION SELECT substr(id, 1, instr(id, '.') - 1) FROM attempts
+WHERE NOT EXISTS (SELECT 1 FROM ends WHERE ends.attempt_id = attempts.id)
+"""
+"""The cells with an attempt that has no end, and those that should have one."""
+
+LOAD_DIGEST = "SELECT digest FROM cells WHERE key = :key"
+"""A cell's digest."""
+
+LOAD_STORE_ID = "SELECT value FROM meta WHERE name = 'store'"
+"""Which store this is."""
+
+LOAD_NUMBER = "SELECT number FROM commits"
+"""How many commits it has taken."""
+
+COUNT_COMMIT = "UPDATE commits SET number = number + 1 RETURNING number"
+"""Number the commit that is under way; the last statement before COMMIT."""
+
+INTEGRITY_CHECK = "PRAGMA integrity_check"
+"""One row 'ok', or what is damaged. Not the quick one: that doesn't compare indexes with their tables, and a row that
+its index doesn't lead to would be inserted again."""
 
 FOREIGN_KEY_CHECK = "PRAGMA foreign_key_check"
 """No row, or the references that point to nothing."""

@@ -11,6 +11,7 @@ import json
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import fields
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -50,6 +51,9 @@ PAUSED = "paused"
 
 # Which of its processes can't be killed is seen anew after a restart.
 _ATTEMPT_FIELDS = tuple(f.name for f in fields(Attempt) if f.name != "unkillable")
+_OBSERVATION = itemgetter(*(f.name for f in fields(Observation)))
+_DURATION = itemgetter(*(f.name for f in fields(Duration)))
+_DECODE = json.JSONDecoder().decode
 _ATTEMPT_FLAGS = ("exclusive", "whole_device", "had_company", "foreign_seen")
 
 
@@ -214,13 +218,13 @@ def point_of(row: sqlite3.Row) -> PointRecord:
 
 def observation_of(row: sqlite3.Row) -> Observation:
     """The observation in a row."""
-    values: Values = {f.name: row[f.name] for f in fields(Observation)}
-    return Observation(**{**values, "censored": bool(row["censored"])})
+    subject, batch_size, peak_bytes, censored, *others = _OBSERVATION(row)
+    return Observation(subject, batch_size, peak_bytes, bool(censored), *others)
 
 
 def duration_of(row: sqlite3.Row) -> Duration:
     """The duration in a row."""
-    return Duration(**{f.name: row[f.name] for f in fields(Duration)})
+    return Duration(*_DURATION(row))
 
 
 def _error_values(error: AttemptError | None) -> Values:
@@ -279,7 +283,7 @@ def _plain(value: object) -> object:
 
 
 def _load(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+    value = _DECODE(text)
     if not isinstance(value, dict):
         raise ValueError(f"a JSON object was expected, not {text[:80]!r}")
     return value

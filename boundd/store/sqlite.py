@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sqlite3
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,10 +20,13 @@ import aiosqlite
 import anyio
 import anyio.to_thread
 
+from boundd.core.history import KEPT
 from boundd.core.outcomes import PointRecord
 from boundd.core.records import Record
-from boundd.ports import EndedAttempt, InvariantError, Snapshot, StoreBusyError, StoreError
-from boundd.store import queries, rows
+from boundd.ports import EndedAttempt, InvariantError, Snapshot, StoreBusyError, StoreCopy, StoreError
+from boundd.store import queries, rows, seals
+from boundd.store.acknowledged import Acknowledged, Mark
+from boundd.store.backup import back_up
 from boundd.store.migrate import cannot_open, prepare
 from boundd.store.rows import Statement
 
@@ -40,17 +44,25 @@ _PASSING = frozenset(
 )
 """Primary result codes of what may be over later: the disk's state and other processes' locks."""
 
+_ACKNOWLEDGE = "boundd_acknowledge"
+"""Writes a commit's number beside the store, in the connection's own thread: a slow disk must not stop the loop."""
+
 _T = TypeVar("_T")
 
 
 class SqliteStore:
     """The `Store` of boundd.ports, in a SQLite file. Made by `open`; close it, or its thread keeps the process."""
 
-    def __init__(self, connection: aiosqlite.Connection, path: Path) -> None:
+    def __init__(
+        self, connection: aiosqlite.Connection, path: Path, acknowledged: Acknowledged, history_query: str
+    ) -> None:
         self._connection = connection
         self._path = path
+        self._acknowledged = acknowledged
+        self._history_query = history_query
         self._lock = anyio.Lock()
         self._closed = False
+        self._backing_up = False
 
     @classmethod
     async def open(cls, path: Path) -> SqliteStore:
@@ -69,12 +81,13 @@ class SqliteStore:
                 raise StoreError(f"{path}: the store can't be opened: {error}") from error
             try:
                 await cls._configure(connection, path)
+                acknowledged, history_query = await cls._seal(connection, path)
             except BaseException as error:
                 await connection.close()
-                if isinstance(error, sqlite3.Error):
+                if isinstance(error, sqlite3.Error | OSError):
                     raise cannot_open(path, error) from error
                 raise
-        return cls(connection, path)
+        return cls(connection, path, acknowledged, history_query)
 
     @staticmethod
     async def _configure(connection: aiosqlite.Connection, path: Path) -> None:
@@ -84,6 +97,22 @@ class SqliteStore:
         mode = [row[0] for row in await connection.execute_fetchall(queries.JOURNAL_WAL)]
         if mode != ["wal"]:
             raise StoreError(f"{path}: no write-ahead log is possible here (mode {mode}). Use a local file system.")
+
+    @staticmethod
+    async def _seal(connection: aiosqlite.Connection, path: Path) -> tuple[Acknowledged, str]:
+        """Give the connection what the seals need; the mark beside the store, and the query of a cell's history."""
+        await connection.create_function(seals.FUNCTION, -1, seals.checksum, deterministic=True)
+        (store,), (number,) = [
+            tuple((await connection.execute_fetchall(sql))[0])  # type: ignore[index]
+            for sql in (queries.LOAD_STORE_ID, queries.LOAD_NUMBER)
+        ]
+        acknowledged = await anyio.to_thread.run_sync(Acknowledged, path, Mark(str(store), int(number)))
+        await connection.create_function(_ACKNOWLEDGE, 1, acknowledged.note)
+        columns = {
+            name: tuple(str(row["name"]) for row in await connection.execute_fetchall(queries.LOAD_COLUMNS, (name,)))
+            for name in seals.HISTORY_IDS
+        }
+        return acknowledged, seals.history_query(columns)
 
     async def load(self) -> Snapshot:
         """Everything that a starting daemon needs. Policies are the defaults: the config's are laid over them.
@@ -95,8 +124,8 @@ class SqliteStore:
         async with self._lock:
             cells = await self._read(queries.LOAD_CELLS, rows.cell_of)
             attempts = await self._read(queries.LOAD_LIVE_ATTEMPTS, rows.attempt_of)
-            observations = await self._read(queries.LOAD_OBSERVATIONS, rows.observation_of)
-            durations = await self._read(queries.LOAD_DURATIONS, rows.duration_of)
+            observations = await self._read(queries.LOAD_OBSERVATIONS, rows.observation_of, {"kept": KEPT})
+            durations = await self._read(queries.LOAD_DURATIONS, rows.duration_of, {"kept": KEPT})
             cordons = await self._read(queries.LOAD_CORDONS, lambda row: (str(row["device"]), str(row["reason"])))
             paused = await self._read(queries.LOAD_META, _value, {"name": rows.PAUSED})
         return Snapshot(cells, attempts, observations, durations, dict(cordons), paused == ("1",))
@@ -131,6 +160,7 @@ class SqliteStore:
                 lambda row: (str(row["attempt_id"]), (rows.verdict_of(row), float(row["ended_unix_s"]))),
                 {"key": key},
             )
+            await self._check_history(key, {attempt.id.partition(".")[0] for attempt in attempts})
         ends = dict(found)
         return tuple(EndedAttempt(attempt, *ends.get(attempt.id, (None, None))) for attempt in attempts)
 
@@ -142,7 +172,9 @@ class SqliteStore:
             StoreError: it can't be read at all.
         """
         async with self._lock:
-            return await self._read(queries.LOAD_POINTS_OF, rows.point_of, {"attempt_id": attempt_id})
+            points = await self._read(queries.LOAD_POINTS_OF, rows.point_of, {"attempt_id": attempt_id})
+            await self._check_digest(attempt_id.partition(".")[0])
+            return points
 
     async def remember(self, name: str, value: str) -> None:
         """Keep a small fact about this store (such as the digest of the last export).
@@ -164,6 +196,35 @@ class SqliteStore:
             values = await self._read(queries.LOAD_FACT, _value, {"name": name})
         return values[0] if values else None
 
+    async def back_up(self) -> StoreCopy:
+        """A copy of the store as it is now. Commits go on meanwhile; cancelled, nothing is left of it.
+
+        Raises:
+            StoreBusyError: another is being made, or there is no room.
+            StoreError: the store is damaged.
+        """
+        self._check_open()
+        if self._backing_up:
+            raise StoreBusyError("another backup is being made; ask again when it is done")
+        self._backing_up = True
+        begun, stopped = threading.Event(), threading.Event()
+
+        def make() -> StoreCopy:
+            begun.set()
+            try:
+                return back_up(self._path, stopped.is_set)
+            finally:
+                self._backing_up = False
+
+        try:
+            # Not waited for by who is cancelled: it ends after the step that it is at, and sweeps up after itself.
+            return await anyio.to_thread.run_sync(make, abandon_on_cancel=True)
+        except BaseException:
+            stopped.set()
+            if not begun.is_set():
+                self._backing_up = False
+            raise
+
     async def aclose(self) -> None:
         """Close the database, once what is being committed is; safe to call twice."""
         with anyio.CancelScope(shield=True):
@@ -174,6 +235,7 @@ class SqliteStore:
                 # What was committed is on the disk already: a close that fails loses nothing.
                 with contextlib.suppress(sqlite3.Error):
                     await self._connection.close()
+                await anyio.to_thread.run_sync(self._acknowledged.close)
 
     async def _read(
         self, sql: str, decode: Callable[[sqlite3.Row], _T], values: Mapping[str, Any] | None = None
@@ -187,6 +249,20 @@ class SqliteStore:
             raise self._translated(error) from error
         except (ValueError, TypeError, KeyError) as error:
             raise StoreError(f"{self._path}: a row can't be understood: {error}. Restore a backup of it.") from error
+
+    async def _check_history(self, key: str, digests: set[str]) -> None:
+        """Refuse to show a cell's history that isn't what was written. The lock is held by the caller."""
+        # The cell's own digest too: an attempt that isn't found any more would not bring its digest along.
+        known = await self._read(queries.LOAD_DIGEST, lambda row: str(row["digest"]), {"key": key})
+        for digest in sorted({*known, *digests}):
+            await self._check_digest(digest)
+
+    async def _check_digest(self, digest: str) -> None:
+        seal = await self._read(queries.LOAD_HISTORY_SEAL, tuple, {"digest": digest})
+        found = await self._read(self._history_query, lambda row: int(row[0]), {"digest": digest})
+        wrong = seals.compared_history(digest, seal[0] if seal else None, found)
+        if wrong:
+            raise StoreError(f"{self._path}: the store is damaged: {wrong[0]}. Restore a backup of it.")
 
     async def _write(self, statements: Sequence[Statement]) -> None:
         if not statements:
@@ -211,10 +287,12 @@ class SqliteStore:
             # Neighbours of one text go to the thread in one journey: a new matrix is thousands of cells.
             for sql, run in itertools.groupby(statements, key=lambda statement: statement[0]):
                 await (await self._connection.executemany(sql, [values for _, values in run])).close()
+            (counted,) = await self._connection.execute_fetchall(queries.COUNT_COMMIT)
             await self._connection.execute_fetchall(queries.COMMIT)
         except BaseException:
             await self._undo()
             raise
+        await self._connection.execute_fetchall(f"SELECT {_ACKNOWLEDGE}(?)", (counted["number"],))
 
     async def _undo(self) -> None:
         """Leave no transaction open."""

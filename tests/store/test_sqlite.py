@@ -96,14 +96,14 @@ def path(tmp_path: Path) -> Path:
 
 
 async def test_a_new_store_is_empty(path: Path) -> None:
-    """A new store knows nothing, is a Store, and leaves nothing but its own file behind."""
+    """A new store knows nothing, is a Store, and leaves nothing but its own files behind."""
     async with opened(path) as store:
         port: Store = store
         assert await port.load() == Snapshot()
         assert await port.attempts_of("nothing") == ()
         assert await port.points_of("nothing") == ()
         await port.commit([])
-    assert [p.name for p in path.parent.iterdir()] == ["boundd.db"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["boundd.db", "boundd.db.commits"]
 
 
 async def test_durability_settings(path: Path) -> None:
@@ -164,7 +164,8 @@ async def test_live_attempt_round_trip(path: Path) -> None:
         progress_total=9,
         points=2,
     )
-    assert all(getattr(last, f.name) for f in fields(last))
+    # Which of its processes can't be killed is not kept: it is seen anew after a restart.
+    assert all(getattr(last, f.name) for f in fields(last) if f.name != "unkillable")
     async with opened(path) as store:
         await store.commit([SaveCell(record()), SaveAttempt(first)])
         assert (await store.load()).attempts == (first,)

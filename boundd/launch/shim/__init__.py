@@ -24,6 +24,8 @@ from .files import (
     SHIM_FORMAT,
     SPEC,
     SPEC_FORMAT,
+    check_of,
+    checked,
     write_atomically,
 )
 from .identity import (
@@ -57,6 +59,8 @@ __all__ = [
     "Stat",
     "all_stats",
     "boot_id",
+    "check_of",
+    "checked",
     "descendants",
     "is_below",
     "kill_cgroup",

@@ -1,19 +1,17 @@
 """One attempt, seen through by its shim."""
 # pathlib and contextlib would cost each shim memory and start-up time:
-# ruff: noqa: PTH112, PTH116, PTH123, SIM105
+# ruff: noqa: PTH112, PTH116, SIM105
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import select
 import signal
 from typing import Any, NoReturn
 
 from .files import (
-    KNOWN_SPEC_FORMATS,
     LOCK,
     LOG,
     OUTCOME_FORMAT,
@@ -21,6 +19,8 @@ from .files import (
     SHIM,
     SHIM_FORMAT,
     SPEC,
+    checked,
+    read_spec,
     reserve_outcome,
     write_atomically,
     write_outcome,
@@ -161,7 +161,7 @@ class Shim:
             "worker_start_ticks": worker.start_ticks,
             "cgroup": self._cgroup,
         }
-        write_atomically(SHIM, value)
+        write_atomically(SHIM, checked(SHIM, value))
         try:
             os.write(1, READY)
         except OSError:
@@ -357,10 +357,7 @@ def run_attempt(folder: str, lock: int) -> None:
     """
     try:
         os.chdir(folder)
-        with open(SPEC, encoding="ascii") as file:
-            spec = json.load(file)
-        if spec["format"] not in KNOWN_SPEC_FORMATS:
-            raise ValueError(f"{SPEC} has format {spec['format']}, known: {KNOWN_SPEC_FORMATS}")
+        spec = read_spec(SPEC)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         Shim(spec, lock).run()
     except Exception as failure:

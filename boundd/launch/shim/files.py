@@ -1,6 +1,6 @@
 """The files of an attempt that the shim reads and writes, and their formats."""
 # pathlib and contextlib would cost each shim memory and start-up time:
-# ruff: noqa: PTH104, PTH123
+# ruff: noqa: PTH100, PTH104, PTH119, PTH123
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import errno
 import json
 import os
 import time
+import zlib
+from typing import Any
 
 SPEC_FORMAT, SHIM_FORMAT, OUTCOME_FORMAT = 1, 1, 1
 """What is written. A format is raised where a reader of the one before would be wrong about what it reads, not where it
@@ -22,6 +24,38 @@ _OUTCOME_DRAFT = OUTCOME + ".draft"
 _OUTCOME_ROOM_BYTES = 8192
 _OUTCOME_RETRY_S = 1.0
 _OUTCOME_RETRIES = 3600
+
+
+def check_of(path: str, document: dict[str, Any]) -> str:
+    """What `check` says in a document that is as it was written at `path`, in hex.
+
+    It is CRC-32 over the attempt's id, the file's name and the rest of the document as sorted JSON: another file's or
+    another attempt's content is noticed too, and the folder of all attempts may be moved.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    rest = {key: value for key, value in document.items() if key != "check"}
+    return f"{zlib.crc32(json.dumps([os.path.basename(folder), name, rest], sort_keys=True).encode()):08x}"
+
+
+def checked(path: str, document: dict[str, Any]) -> dict[str, Any]:
+    """A document that goes to `path`, with its `check`."""
+    return {**document, "check": check_of(path, document)}
+
+
+def read_spec(path: str) -> dict[str, Any]:
+    """What the launcher wrote, as it wrote it.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it was written by a version that this shim doesn't know, or has changed since.
+    """
+    with open(path, encoding="ascii") as file:
+        spec: dict[str, Any] = json.load(file)
+    if spec["format"] not in KNOWN_SPEC_FORMATS:
+        raise ValueError(f"{SPEC} has format {spec['format']}, known: {KNOWN_SPEC_FORMATS}")
+    if spec.get("check") != check_of(path, spec):
+        raise ValueError(f"{SPEC} is not what was written: its check doesn't fit")
+    return spec
 
 
 def write_atomically(path: str, value: object, *, mode: int = 0o644) -> None:
@@ -55,7 +89,7 @@ def write_outcome(outcome: dict[str, object]) -> None:
     Raises:
         OSError: it could not be written in an hour, or the folder is gone.
     """
-    text = json.dumps(outcome).encode()
+    text = json.dumps(checked(OUTCOME, outcome)).encode()
     for left in range(_OUTCOME_RETRIES, -1, -1):
         try:
             descriptor = os.open(_OUTCOME_DRAFT, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

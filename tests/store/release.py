@@ -1,0 +1,92 @@
+"""Writes the store of a release, with data in every table: `python tests/store/release.py FILE.db`.
+
+Run once for each new migration, by the code that is released with it; the file is kept in `released/` for ever, and
+test_released.py upgrades each. It is run by older code too, so it uses only what every release has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import anyio
+
+from boundd.core import records
+from boundd.core.attempts import Attempt, AttemptState, CellRecord, CellState, attempt_id
+from boundd.core.cells import Cell, CellPolicy
+from boundd.core.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, PointRecord, Verdict
+from boundd.store.sqlite import SqliteStore
+
+CELLS = 6
+
+
+def attempt(cell: Cell, number: int) -> Attempt:
+    """A cell's n-th attempt."""
+    return Attempt(
+        *(attempt_id(cell, number), cell.key, cell.label, number, "GPU-11111111-aaaa", 3 * 2**30, 2**31, 4, False),
+        *(3600.0, 10.0, 1_700_000_000.25 + number, 1000.5 + number),
+        points=2,
+    )
+
+
+def everything() -> list[list[object]]:
+    """Commits that leave rows in every table: cells in several states, attempts, ends, what was learned."""
+    commits: list[list[object]] = []
+    measured = Measurement(2.5, 2.25, {"ratio": 0.5, "näme": [1, None]}, Isolation.EXCLUSIVE, 2.75, {"torch": "2.6"})
+    error = AttemptError(ErrorKind.OUT_OF_MEMORY, "CUDA out of memory: ünïcode", 1_700_000_500.5, "baseline", 2**33, 7)
+    for n in range(CELLS):
+        cell = Cell.of({"model": "SD1.5", "steps": 20 + n, "method": "tome", "batch_size": 4}, ("model", "steps"))
+        record = CellRecord(cell, CellPolicy())
+        commits.append([records.SaveCell(record)])
+        if n == 0:
+            continue
+        first = attempt(cell, 1)
+        ended = dataclasses.replace(first, state=AttemptState.ENDED, progress_done=3, progress_total=3)
+        points = [
+            records.SavePoint(first.id, i, PointRecord({"ratio": 0.25 * i}, 1.5 + i, 0.001, Isolation.EXCLUSIVE))
+            for i in range(2)
+        ]
+        running = dataclasses.replace(record, state=CellState.RUNNING, attempts=1)
+        commits.append([records.SaveCell(running), records.SaveAttempt(first)])
+        if n == 1:
+            continue
+        if n % 2:
+            verdict = Verdict(Outcome.SUCCEEDED, measured, None, 0, None, 12.5 + n, 2**31, 2**32)
+            after = dataclasses.replace(
+                running, state=CellState.SUCCEEDED, measurement=measured, measured_device="GPU-1", duration_s=12.5
+            )
+        else:
+            verdict = Verdict(Outcome.OUT_OF_MEMORY, None, error, 1, None, 3.25)
+            after = dataclasses.replace(running, state=CellState.OUT_OF_MEMORY, charged_failures=1, error=error)
+        commits.append([*points, records.SaveEnd(ended, verdict, 1_700_000_600.0 + n), records.SaveCell(after)])
+    observation = next(c for c in (_of("boundd.core.history"), _of("boundd.core.footprint")) if c is not None)
+    commits.append([records.SaveObservation(observation("model=SD1.5", 4, 2**32, n % 2 == 0)) for n in range(4)])
+    if hasattr(records, "SaveDuration"):
+        from boundd.core.history import Duration
+
+        commits.append([records.SaveDuration(Duration("SD1.5", "tome", "GPU", 20, 32, 4, 71.5 + n)) for n in range(4)])
+    commits.append([records.SaveCordon("GPU-22222222-bbbb", "the fan is loud"), records.SavePaused(True)])
+    return commits
+
+
+def _of(module: str) -> type | None:
+    try:
+        return getattr(__import__(module, fromlist=["Observation"]), "Observation", None)
+    except ImportError:
+        return None
+
+
+async def write(path: Path) -> None:
+    """Make the store."""
+    store = await SqliteStore.open(path)
+    try:
+        for commit in everything():
+            await store.commit(commit)  # type: ignore[arg-type]
+        await store.remember("export-digests", '["abc"]')
+    finally:
+        await store.aclose()
+
+
+if __name__ == "__main__":
+    anyio.run(write, Path(sys.argv[1]))
