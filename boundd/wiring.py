@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Protocol
 
 import anyio
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from boundd import __version__
 from boundd.config import Settings, command_for, model_value, scorer_value
 from boundd.control.api import ExportText, ImportPreview, create_app
+from boundd.control.peers import AccessRules
 from boundd.core.attempts import Attempt, attempt_id
 from boundd.core.cells import Cell
 from boundd.core.devices import Device
@@ -276,7 +277,9 @@ def _device_numbers(state: State, device: Device) -> DeviceNumbers:
     )
 
 
-def control_app(service: Service, settings: Settings, exporter: Exporter, metrics: Metrics, log: JsonLog) -> Starlette:
+def control_app(
+    service: Service, settings: Settings, exporter: Exporter, metrics: Metrics, log: JsonLog, rules: AccessRules
+) -> ASGIApp:
     """The HTTP API, told how to export, to count and to read old files."""
 
     def export_text(export_format: str) -> ExportText:
@@ -298,4 +301,5 @@ def control_app(service: Service, settings: Settings, exporter: Exporter, metric
         render_metrics=lambda: metrics.render(state_view(service.state, log.dropped_lines)),
         import_legacy=preview,
         is_stale=lambda record: is_stale(record, today),
+        rules=rules,
     )

@@ -121,3 +121,14 @@ CREATE TABLE durations (
     batch_size INTEGER NOT NULL,
     wall_s REAL NOT NULL CHECK (wall_s >= 0)
 ) STRICT;
+
+CREATE TABLE answers (
+    id INTEGER PRIMARY KEY,
+    uid INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    request_sha256 TEXT NOT NULL,
+    at_unix_s REAL NOT NULL,
+    -- Compressed JSON; NULL where it was too long to be kept.
+    body BLOB,
+    UNIQUE (uid, key)
+) STRICT;

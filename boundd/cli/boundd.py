@@ -87,6 +87,7 @@ def _check_config_command() -> click.Command:
           boundd check-config config.toml
         """
         from boundd.config import load
+        from boundd.control.peers import AccessRules, SocketError
         from boundd.ports import ConfigError
 
         try:
@@ -101,6 +102,15 @@ def _check_config_command() -> click.Command:
         click.echo(f"state:  {settings.state_dir}")
         click.echo(f"export: {settings.export or 'none'}")
         click.echo(f"socket: {settings.socket}")
+        try:
+            rules = AccessRules.of(settings.control_group, settings.control_others)
+        except SocketError as error:
+            click.echo(f"{file}: {error}", err=True)
+            sys.exit(EXIT_USAGE)
+        reading = "; others may read" if settings.control_others == "read" else ""
+        click.echo(f"access: {rules.who_may_change()} may change things{reading}")
+        if unreachable := rules.unreachable(settings.socket):
+            click.echo(f"{file}: {unreachable}", err=True)
 
     return check_config
 
