@@ -134,9 +134,11 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog, notifier
     progress = Progress() if options.until_idle else None
     metrics = Metrics(__version__)
     async with AsyncExitStack() as stack:
+        logs = [log]
         observers: list[Observer] = [log, metrics, notifier]
         if settings.log_file is not None:
-            observers.append(stack.enter_context(_file_log(settings)))
+            logs.append(stack.enter_context(_file_log(settings)))
+            observers.append(logs[-1])
         if progress is not None:
             observers.append(progress)
             stack.callback(progress.close)
@@ -159,7 +161,7 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog, notifier
             make_run(settings, launcher), store, launcher, Chosen(probe, settings), clock, tuple(observers), hooks
         )
         rules = AccessRules.of(settings.control_group, settings.control_others)
-        app = control_app(daemon, settings, exporter, metrics, log, rules)
+        app = control_app(daemon, settings, exporter, metrics, lambda: sum(each.dropped_lines for each in logs), rules)
         notifier.status("taking up what the store knows")
         await daemon.recover()
         nothing_to_do = daemon.state.idle

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -38,7 +38,6 @@ from boundd.service.daemon import Run
 from boundd.telemetry.export import CellTexts, ExportCell, Rendered, render_export
 from boundd.telemetry.files import check_may_write, digest_of, write_export, written_by_boundd
 from boundd.telemetry.legacy import match_legacy, parse_legacy
-from boundd.telemetry.logs import JsonLog
 from boundd.telemetry.metrics import DeviceNumbers, Metrics, StateView
 
 LEASES_NAME = "leases"
@@ -278,9 +277,14 @@ def _device_numbers(state: State, device: Device) -> DeviceNumbers:
 
 
 def control_app(
-    service: Service, settings: Settings, exporter: Exporter, metrics: Metrics, log: JsonLog, rules: AccessRules
+    service: Service,
+    settings: Settings,
+    exporter: Exporter,
+    metrics: Metrics,
+    dropped_lines: Callable[[], int],
+    rules: AccessRules,
 ) -> ASGIApp:
-    """The HTTP API, told how to export, to count and to read old files."""
+    """The HTTP API, told how to export, to count, to read old files, and who may do what."""
 
     def export_text(export_format: str) -> ExportText:
         rendered = exporter.render(service.state, export_format)
@@ -298,7 +302,7 @@ def control_app(
     return create_app(
         service,
         render_export=export_text,
-        render_metrics=lambda: metrics.render(state_view(service.state, log.dropped_lines)),
+        render_metrics=lambda: metrics.render(state_view(service.state, dropped_lines())),
         import_legacy=preview,
         is_stale=lambda record: is_stale(record, today),
         rules=rules,

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -32,7 +32,7 @@ from boundd.control.bodies import (
 from boundd.control.errors import HANDLERS, bad_request, not_found
 from boundd.control.exports import ExportText, ImportPreview, Tools
 from boundd.control.gate import Followers, Following, Gate
-from boundd.control.openapi import openapi
+from boundd.control.openapi import openapi_json
 from boundd.control.peers import AccessRules
 from boundd.control.routes import FORMATS, ROUTES, Doc
 from boundd.control.streams import events, log_size, read_log
@@ -64,7 +64,10 @@ def create_app(
     reads, actions = Reads(service, tools, Followers()), Actions(service, tools)
     answers = Answers(service)
     routes = [_route(doc, reads, actions, answers) for doc in ROUTES]
-    return Gate(Starlette(routes=routes, exception_handlers=HANDLERS), rules or AccessRules.of())
+    app = Starlette(routes=routes, exception_handlers=HANDLERS)
+    # A slash too many is a 404 like any other path that there isn't, not a redirection that says nothing in JSON.
+    app.router.redirect_slashes = False
+    return Gate(app, rules or AccessRules.of())
 
 
 def _route(doc: Doc, reads: Reads, actions: Actions, answers: Answers) -> Route:
@@ -248,7 +251,7 @@ class Reads:
 
     async def openapi(self, _request: Request) -> Response:
         """GET /openapi.json."""
-        return JSONResponse(openapi())
+        return Response(openapi_json(), media_type="application/json")
 
     async def healthz(self, _request: Request) -> Response:
         """GET /healthz."""

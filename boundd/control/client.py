@@ -19,6 +19,7 @@ RETURN_S = 10.0
 RETURN_POLL_S = 0.2
 KEY_HEADER = "Idempotency-Key"
 KEY_BYTES = 16
+QUEUE_POLL_S = 0.01
 
 Parameters = Mapping[str, "str | int | float | Sequence[str] | None"]
 
@@ -55,20 +56,31 @@ class _UnixConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self.sock.settimeout(CONNECT_S)
-            self.sock.connect(self._path)
+            _connect(self.sock, self._path)
             self.sock.settimeout(self._answer_timeout_s)
         except BaseException:
             self.sock.close()
             raise
 
 
+def _connect(plain: socket.socket, path: str) -> None:
+    """Connect, and for a while wait for room in the daemon's queue, which a unix socket doesn't do by itself."""
+    deadline_s = time.monotonic() + CONNECT_S
+    plain.settimeout(CONNECT_S)
+    while True:
+        try:
+            return plain.connect(path)
+        except BlockingIOError:
+            if time.monotonic() >= deadline_s:
+                raise
+            time.sleep(QUEUE_POLL_S)
+
+
 def why_not(path: str) -> str:
     """Why nobody answers at a path; empty where somebody does."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
-            probe.settimeout(CONNECT_S)
-            probe.connect(path)
+            _connect(probe, path)
         except OSError as error:
             return error.strerror or str(error)
     return ""

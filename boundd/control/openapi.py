@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -30,6 +32,12 @@ COMMON = (400, 403, 408, 414, 431, 503)
 """What any request may be answered with."""
 POSTED = (409, 413, 422)
 """What any request with a body may be."""
+
+
+@cache
+def openapi_json() -> bytes:
+    """The document as JSON; making it takes long enough to be felt, and it is always the same."""
+    return json.dumps(openapi()).encode()
 
 
 def openapi() -> dict[str, Any]:

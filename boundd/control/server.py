@@ -36,7 +36,8 @@ FOLDER_MODE = 0o750
 OPEN_FOLDER_MODE = 0o755
 PATH_LIMIT_BYTES = 107
 """What `sockaddr_un` holds, its last NUL left out."""
-BACKLOG = 512
+BACKLOG = 4096
+"""Connections that wait to be accepted, if net.core.somaxconn is as large; a further connect() fails at once."""
 DESCRIPTORS_SHARE = 2
 """Connections have at most one descriptor in so many; the store, attempts and logs need some too."""
 GRACE_S = 2
