@@ -1,7 +1,9 @@
 """The socket itself, bad clients, and bad bodies.
 
-Each bound is seen to matter by its constant: with HEAD_TIMEOUT_S, KEEP_ALIVE_S, BODY_TIMEOUT_S, STALL_S or FOLLOWERS at
-a million, or `Crowd._make_room` returning False, or `_spare` None, the test of that bound waits in vain and fails.
+Each bound is seen to matter by taking it out, and the test of its name then fails: `Connection._arm` and `_watch` that
+start no timer, `fail_after(None)` around a body, `Followers.one_more` that never raises, `Crowd._make_room` that
+returns False, `_without_descriptors` that keeps its spare one, `eof_received` that returns False, `send_400_response`
+deleted, `_excess` left out of the gate.
 """
 
 from __future__ import annotations
