@@ -21,6 +21,7 @@ from anyio.abc import TaskStatus
 from boundd import __version__
 from boundd.cli.boundd import RunOptions, make_cli
 from boundd.config import Settings, check_writable, find_config, load
+from boundd.control.peers import AccessRules
 from boundd.control.server import SocketError, serve
 from boundd.core.attempts import CellState
 from boundd.core.devices import DeviceReading
@@ -38,7 +39,7 @@ from boundd.service.daemon import Daemon, Hooks, Run
 from boundd.service.hold import hold
 from boundd.service.notify import Notifier, status_line
 from boundd.store.sqlite import SqliteStore
-from boundd.telemetry import journal
+from boundd.telemetry import journal, library
 from boundd.telemetry.files import ForeignExportError
 from boundd.telemetry.logs import JsonLog
 from boundd.telemetry.metrics import Metrics
@@ -74,7 +75,7 @@ CLOCK_SET_S = 60.0
 """Somebody has set the clock by more than this since the daemon started: it doesn't tell how old logs are."""
 AT_START_ONLY = (
     *("state_dir", "socket", "export", "export_format", "safety_factor", "keep_logs_s", "log_file", "log_level"),
-    *("device_backend", "device_include", "device_exclude", "simulated_devices", "control_group"),
+    *("device_backend", "device_include", "device_exclude", "simulated_devices", "control_group", "control_others"),
 )
 """Settings that a reload can't change: it is refused whole, so that nothing is half in force."""
 
@@ -91,6 +92,7 @@ def run(options: RunOptions) -> int:
         # A watchdog's SIGABRT then leaves in the journal where every thread was stuck.
         faulthandler.enable()
     log = JsonLog(format=options.log_format, journal=journal.connect(os.environ, sys.stderr.fileno()))
+    stop_listening = library.listen(log, SystemClock().now)
     try:
         return _run(options, log, notifier)
     except Exception as group:
@@ -101,9 +103,12 @@ def run(options: RunOptions) -> int:
                 notifier.status("; ".join(messages))
                 return _fail(log, action, messages, status)
         # Ours, or of the machine: nothing is lost, because what was acknowledged is in the store.
-        traceback.print_exc()
-        return _fail(log, Action.INTERNAL_ERROR, (f"{type(error).__name__}: {error}",), EXIT_OURS)
+        where = "".join(traceback.format_exception(group))[-library.TRACEBACK_CHARACTERS :]
+        note = Note(Action.INTERNAL_ERROR, f"{type(error).__name__}: {error}", "error", fields={"traceback": where})
+        log.note(note, SystemClock().now())
+        return EXIT_OURS
     finally:
+        stop_listening()
         log.close()
 
 
@@ -134,9 +139,11 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog, notifier
     progress = _progress() if options.until_idle else None
     metrics = Metrics(__version__)
     async with AsyncExitStack() as stack:
+        logs = [log]
         observers: list[Observer] = [log, metrics, notifier]
         if settings.log_file is not None:
-            observers.append(stack.enter_context(_file_log(settings)))
+            logs.append(stack.enter_context(_file_log(settings)))
+            observers.append(logs[-1])
         if progress is not None:
             observers.append(progress)
             stack.callback(progress.close)
@@ -162,7 +169,8 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog, notifier
         daemon = Daemon(
             make_run(settings, launcher), store, launcher, Chosen(probe, settings), clock, tuple(observers), hooks
         )
-        app = control_app(daemon, settings, exporter, metrics, log)
+        rules = AccessRules.of(settings.control_group, settings.control_others)
+        app = control_app(daemon, settings, exporter, metrics, lambda: sum(each.dropped_lines for each in logs), rules)
         notifier.status("taking up what the store knows")
         await daemon.recover()
         gc.freeze()
@@ -176,7 +184,9 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog, notifier
             group.start_soon(notifier.keep_informed, lambda: status_line(daemon.state, daemon.store_problem))
             group.start_soon(notifier.keep_alive, daemon.prove_alive)
             daemon.tell(_started(settings))
-            serve_api = partial(serve, app, settings.socket, group=settings.control_group, ready=notifier.ready)
+            if unreachable := rules.unreachable(settings.socket):
+                daemon.tell(Note(Action.SOCKET_UNREACHABLE, unreachable, "warning"))
+            serve_api = partial(serve, app, settings.socket, rules=rules, ready=notifier.ready)
             await daemon.run(until_idle=options.until_idle, serve=serve_api)
             group.cancel_scope.cancel()
         daemon.tell(Note(Action.DAEMON_STOPPED, "stopped"))

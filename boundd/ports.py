@@ -201,6 +201,15 @@ class StoreCopy:
     """How many commits are in it."""
 
 
+@dataclass(frozen=True, slots=True)
+class KeptAnswer:
+    """What a request with an idempotency key was answered with; `body` is None where it was too long to be kept."""
+
+    request_sha256: str
+    at_unix_s: float
+    body: bytes | None
+
+
 class Store(Protocol):
     """Keeps the state. One writer."""
 
@@ -219,6 +228,9 @@ class Store(Protocol):
 
     async def points_of(self, attempt_id: str) -> tuple[PointRecord, ...]:
         """The points that an attempt measured, in order."""
+
+    async def answer_of(self, uid: int, key: str, oldest_unix_s: float) -> KeptAnswer | None:
+        """What was kept by a `SaveAnswer` of this user and key, if not before `oldest_unix_s`."""
 
     async def remember(self, name: str, value: str) -> None:
         """Keep a small fact about this store (such as the digest of the last export)."""
@@ -272,8 +284,10 @@ class Service(Protocol):
     def store_problem(self) -> str:
         """Why nothing can be stored at the moment; empty where all is well."""
 
-    async def submit(self, event: Event) -> None:
+    async def submit(self, event: Event, keep: Sequence[Record] = ()) -> None:
         """Apply an event; returns once it is committed and what follows from it is planned.
+
+        `keep` is kept in the transaction of the event, or, where it changes nothing, in one of its own.
 
         Raises:
             StoreBusyError: it could not be stored, so it did not happen.

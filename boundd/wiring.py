@@ -11,16 +11,17 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import anyio
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from boundd import __version__
 from boundd.config import Settings, command_for, model_value, scorer_value
 from boundd.control.api import ExportText, ImportPreview, create_app
+from boundd.control.peers import AccessRules
 from boundd.core.attempts import Attempt, attempt_id
 from boundd.core.cells import Cell
 from boundd.core.devices import Device
@@ -37,7 +38,6 @@ from boundd.service.daemon import Run
 from boundd.telemetry.export import CellTexts, ExportCell, Rendered, render_export
 from boundd.telemetry.files import check_may_write, clear_drafts, digest_of, write_export, written_by_boundd
 from boundd.telemetry.legacy import match_legacy, parse_legacy
-from boundd.telemetry.logs import JsonLog
 from boundd.telemetry.metrics import DeviceNumbers, Metrics, StateView
 
 LEASES_NAME = "leases"
@@ -277,8 +277,15 @@ def _device_numbers(state: State, device: Device) -> DeviceNumbers:
     )
 
 
-def control_app(service: Service, settings: Settings, exporter: Exporter, metrics: Metrics, log: JsonLog) -> Starlette:
-    """The HTTP API, told how to export, to count and to read old files."""
+def control_app(
+    service: Service,
+    settings: Settings,
+    exporter: Exporter,
+    metrics: Metrics,
+    dropped_lines: Callable[[], int],
+    rules: AccessRules,
+) -> ASGIApp:
+    """The HTTP API, told how to export, to count, to read old files, and who may do what."""
 
     def export_text(export_format: str) -> ExportText:
         rendered = exporter.render(service.state, export_format)
@@ -296,7 +303,8 @@ def control_app(service: Service, settings: Settings, exporter: Exporter, metric
     return create_app(
         service,
         render_export=export_text,
-        render_metrics=lambda: metrics.render(state_view(service.state, log.dropped_lines)),
+        render_metrics=lambda: metrics.render(state_view(service.state, dropped_lines())),
         import_legacy=preview,
         is_stale=lambda record: is_stale(record, today),
+        rules=rules,
     )

@@ -138,6 +138,17 @@ CREATE TABLE commits (
     number INTEGER NOT NULL
 ) STRICT;
 
+CREATE TABLE answers (
+    id INTEGER PRIMARY KEY,
+    uid INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    request_sha256 TEXT NOT NULL,
+    at_unix_s REAL NOT NULL,
+    -- Compressed JSON; NULL where it was too long to be kept.
+    body BLOB,
+    UNIQUE (uid, key)
+) STRICT;
+
 CREATE TRIGGER "seal_migrations_insert" AFTER INSERT ON "migrations" BEGIN UPDATE seals SET rows = rows + 1, sum = (sum + boundd_checksum('migrations', NEW."number", NEW."name", NEW."sha256")) & 4611686018427387903 WHERE name = 'migrations'; END;
 
 CREATE TRIGGER "seal_migrations_delete" AFTER DELETE ON "migrations" BEGIN UPDATE seals SET rows = rows - 1, sum = (sum - boundd_checksum('migrations', OLD."number", OLD."name", OLD."sha256")) & 4611686018427387903 WHERE name = 'migrations'; END;
@@ -203,3 +214,9 @@ CREATE TRIGGER "seal_histories_insert" AFTER INSERT ON "histories" BEGIN UPDATE 
 CREATE TRIGGER "seal_histories_delete" AFTER DELETE ON "histories" BEGIN UPDATE seals SET rows = rows - 1, sum = (sum - boundd_checksum('histories', OLD."digest", OLD."rows", OLD."sum")) & 4611686018427387903 WHERE name = 'histories'; END;
 
 CREATE TRIGGER "seal_histories_update" AFTER UPDATE ON "histories" BEGIN UPDATE seals SET sum = (sum + boundd_checksum('histories', NEW."digest", NEW."rows", NEW."sum") - boundd_checksum('histories', OLD."digest", OLD."rows", OLD."sum")) & 4611686018427387903 WHERE name = 'histories'; END;
+
+CREATE TRIGGER "seal_answers_insert" AFTER INSERT ON "answers" BEGIN UPDATE seals SET rows = rows + 1, sum = (sum + boundd_checksum('answers', NEW."id", NEW."uid", NEW."key", NEW."request_sha256", NEW."at_unix_s", NEW."body")) & 4611686018427387903 WHERE name = 'answers'; END;
+
+CREATE TRIGGER "seal_answers_delete" AFTER DELETE ON "answers" BEGIN UPDATE seals SET rows = rows - 1, sum = (sum - boundd_checksum('answers', OLD."id", OLD."uid", OLD."key", OLD."request_sha256", OLD."at_unix_s", OLD."body")) & 4611686018427387903 WHERE name = 'answers'; END;
+
+CREATE TRIGGER "seal_answers_update" AFTER UPDATE ON "answers" BEGIN UPDATE seals SET sum = (sum + boundd_checksum('answers', NEW."id", NEW."uid", NEW."key", NEW."request_sha256", NEW."at_unix_s", NEW."body") - boundd_checksum('answers', OLD."id", OLD."uid", OLD."key", OLD."request_sha256", OLD."at_unix_s", OLD."body")) & 4611686018427387903 WHERE name = 'answers'; END;

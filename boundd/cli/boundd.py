@@ -13,6 +13,7 @@ import click
 
 from boundd import __version__
 from boundd.cli.service_commands import install_service, uninstall_service
+from boundd.cli.text import safe
 from boundd.core.devices import DeviceReading
 
 LogFormat = Literal["json", "console"]
@@ -87,20 +88,30 @@ def _check_config_command() -> click.Command:
           boundd check-config config.toml
         """
         from boundd.config import load
+        from boundd.control.peers import AccessRules, SocketError
         from boundd.ports import ConfigError
 
         try:
             settings = load(file, os.environ)
         except ConfigError as error:
             for line in error.errors:
-                click.echo(f"{file}: {line}", err=True)
+                click.echo(safe(f"{file}: {line}"), err=True)
             sys.exit(EXIT_USAGE)
         axes = " x ".join(f"{len(values)} {name}" for name, values in settings.axes.items())
-        click.echo(f"{file}: fine")
-        click.echo(f"cells:  {len(settings.cells)} ({axes})")
-        click.echo(f"state:  {settings.state_dir}")
-        click.echo(f"export: {settings.export or 'none'}")
-        click.echo(f"socket: {settings.socket}")
+        click.echo(safe(f"{file}: fine"))
+        click.echo(safe(f"cells:  {len(settings.cells)} ({axes})"))
+        click.echo(safe(f"state:  {settings.state_dir}"))
+        click.echo(safe(f"export: {settings.export or 'none'}"))
+        click.echo(safe(f"socket: {settings.socket}"))
+        try:
+            rules = AccessRules.of(settings.control_group, settings.control_others)
+        except SocketError as error:
+            click.echo(safe(f"{file}: {error}"), err=True)
+            sys.exit(EXIT_USAGE)
+        reading = "; others may read" if settings.control_others == "read" else ""
+        click.echo(safe(f"access: {rules.who_may_change()} may change things{reading}"))
+        if unreachable := rules.unreachable(settings.socket):
+            click.echo(safe(f"{file}: {unreachable}"), err=True)
 
     return check_config
 

@@ -163,7 +163,8 @@ def export(talk: Talk, wanted: str, output: Path | None) -> None:
     for warning in answer["warnings"]:
         talk.complain(f"left out: {warning}")
     if output is None:
-        click.echo(answer["text"], nl=not answer["text"].endswith("\n"))
+        content = text.safe_log(answer["text"]) if sys.stdout.isatty() else answer["text"]
+        click.echo(content, nl=not content.endswith("\n"))
         return
     try:
         output.write_text(answer["text"], encoding="utf-8")

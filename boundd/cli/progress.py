@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from boundd.cli.text import safe
 from boundd.core.attempts import CellState
 from boundd.core.effects import Action, Note
 from boundd.core.events import Now
 from boundd.core.state import State
+from boundd.telemetry.sink import Sink
 
 _TOLD = (Action.CELL_SUCCEEDED, Action.CELL_GAVE_UP, Action.CELL_RETRYING, Action.CELL_CANCELLED)
 _MARKS = {
@@ -19,6 +22,8 @@ _MARKS = {
     Action.CELL_RETRYING: "again",
     Action.CELL_CANCELLED: "cancelled",
 }
+CLOSE_S = 2.0
+"""What lines that nobody has read yet are given at the end."""
 
 
 class Progress:
@@ -29,6 +34,7 @@ class Progress:
         self._state: Callable[[], State] = State
         self._bar: Any = None
         self._task: Any = None
+        self._sink: Sink[str] | None = None
         self._broken = False
         self._started_s = time.monotonic()
         self._done_before: int | None = None
@@ -39,6 +45,11 @@ class Progress:
         self._done_before = self._ended()
         if self._stream.isatty():
             self._open_bar()
+            return
+        with contextlib.suppress(OSError):  # a stream that is no file, as in tests
+            descriptor = self._stream.fileno()
+            # A pipe that nobody reads must not hold up the run: its lines wait in a queue.
+            self._sink = Sink(descriptor, _line, lambda count: _line(f"({count} lines left out: nobody read them)"))
 
     def note(self, note: Note, now: Now) -> None:  # noqa: ARG002 - the Observer's signature
         """Tell what a person would want to see."""
@@ -57,6 +68,10 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+        if self._sink is not None:
+            self._sink.finish()
+            self._sink.join(CLOSE_S)
+            self._sink = None
 
     def _tell(self, note: Note) -> None:
         state = self._state()
@@ -65,8 +80,11 @@ class Progress:
         wall_s = note.fields.get("boundd.duration_s")
         if wall_s is not None:
             line += f" ({wall_s:.0f} s{self._left()})"
+        line = safe(line)
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
+        elif self._sink is not None:
+            self._sink.put(line)
         else:
             print(line, file=self._stream, flush=True)
 
@@ -98,7 +116,11 @@ class Progress:
     def _move_bar(self) -> None:
         state = self._state()
         running = [
-            f"{attempt.label} {attempt.progress_done}/{attempt.progress_total or '?'}"
+            f"{safe(attempt.label)} {attempt.progress_done}/{attempt.progress_total or '?'}"
             for attempt in state.attempts.values()
         ]
         self._bar.update(self._task, completed=self._ended(), description=", ".join(running) or "waiting")
+
+
+def _line(text: str) -> bytes:
+    return text.encode(errors="replace") + b"\n"

@@ -214,6 +214,7 @@ class ControlTable(Table):
     """[control]."""
 
     group: Text = ""
+    others: Literal["nothing", "read"] = "nothing"
 
 
 class Config(Table):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from boundd.config import paths
 from boundd.config.builtin_checks import cells_errors
@@ -25,6 +25,9 @@ from boundd.core.matrix import MatrixError, expand, matches
 from boundd.ports import ConfigError
 from boundd.protocol.catalogue import ARCHITECTURES
 from boundd.protocol.strict_json import Json
+
+GROUP_VARIABLE = "BOUNDD_CONTROL_GROUP"
+"""The unit for systemd sets it to the group that it made for this purpose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,8 @@ class Settings:
         worker_python: the interpreter for `{python}`, or '' for the daemon's own.
         scorer_source: None where the config doesn't say, '' for none.
         backoff_s: the wait before a cell that failed is tried once more.
-        control_group: the group that may change things over the socket; '' for the daemon's own user alone.
+        control_group: the group that may change things over the socket; '' for the daemon's own user and root alone.
+        control_others: what everybody else may do there: 'nothing' or 'read'.
     """
 
     config_path: Path
@@ -84,6 +88,7 @@ class Settings:
     max_attempts: int
     backoff_s: float
     control_group: str
+    control_others: Literal["nothing", "read"]
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Settings:
@@ -91,7 +96,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
 
     Args:
         path: of the TOML file; its folder is what relative inputs are relative to.
-        environ: for STATE_DIRECTORY, RUNTIME_DIRECTORY and HOME.
+        environ: for STATE_DIRECTORY, RUNTIME_DIRECTORY, HOME and BOUNDD_CONTROL_GROUP.
 
     Raises:
         ConfigError: everything that is wrong with it, a line each: `key.path: what is wrong, what to do`.
@@ -213,7 +218,8 @@ def _settings(
         batch_ladder=tuple(config.retry.batch_ladder),
         max_attempts=config.retry.max_attempts,
         backoff_s=config.retry.backoff,
-        control_group=config.control.group,
+        control_group=config.control.group or environ.get(GROUP_VARIABLE, ""),
+        control_others=config.control.others,
     )
 
 

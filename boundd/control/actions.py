@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import anyio
 
 from boundd.control import models
+from boundd.control.answers import Keeping
 from boundd.control.bodies import device_of, query_of
 from boundd.control.errors import ApiError, bad_request
 from boundd.control.exports import Tools
@@ -25,7 +27,7 @@ from boundd.core.placement import Placement, best_placement
 from boundd.core.query import Query
 from boundd.core.state import State
 from boundd.core.step import step
-from boundd.ports import ConfigError, Service
+from boundd.ports import ConfigError, Service, StoreBusyError
 
 SELECTED_STATES = {
     "oom": (CellState.OUT_OF_MEMORY,),
@@ -44,7 +46,7 @@ class Actions:
     service: Service
     tools: Tools
 
-    async def retry(self, body: models.RetryRequest) -> models.RetryReply:
+    async def retry(self, body: models.RetryRequest, keeping: Keeping) -> models.RetryReply:
         """Put cells back that have ended."""
         state = self.service.state
         query = query_of(state, body.query)
@@ -63,9 +65,10 @@ class Actions:
             )
             for number, record in enumerate(records)
         ]
+        reply = models.RetryReply(dry_run=body.dry_run, affected=[cell.label for cell in cells], cells=cells)
         if records and not body.dry_run:
-            await self.service.submit(event)
-        return models.RetryReply(dry_run=body.dry_run, affected=[cell.label for cell in cells], cells=cells)
+            await self.service.submit(event, keeping.records(reply))
+        return reply
 
     def _wants(self, record: CellRecord, body: models.RetryRequest, query: Query) -> bool:
         if body.selector == "stale":
@@ -77,45 +80,51 @@ class Actions:
             return CellState.SUCCEEDED in query.states
         return record.state in ENDED_CELL_STATES
 
-    async def cancel(self, body: models.CancelRequest) -> models.AffectedReply:
+    async def cancel(self, body: models.CancelRequest, keeping: Keeping) -> models.AffectedReply:
         """Cancel what is pending, and end what is running."""
         state = self.service.state
         query = query_of(state, body.query)
         active = (CellState.PENDING, CellState.RUNNING)
         records = [record for record in state.matrix() if record.state in active and query.matches(record)]
+        reply = models.AffectedReply(dry_run=body.dry_run, affected=[record.cell.label for record in records])
         if records and not body.dry_run:
-            await self.service.submit(CancelRequested(tuple(record.cell.key for record in records)))
-        return models.AffectedReply(dry_run=body.dry_run, affected=[record.cell.label for record in records])
+            event = CancelRequested(tuple(record.cell.key for record in records))
+            await self.service.submit(event, keeping.records(reply))
+        return reply
 
-    async def pause(self, _body: models.Empty) -> models.PausedReply:
+    async def pause(self, _body: models.Empty, keeping: Keeping) -> models.PausedReply:
         """Hold new attempts back."""
         changed = not self.service.state.paused
+        reply = models.PausedReply(paused=True, changed=changed)
         if changed:
-            await self.service.submit(PauseRequested())
-        return models.PausedReply(paused=True, changed=changed)
+            await self.service.submit(PauseRequested(), keeping.records(reply))
+        return reply
 
-    async def resume(self, _body: models.Empty) -> models.PausedReply:
+    async def resume(self, _body: models.Empty, keeping: Keeping) -> models.PausedReply:
         """Start new attempts again."""
         changed = self.service.state.paused
+        reply = models.PausedReply(paused=False, changed=changed)
         if changed:
-            await self.service.submit(ResumeRequested())
-        return models.PausedReply(paused=False, changed=changed)
+            await self.service.submit(ResumeRequested(), keeping.records(reply))
+        return reply
 
-    async def cordon(self, body: models.CordonRequest) -> models.AffectedReply:
+    async def cordon(self, body: models.CordonRequest, keeping: Keeping) -> models.AffectedReply:
         """Take a device out of service; what runs there goes on."""
         device = device_of(self.service.state, body.device)
-        await self.service.submit(CordonRequested(device.uuid, body.reason))
-        return models.AffectedReply(dry_run=False, affected=[device.uuid])
+        reply = models.AffectedReply(dry_run=False, affected=[device.uuid])
+        await self.service.submit(CordonRequested(device.uuid, body.reason), keeping.records(reply))
+        return reply
 
-    async def uncordon(self, body: models.UncordonRequest) -> models.AffectedReply:
+    async def uncordon(self, body: models.UncordonRequest, keeping: Keeping) -> models.AffectedReply:
         """Put a device back into service."""
         device = device_of(self.service.state, body.device)
         if device.cordon_reason is None:
             return models.AffectedReply(dry_run=False, affected=[])
-        await self.service.submit(UncordonRequested(device.uuid))
-        return models.AffectedReply(dry_run=False, affected=[device.uuid])
+        reply = models.AffectedReply(dry_run=False, affected=[device.uuid])
+        await self.service.submit(UncordonRequested(device.uuid), keeping.records(reply))
+        return reply
 
-    async def import_(self, body: models.ImportRequest) -> models.ImportReply:
+    async def import_(self, body: models.ImportRequest, keeping: Keeping) -> models.ImportReply:
         """Take over what an old file knew of cells that have not run here."""
         try:
             preview = await anyio.to_thread.run_sync(self.tools.import_legacy, body.text, body.model)
@@ -134,26 +143,31 @@ class Actions:
         known = [entry for entry in preview.entries if entry.key in cells]
         taken = tuple(entry for entry in known if cells[entry.key].state is CellState.PENDING)
         kept = [entry for entry in known if cells[entry.key].state is not CellState.PENDING]
-        if taken:
-            await self.service.submit(ImportRequested(taken))
-        return models.ImportReply(
+        reply = models.ImportReply(
             affected=[cells[entry.key].cell.label for entry in taken],
             kept=[cells[entry.key].cell.label for entry in kept],
             unmatched=list(preview.unmatched),
         )
+        if taken:
+            await self.service.submit(ImportRequested(taken), keeping.records(reply))
+        return reply
 
-    async def reload(self, _body: models.Empty) -> models.ReloadReply:
-        """Read the config anew, all or nothing."""
+    async def reload(self, _body: models.Empty, _keeping: Keeping) -> models.ReloadReply:
+        """Read the config anew, all or nothing. Doing it twice does no harm; its answer is kept afterwards."""
         try:
             return models.ReloadReply(changes=await self.service.reload())
         except ConfigError as error:
             raise ApiError(400, "config", str(error), errors=list(error.errors)) from None
 
-    async def shutdown(self, body: models.ShutdownRequest) -> models.ShutdownReply:
+    async def shutdown(self, body: models.ShutdownRequest, keeping: Keeping) -> models.ShutdownReply:
         """Begin to end the daemon; the answer comes before it has ended."""
         live = len(self.service.state.attempts)
+        reply = models.ShutdownReply(stopping=True, end_workers=body.end_workers, live_attempts=live)
+        # Kept first: asked again, the next daemon must not take it for itself. A full disk keeps nobody from stopping.
+        with contextlib.suppress(StoreBusyError):
+            await self.service.store.commit(keeping.records(reply))
         self.service.request_stop(end_workers=body.end_workers)
-        return models.ShutdownReply(stopping=True, end_workers=body.end_workers, live_attempts=live)
+        return reply
 
 
 def _foresee(state: State, record: CellRecord) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,13 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from boundd.control import models, plans, views
 from boundd.control.actions import Actions
+from boundd.control.answers import REPLAYED, Answers, Keeping
 from boundd.control.bodies import (
     BODY_LIMIT_BYTES,
     IMPORT_LIMIT_BYTES,
@@ -29,10 +31,13 @@ from boundd.control.bodies import (
 )
 from boundd.control.errors import HANDLERS, bad_request, not_found
 from boundd.control.exports import ExportText, ImportPreview, Tools
-from boundd.control.openapi import openapi
+from boundd.control.gate import Followers, Following, Gate
+from boundd.control.openapi import openapi_json
+from boundd.control.peers import AccessRules
 from boundd.control.routes import FORMATS, ROUTES, Doc
 from boundd.control.streams import OpenFileResponse, events, log_size, read_log
 from boundd.core.attempts import CellRecord, CellState, attempt_id
+from boundd.core.query import Query
 from boundd.ports import Service
 
 __all__ = ["ExportText", "ImportPreview", "create_app"]
@@ -52,29 +57,43 @@ def create_app(
     render_metrics: Callable[[], bytes],
     import_legacy: Callable[[str, str | None], ImportPreview],
     is_stale: Callable[[CellRecord], bool] = lambda _record: False,
-) -> Starlette:
-    """The API of a running daemon."""
+    rules: AccessRules | None = None,
+) -> ASGIApp:
+    """The API of a running daemon, for those whom the rules let in."""
     tools = Tools(render_export, render_metrics, import_legacy, is_stale)
-    reads, actions = Reads(service, tools), Actions(service, tools)
-    routes = [_route(doc, reads, actions) for doc in ROUTES]
-    return Starlette(routes=routes, exception_handlers=HANDLERS)
+    reads, actions = Reads(service, tools, Followers()), Actions(service, tools)
+    answers = Answers(service)
+    routes = [_route(doc, reads, actions, answers) for doc in ROUTES]
+    app = Starlette(routes=routes, exception_handlers=HANDLERS)
+    # A slash too many is a 404 like any other path that there isn't, not a redirection that says nothing in JSON.
+    app.router.redirect_slashes = False
+    return Gate(app, rules or AccessRules.of())
 
 
-def _route(doc: Doc, reads: Reads, actions: Actions) -> Route:
+def _route(doc: Doc, reads: Reads, actions: Actions, answers: Answers) -> Route:
     # A label holds slashes, so an id is a path; the routes with a suffix stand before the one without.
     path = doc.path.replace("{id}", "{id:path}")
     if doc.body is None:
         return Route(path, getattr(reads, doc.name), methods=[doc.method], name=doc.name)
-    return Route(path, _posted(doc, getattr(actions, doc.name)), methods=[doc.method], name=doc.name)
+    return Route(path, _posted(doc, getattr(actions, doc.name), answers), methods=[doc.method], name=doc.name)
 
 
-def _posted(doc: Doc, act: Callable[[Any], Awaitable[BaseModel]]) -> Callable[[Request], Awaitable[Response]]:
+def _posted(
+    doc: Doc, act: Callable[[Any, Keeping], Awaitable[BaseModel]], answers: Answers
+) -> Callable[[Request], Awaitable[Response]]:
     assert doc.body is not None
     body_model = doc.body
     limit = IMPORT_LIMIT_BYTES if body_model is models.ImportRequest else BODY_LIMIT_BYTES
 
     async def endpoint(request: Request) -> Response:
-        return _json(await act(await read_body(request, body_model, limit)))
+        body = await read_body(request, body_model, limit)
+        async with answers.turn(request, doc.path, body) as (keeping, given):
+            if given is not None:
+                headers = {**NO_STORE, REPLAYED: "true"}
+                return Response(given, media_type="application/json", headers=headers)
+            reply = await act(body, keeping)
+            await answers.keep(keeping, reply)
+            return _json(reply)
 
     return endpoint
 
@@ -91,6 +110,7 @@ class Reads:
 
     service: Service
     tools: Tools
+    followers: Followers
 
     async def status(self, request: Request) -> Response:
         """GET /v1/status."""
@@ -151,7 +171,14 @@ class Reads:
             limit = rest if limit is None else min(rest, limit)
         headers = {**NO_STORE, "Boundd-Attempt": str(number), "Boundd-Offset": str(start)}
         body = read_log(path, start, limit, is_live if follow else None)
-        return StreamingResponse(body, media_type="text/plain; charset=utf-8", headers=headers)
+        if not follow:
+            return StreamingResponse(body, media_type="text/plain; charset=utf-8", headers=headers)
+        return self._following(request, body, "text/plain; charset=utf-8", headers)
+
+    def _following(
+        self, request: Request, body: AsyncIterator[bytes], media_type: str, headers: Mapping[str, str]
+    ) -> Response:
+        return Following(self.followers, request, body, media_type=media_type, headers=headers)
 
     async def devices(self, _request: Request) -> Response:
         """GET /v1/devices."""
@@ -167,9 +194,9 @@ class Reads:
         """GET /v1/footprints."""
         return _json(views.footprints(self.service.state))
 
-    async def events(self, _request: Request) -> Response:
+    async def events(self, request: Request) -> Response:
         """GET /v1/events."""
-        return StreamingResponse(events(self.service), media_type="text/event-stream", headers=NO_STORE)
+        return self._following(request, events(self.service), "text/event-stream", NO_STORE)
 
     async def export(self, request: Request) -> Response:
         """GET /v1/export."""
@@ -207,6 +234,10 @@ class Reads:
         query = query_of(self.service.state, request.query_params.getlist("q"))
         if query.states:
             raise bad_request("wait: a cell's state is what changes; name cells by their label or parameters")
+        with self.followers.one_more(request):
+            return _json(await self._wait(request, query, timeout_s))
+
+    async def _wait(self, request: Request, query: Query, timeout_s: float) -> models.WaitReply:
         reply, seen = None, None
         with anyio.move_on_after(timeout_s):
             while True:
@@ -222,7 +253,7 @@ class Reads:
                     break
                 await anyio.sleep(WAIT_POLL_S)
         assert reply is not None
-        return _json(reply)
+        return reply
 
     async def metrics(self, _request: Request) -> Response:
         """GET /metrics."""
@@ -231,7 +262,7 @@ class Reads:
 
     async def openapi(self, _request: Request) -> Response:
         """GET /openapi.json."""
-        return JSONResponse(openapi())
+        return Response(openapi_json(), media_type="application/json")
 
     async def healthz(self, _request: Request) -> Response:
         """GET /healthz."""

@@ -25,6 +25,9 @@ BODY_LIMIT_BYTES = 64 * 1024
 IMPORT_LIMIT_BYTES = 8 * 1024**2
 BODY_TIMEOUT_S = 30.0
 SHOWN_AMBIGUOUS = 8
+TERMS = 256
+TERM_CHARACTERS = 4096
+"""Of a query, as in a body (`models.Terms`)."""
 
 Model = TypeVar("Model", bound=RequestModel)
 
@@ -35,7 +38,15 @@ async def read_body(request: Request, model: type[Model], limit_bytes: int = BOD
     Raises:
         ApiError: 413, 408 or 400.
     """
-    content = await _read(request, limit_bytes)
+    return model_of(await _read(request, limit_bytes), model)
+
+
+def model_of(content: bytes, model: type[Model]) -> Model:
+    """A body's bytes as its model.
+
+    Raises:
+        ApiError: 400.
+    """
     try:
         text = content.decode()
         value = strict_json.loads(text) if text.strip() else {}
@@ -79,8 +90,11 @@ def query_of(state: State, terms: Iterable[str]) -> Query:
 
     Raises:
         QueryError: it can't match anything.
+        ApiError: 400, it is too long.
     """
     wanted = list(terms)
+    if len(wanted) > TERMS or any(len(term) > TERM_CHARACTERS for term in wanted):
+        raise bad_request(f"q: at most {TERMS} terms of {TERM_CHARACTERS:,} characters each")
     return parse_query(wanted, names_of(state.matrix()) if wanted else None)
 
 

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -13,6 +14,12 @@ from urllib.parse import quote, urlencode
 CONNECT_S = 5.0
 ANSWER_S = 60.0
 CHUNK_BYTES = 64 * 1024
+RETURN_S = 10.0
+"""How long a daemon that went away in the middle of a request is given to come back, before we ask it again."""
+RETURN_POLL_S = 0.2
+KEY_HEADER = "Idempotency-Key"
+KEY_BYTES = 16
+QUEUE_POLL_S = 0.01
 
 Parameters = Mapping[str, "str | int | float | Sequence[str] | None"]
 
@@ -24,6 +31,10 @@ class NoDaemonError(Exception):
         paths = "; ".join(f"{path}: {why}" for path, why in tried)
         super().__init__(f"no daemon answers ({paths or 'no path to try'})")
         self.tried = tuple(tried)
+
+
+class LostAnswerError(NoDaemonError):
+    """The connection broke before the answer: what was asked may have been done, or not."""
 
 
 class RequestError(Exception):
@@ -45,20 +56,31 @@ class _UnixConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self.sock.settimeout(CONNECT_S)
-            self.sock.connect(self._path)
+            _connect(self.sock, self._path)
             self.sock.settimeout(self._answer_timeout_s)
         except BaseException:
             self.sock.close()
             raise
 
 
+def _connect(plain: socket.socket, path: str) -> None:
+    """Connect, and for a while wait for room in the daemon's queue, which a unix socket doesn't do by itself."""
+    deadline_s = time.monotonic() + CONNECT_S
+    plain.settimeout(CONNECT_S)
+    while True:
+        try:
+            return plain.connect(path)
+        except BlockingIOError:
+            if time.monotonic() >= deadline_s:
+                raise
+            time.sleep(QUEUE_POLL_S)
+
+
 def why_not(path: str) -> str:
     """Why nobody answers at a path; empty where somebody does."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
-            probe.settimeout(CONNECT_S)
-            probe.connect(path)
+            _connect(probe, path)
         except OSError as error:
             return error.strerror or str(error)
     return ""
@@ -87,11 +109,30 @@ class Client:
     def post(self, path: str, body: Any = None, *, timeout_s: float = ANSWER_S) -> Any:
         """The JSON that POST answers.
 
+        The request has an idempotency key of its own: where the connection breaks before the answer, it is made once
+        more, of the next daemon if need be, and is not done twice.
+
         Raises:
             NoDaemonError: nobody answers.
             RequestError: the answer is no.
         """
-        return self._json("POST", path, None, json.dumps({} if body is None else body).encode(), timeout_s)
+        content = json.dumps({} if body is None else body).encode()
+        key = os.urandom(KEY_BYTES).hex()
+        try:
+            return self._json("POST", path, None, content, timeout_s, key)
+        except LostAnswerError:
+            self._await_daemon()
+        try:
+            return self._json("POST", path, None, content, timeout_s, key)
+        except NoDaemonError as error:
+            why = f"it went away before it answered ({error.tried[0][1]}); whether it was done, the daemon's log says"
+            raise NoDaemonError([(self.socket_path, why)]) from None
+
+    def _await_daemon(self) -> None:
+        """Wait a moment for somebody to answer at the socket."""
+        deadline_s = time.monotonic() + RETURN_S
+        while why_not(self.socket_path) and time.monotonic() < deadline_s:
+            time.sleep(RETURN_POLL_S)
 
     def stream(self, path: str, parameters: Parameters | None = None) -> Iterator[bytes]:
         """What GET answers, as it comes; it may go on for as long as the daemon does.
@@ -131,36 +172,69 @@ class Client:
             raise NoDaemonError([(self.socket_path, f"it went away after {length:,} bytes of its answer")])
         return headers
 
-    def _json(self, method: str, path: str, parameters: Parameters | None, body: bytes | None, timeout_s: float) -> Any:
-        connection, response = self._open(method, path, parameters, body, timeout_s)
+    def _json(
+        self,
+        method: str,
+        path: str,
+        parameters: Parameters | None,
+        body: bytes | None,
+        timeout_s: float,
+        key: str | None = None,
+    ) -> Any:
+        connection, response = self._open(method, path, parameters, body, timeout_s, key)
         try:
             return json.loads(response.read())
         except (OSError, http.client.HTTPException) as error:
-            raise NoDaemonError([(self.socket_path, f"it went away while it answered ({error})")]) from None
+            raise LostAnswerError([(self.socket_path, f"it went away while it answered ({error})")]) from None
         except ValueError:
             raise RequestError(f"{self.socket_path} doesn't answer as boundd does", response.status) from None
         finally:
             connection.close()
 
     def _open(
-        self, method: str, path: str, parameters: Parameters | None, body: bytes | None, timeout_s: float | None
+        self,
+        method: str,
+        path: str,
+        parameters: Parameters | None,
+        body: bytes | None,
+        timeout_s: float | None,
+        key: str | None = None,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         given = {name: value for name, value in (parameters or {}).items() if value is not None}
         target = f"{path}?{urlencode(given, doseq=True)}" if given else path
         connection = _UnixConnection(self.socket_path, timeout_s)
         headers = {"Content-Type": "application/json"} if body is not None else {}
+        headers |= {KEY_HEADER: key} if key is not None else {}
+        connected = False
         try:
-            connection.request(method, target, body, headers)
-            response = connection.getresponse()
+            connection.connect()
+            connected = True
+            try:
+                connection.request(method, target, body, headers)
+            except (BrokenPipeError, ConnectionResetError):
+                # It may have said why it takes no more.
+                sent = False
+            else:
+                sent = True
+            response = connection.getresponse() if sent else _unasked_response(connection)
             if response.status < http.client.BAD_REQUEST:
                 return connection, response
             content = response.read()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise NoDaemonError([(self.socket_path, why)]) from None
+            timed_out = isinstance(error, TimeoutError)
+            raised = LostAnswerError if connected and not timed_out else NoDaemonError
+            raise raised([(self.socket_path, why)]) from None
         connection.close()
         raise _refusal(response.status, content)
+
+
+def _unasked_response(connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
+    """The answer to a request that could not be sent to its end."""
+    response = http.client.HTTPResponse(connection.sock, method="POST")
+    response.begin()
+    return response
 
 
 def _refusal(status: int, content: bytes) -> RequestError:

@@ -86,7 +86,7 @@ ROUTES: tuple[Doc, ...] = (
             Parameter("limit", "At most so many bytes.", NATURAL),
             Parameter("follow", "Go on as the log grows, until the attempt has ended.", FLAG),
         ),
-        errors=(400, 404, 409),
+        errors=(400, 404, 409, 429),
     ),
     Doc(
         "GET",
@@ -127,6 +127,7 @@ ROUTES: tuple[Doc, ...] = (
         "events",
         "What happens from now on, as server-sent events named by their action.",
         "text/event-stream",
+        errors=(429,),
     ),
     Doc(
         "GET",
@@ -160,7 +161,7 @@ ROUTES: tuple[Doc, ...] = (
             QUERY,
             Parameter("timeout", "Seconds.", {"type": "number", "minimum": 0, "maximum": 300, "default": 30}),
         ),
-        errors=(400, 404),
+        errors=(400, 404, 429),
     ),
     Doc(
         "POST",

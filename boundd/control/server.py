@@ -1,16 +1,19 @@
 """The socket that the API is served on.
 
 Rules: the socket is bound here, because uvicorn would make it writable for everybody and take the signals; it is
-never wider than 0660, not even for an instant; one that a live server answers on is left alone, and so is a file that
-is no socket.
+never wider than the config lets it be (0660, or 0666 where others may read), not even for an instant; one that a live
+server answers on is left alone, and so is a file that is no socket. Connections are accepted here too: who comes is
+known before anything is read, and running out of descriptors costs those who come, not the daemon.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import logging
 import os
-import shutil
+import resource
 import socket
 import stat
 from collections.abc import Callable, Generator
@@ -19,48 +22,55 @@ from pathlib import Path
 import anyio
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from boundd.control.connection import Connection, TurnedAway, close_quietly
+from boundd.control.crowd import CONNECTIONS, Crowd
+from boundd.control.peers import Access, AccessRules, Peer, SocketError, peer_of
+
+__all__ = ["SocketError", "bind", "serve"]
 
 SOCKET_MODE = 0o660
+OPEN_SOCKET_MODE = 0o666
+"""Where others may read."""
 FOLDER_MODE = 0o750
+OPEN_FOLDER_MODE = 0o755
 PATH_LIMIT_BYTES = 107
 """What `sockaddr_un` holds, its last NUL left out."""
-CONNECTIONS = 512
-"""Further ones are told 503."""
-HEAD_TIMEOUT_S = 10.0
-"""A connection that has not sent a whole request's head by then is closed; idle ones would use up the limit."""
-KEEP_ALIVE_S = 15
+BACKLOG = 4096
+"""Connections that wait to be accepted, if net.core.somaxconn is as large; a further connect() fails at once."""
+DESCRIPTORS_SHARE = 2
+"""Connections have at most one descriptor in so many; the store, attempts and logs need some too."""
 GRACE_S = 2
 """What answers that are under way get at the end; a follower of a log would never end by itself."""
 HEAD_LIMIT_BYTES = 64 * 1024
 PROBE_S = 1.0
+ACCEPT_REST_S = 0.1
+"""Before the next try, where no connection could be accepted."""
+COMPLAIN_S = 60.0
+"""No more than one line of the log in so long about that."""
+TURNED_AWAY = 64
+"""So many are told at a time that there is no room; further ones are closed unheard."""
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
-
-class SocketError(Exception):
-    """The operator's: the API can't be served at this path, and why."""
-
-
-class _Protocol(H11Protocol):
-    """HTTP that doesn't wait for ever for a first request."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.loop.call_later(HEAD_TIMEOUT_S, self._close_if_silent)
-
-    def _close_if_silent(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
+_log = logging.getLogger(__name__)
 
 
 class _Server(uvicorn.Server):
-    """A server that leaves the signals to the daemon."""
+    """A server that leaves the signals to the daemon, and accepting to `_Acceptor`."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - uvicorn's signature
+        await self.lifespan.startup()
+        self.servers = []
+        self.started = True
 
-async def serve(app: ASGIApp, socket_path: Path, *, group: str | None, ready: Callable[[], None]) -> None:
+
+async def serve(
+    app: ASGIApp, socket_path: Path, *, rules: AccessRules | None = None, ready: Callable[[], None]
+) -> None:
     """Serve until cancelled; `ready` is called once requests are taken.
 
     Cancelled, it takes no more requests, gives those under way `GRACE_S`, and removes the socket.
@@ -68,39 +78,44 @@ async def serve(app: ASGIApp, socket_path: Path, *, group: str | None, ready: Ca
     Raises:
         SocketError: it can't be served there.
     """
-    listener = bind(socket_path, group)
+    rules = rules or AccessRules.of()
+    listener = bind(socket_path, rules)
     try:
         identity = _identity(socket_path)
         config = uvicorn.Config(
             app,
-            http=_Protocol,
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=CONNECTIONS,
-            backlog=CONNECTIONS,
-            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=GRACE_S,
             h11_max_incomplete_event_size=HEAD_LIMIT_BYTES,
         )
+        logging.getLogger("uvicorn.error").addFilter(_worth_telling)
         try:
-            await _run(_Server(config), listener, ready)
+            await _run(_Server(config), listener, rules, ready)
         finally:
             _remove(socket_path, identity)
     finally:
         listener.close()
 
 
-async def _run(server: _Server, listener: socket.socket, ready: Callable[[], None]) -> None:
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """Of what uvicorn logs, only what it could not have expected: bad requests and the end of followers are not it."""
+    error = record.exc_info[1] if record.exc_info else None
+    return error is not None and not isinstance(error, asyncio.CancelledError)
+
+
+async def _run(server: _Server, listener: socket.socket, rules: AccessRules, ready: Callable[[], None]) -> None:
     ended = anyio.Event()
 
     async def run() -> None:
         # Cancelling uvicorn would drop the answers under way: it is asked to end instead.
         with anyio.CancelScope(shield=True):
-            await server.serve(sockets=[listener])
+            await server.serve()
         ended.set()
 
     async with anyio.create_task_group() as tasks:
@@ -108,14 +123,103 @@ async def _run(server: _Server, listener: socket.socket, ready: Callable[[], Non
         try:
             while not server.started and not ended.is_set():  # noqa: ASYNC110 - uvicorn has no event for it
                 await anyio.sleep(0.005)
+            listener.listen(BACKLOG)
             ready()
-            await ended.wait()
+            acceptor = _Acceptor(server, listener, Crowd(rules, connections_here()))
+            try:
+                await acceptor.run()
+            finally:
+                acceptor.close()
         finally:
             server.should_exit = True
 
 
-def bind(socket_path: Path, group: str | None) -> socket.socket:
-    """A listening-to-be socket at the path, 0660, of the group where one is given.
+def connections_here() -> int:
+    """How many connections there may be in this process."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(CONNECTIONS, soft // DESCRIPTORS_SHARE))
+
+
+class _Acceptor:
+    """Takes connections, for as long as it isn't cancelled."""
+
+    def __init__(self, server: _Server, listener: socket.socket, crowd: Crowd) -> None:
+        self._server = server
+        self._listener = listener
+        self._crowd = crowd
+        self._spare: int | None = _spare_descriptor()
+        self._turned_away: set[asyncio.BaseTransport] = set()
+        self._quiet_until_s = 0.0
+
+    async def run(self) -> None:
+        """Accept until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(self._listener)
+            except OSError as error:
+                if error.errno in _NO_DESCRIPTORS:
+                    self._without_descriptors(error)
+                await asyncio.sleep(ACCEPT_REST_S)
+                continue
+            if self._spare is None:
+                self._spare = _spare_descriptor()
+            await self._welcome(connection)
+
+    def close(self) -> None:
+        """Give the spare descriptor back."""
+        if self._spare is not None:
+            os.close(self._spare)
+            self._spare = None
+
+    async def _welcome(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            connection.setblocking(False)
+            peer = peer_of(connection)
+            why = self._crowd.refusal(peer)
+            if why:
+                await self._turn_away(connection, f"there is no room for this connection: {why}")
+            else:
+                await loop.connect_accepted_socket(lambda: self._connection(peer), connection)
+        except OSError:
+            close_quietly(connection)
+
+    def _connection(self, peer: Peer) -> Connection:
+        config, state = self._server.config, self._server.server_state
+        return Connection(config, state, self._server.lifespan.state, peer, self._crowd)
+
+    async def _turn_away(self, connection: socket.socket, why: str) -> None:
+        self._turned_away = {transport for transport in self._turned_away if not transport.is_closing()}
+        if len(self._turned_away) >= TURNED_AWAY:
+            close_quietly(connection)
+            return
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_accepted_socket(lambda: TurnedAway(503, "too_many", why), connection)
+        self._turned_away.add(transport)
+
+    def _without_descriptors(self, error: OSError) -> None:
+        """Take one connection with the descriptor kept for it, and close it: its client learns at once."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._quiet_until_s:
+            self._quiet_until_s = now_s + COMPLAIN_S
+            _log.warning("no connection can be taken: %s; raise LimitNOFILE", error.strerror or error)
+        self.close()
+        with contextlib.suppress(OSError):
+            connection, _ = self._listener.accept()
+            connection.close()
+        self._spare = _spare_descriptor()
+
+
+def _spare_descriptor() -> int | None:
+    try:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def bind(socket_path: Path, rules: AccessRules) -> socket.socket:
+    """A listening-to-be socket at the path, 0660, or 0666 where others may read, of the group where one is given.
 
     Raises:
         SocketError: the path is too long, taken, or can't be written to.
@@ -123,20 +227,17 @@ def bind(socket_path: Path, group: str | None) -> socket.socket:
     length = len(os.fsencode(socket_path))
     if length > PATH_LIMIT_BYTES:
         raise SocketError(f"{socket_path}: {length} bytes; a socket's path has at most {PATH_LIMIT_BYTES}")
+    is_open = rules.others is not Access.NOTHING
+    mode = OPEN_SOCKET_MODE if is_open else SOCKET_MODE
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        _make_folder(socket_path.parent, group)
+        _make_folder(socket_path.parent, rules.group_gid, OPEN_FOLDER_MODE if is_open else FOLDER_MODE)
         _clear(socket_path)
-        os.fchmod(listener.fileno(), SOCKET_MODE)  # Linux makes the file with this mode, less the umask
+        os.fchmod(listener.fileno(), mode)  # Linux makes the file with this mode, less the umask
         listener.bind(str(socket_path))
-        socket_path.chmod(SOCKET_MODE)
-        if group:
-            shutil.chown(socket_path, group=group)
+        _give(socket_path, rules.group_gid)
+        socket_path.chmod(mode)
         listener.setblocking(False)
-    except LookupError:
-        listener.close()
-        socket_path.unlink(missing_ok=True)
-        raise SocketError(f"{socket_path}: there is no group {group!r}") from None
     except OSError as error:
         listener.close()
         raise SocketError(f"{socket_path}: {error.strerror or error}") from error
@@ -146,13 +247,18 @@ def bind(socket_path: Path, group: str | None) -> socket.socket:
     return listener
 
 
-def _make_folder(folder: Path, group: str | None) -> None:
+def _make_folder(folder: Path, group_gid: int | None, mode: int) -> None:
     if folder.is_dir():
         return
-    folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-    folder.chmod(FOLDER_MODE)
-    if group:
-        shutil.chown(folder, group=group)
+    folder.mkdir(mode=mode, parents=True, exist_ok=True)
+    folder.chmod(mode)
+    _give(folder, group_gid)
+
+
+def _give(path: Path, group_gid: int | None) -> None:
+    """Give a file of ours to the group, where it isn't the group's: a sandbox may refuse even a chown to what it is."""
+    if group_gid is not None and path.stat().st_gid != group_gid:
+        os.chown(path, -1, group_gid)
 
 
 def _clear(socket_path: Path) -> None:

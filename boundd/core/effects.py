@@ -51,6 +51,8 @@ class Action(StrEnum):
     EXPORT_WRITTEN = "export-written"
     EXPORT_FAILED = "export-failed"
     LOGS_DROPPED = "logs-dropped"
+    SOCKET_UNREACHABLE = "socket-unreachable"
+    LIBRARY_MESSAGE = "library-message"
     INTERNAL_ERROR = "internal-error"
 
 

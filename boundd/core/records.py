@@ -70,4 +70,24 @@ class SavePaused:
     paused: bool
 
 
-Record = SaveCell | SaveAttempt | SaveEnd | SavePoint | SaveObservation | SaveDuration | SaveCordon | SavePaused
+@dataclass(frozen=True, slots=True)
+class SaveAnswer:
+    """Keep what a person's request was answered with, beside what it changed, for when they ask again.
+
+    `uid` and `key` name the request, `request_sha256` tells it from another one with the same key. `body` is compressed
+    JSON, or None where it is too long to be kept. Answers from before `oldest_unix_s` are forgotten, and all but the
+    newest `most`.
+    """
+
+    uid: int
+    key: str
+    request_sha256: str
+    at_unix_s: float
+    body: bytes | None
+    oldest_unix_s: float
+    most: int
+
+
+Record = (
+    SaveCell | SaveAttempt | SaveEnd | SavePoint | SaveObservation | SaveDuration | SaveCordon | SavePaused | SaveAnswer
+)

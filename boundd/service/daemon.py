@@ -8,7 +8,7 @@ then is done what follows from it. A commit that fails leaves everything as it w
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +21,7 @@ from immutables import Map
 from boundd.core.attempts import Attempt
 from boundd.core.cells import Cell, CellPolicy
 from boundd.core.devices import DeviceReading
-from boundd.core.effects import Action, Commit, EndWorker, Note, ResultsChanged, Spawn, WakeAt
+from boundd.core.effects import Action, Commit, Effect, EndWorker, Note, ResultsChanged, Spawn, WakeAt
 from boundd.core.events import (
     AttemptEnded,
     AttemptProgressed,
@@ -37,6 +37,7 @@ from boundd.core.events import (
 from boundd.core.history import Durations, Observations
 from boundd.core.host import HostReading
 from boundd.core.listing import Listed, Observed, settled, worth_listing
+from boundd.core.records import Record
 from boundd.core.state import Rules, State
 from boundd.core.step import step
 from boundd.core.table import Cells
@@ -136,11 +137,11 @@ class Daemon:
 
     # What others ask of the daemon
 
-    async def submit(self, event: Event) -> None:
-        """Apply an event and plan; a cancelled caller doesn't split it."""
+    async def submit(self, event: Event, keep: Sequence[Record] = ()) -> None:
+        """Apply an event and plan, and keep `keep` with it; a cancelled caller doesn't split it."""
         with anyio.CancelScope(shield=True):
             async with self._lock:
-                await self._apply(event)
+                await self._apply(event, keep)
                 # The event has happened. Planning on it may fail to be stored; the next reading plans again.
                 if not isinstance(event, FREES_NOTHING):
                     with suppress(StoreBusyError):
@@ -281,9 +282,11 @@ class Daemon:
 
     # Applying events
 
-    async def _apply(self, event: Event) -> None:
+    async def _apply(self, event: Event, keep: Sequence[Record] = ()) -> None:
         now = self.clock.now()
         new, effects = step(self._state, event, now)
+        if keep:
+            effects = _with_records(effects, keep)
         for effect in effects:
             if isinstance(effect, Commit):
                 await self._commit(effect)
@@ -432,6 +435,14 @@ class Daemon:
             begun_boot_s = self.clock.now().boot_s
             await self._hooks.write_export(self._state)
             await anyio.sleep((self.clock.now().boot_s - begun_boot_s) * EXPORT_REST)
+
+
+def _with_records(effects: tuple[Effect, ...], keep: Sequence[Record]) -> tuple[Effect, ...]:
+    """The effects with more to keep, in the step's one commit."""
+    for place, effect in enumerate(effects):
+        if isinstance(effect, Commit):
+            return (*effects[:place], Commit((*effect.records, *keep)), *effects[place + 1 :])
+    return (Commit(tuple(keep)), *effects)
 
 
 def _adopted(attempt: Attempt, trouble: str) -> Note:

@@ -125,6 +125,22 @@ SAVE_META = "INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT (
 SAVE_FACT = "INSERT INTO facts (name, value) VALUES (:name, :value) ON CONFLICT (name) DO UPDATE SET value = :value"
 """Remember a fact, instead of what it was before."""
 
+DELETE_OLD_ANSWERS = "DELETE FROM answers WHERE at_unix_s < :oldest_unix_s"
+"""Forget the answers that nobody will ask for any more."""
+
+SAVE_ANSWER = """
+INSERT INTO answers (uid, key, request_sha256, at_unix_s, body) VALUES (:uid, :key, :request_sha256, :at_unix_s, :body)
+"""
+"""Keep an answer. A second one for the same key is refused, and with it the change that it would have been for."""
+
+DELETE_SURPLUS_ANSWERS = "DELETE FROM answers WHERE id <= (SELECT max(id) FROM answers) - :most"
+"""Keep only the newest answers."""
+
+LOAD_ANSWER = """
+SELECT request_sha256, at_unix_s, body FROM answers WHERE uid = :uid AND key = :key AND at_unix_s >= :oldest_unix_s
+"""
+"""What a request was answered with; no row where it was not, or too long ago."""
+
 LOAD_CELLS = "SELECT * FROM cells ORDER BY rowid"
 """Every cell, in the order in which they were first saved."""
 

@@ -30,6 +30,7 @@ from boundd.core.outcomes import (
 )
 from boundd.core.records import (
     Record,
+    SaveAnswer,
     SaveAttempt,
     SaveCell,
     SaveCordon,
@@ -84,6 +85,13 @@ def statements_of(record: Record) -> tuple[Statement, ...]:
             return ((queries.SAVE_CORDON, {"device": device, "reason": _clean(reason)}),)
         case SavePaused(paused):
             return ((queries.SAVE_META, {"name": PAUSED, "value": "1" if paused else "0"}),)
+        case SaveAnswer():
+            values = {f.name: getattr(record, f.name) for f in fields(record)}
+            return (
+                (queries.DELETE_OLD_ANSWERS, {"oldest_unix_s": record.oldest_unix_s}),
+                (queries.SAVE_ANSWER, values),
+                (queries.DELETE_SURPLUS_ANSWERS, {"most": record.most}),
+            )
 
 
 def cell_values(record: CellRecord) -> Values:

@@ -23,7 +23,7 @@ import anyio.to_thread
 from boundd.core.history import KEPT
 from boundd.core.outcomes import PointRecord
 from boundd.core.records import Record
-from boundd.ports import EndedAttempt, InvariantError, Snapshot, StoreBusyError, StoreCopy, StoreError
+from boundd.ports import EndedAttempt, InvariantError, KeptAnswer, Snapshot, StoreBusyError, StoreCopy, StoreError
 from boundd.store import queries, rows, seals
 from boundd.store.acknowledged import Acknowledged, Mark
 from boundd.store.backup import back_up
@@ -175,6 +175,22 @@ class SqliteStore:
             points = await self._read(queries.LOAD_POINTS_OF, rows.point_of, {"attempt_id": attempt_id})
             await self._check_digest(attempt_id.partition(".")[0])
             return points
+
+    async def answer_of(self, uid: int, key: str, oldest_unix_s: float) -> KeptAnswer | None:
+        """What was kept by a `SaveAnswer` of this user and key, if not before `oldest_unix_s`.
+
+        Raises:
+            StoreBusyError: it can't be read now.
+            StoreError: it can't be read at all.
+        """
+        values = {"uid": uid, "key": key, "oldest_unix_s": oldest_unix_s}
+        async with self._lock:
+            found = await self._read(
+                queries.LOAD_ANSWER,
+                lambda row: KeptAnswer(row["request_sha256"], row["at_unix_s"], row["body"]),
+                values,
+            )
+        return found[0] if found else None
 
     async def remember(self, name: str, value: str) -> None:
         """Keep a small fact about this store (such as the digest of the last export).

@@ -71,6 +71,12 @@ def test_check_config(config: Path) -> None:
     assert "2" in output.split("cells:")[1].splitlines()[0]
     for name in ("state/boundd.sock", "speedup_bounds.json"):
         assert str(config.parent / name) in output
+    assert "may change things" in output.split("access:")[1].splitlines()[0]
+    config.write_text(CONFIG + '\n[control]\ngroup = "nobody-has-this"\n')
+    code, output, _ = boundd("check-config", str(config))
+    assert (code, "there is no group" in output) == (2, True)
+    config.write_text(CONFIG + '\n[control]\nothers = "read"\n')
+    assert "others may read" in boundd("check-config", str(config))[1]
     config.write_text(CONFIG + '\n[retry]\nmax_attemps = 2\nbatch_ladder = "x"\n')
     code, output, _ = boundd("check-config", str(config))
     assert code == 2

@@ -227,6 +227,7 @@ def test_commented_keys_of_the_shipped_config_are_valid(tmp_path: Path) -> None:
         "result",
         "backoff",
         "group",
+        "others",
     )
     path = tmp_path / "config.toml"
     switched = [line[2:] if line.startswith(tuple(f"# {name} =" for name in shown)) else line for line in lines]
@@ -294,3 +295,20 @@ def test_every_key_is_documented() -> None:
             assert "# [[devices.simulated]]" in text
         rows = {line.split("`")[1] for line in section.splitlines() if line.startswith("| `")}
         assert rows == set(table.model_fields) - {"simulated"}, heading
+
+
+ONE_CELL = '[matrix.axes]\nx = [1]\n[worker]\ncommand = ["true"]\n[control]\n'
+
+
+def test_who_may_use_the_socket(
+    settings_of: Callable[..., Settings], errors_of: Callable[..., tuple[str, ...]]
+) -> None:
+    """The config's group wins over the unit's; others may nothing, unless it says that they may read."""
+    alone = settings_of(ONE_CELL)
+    assert (alone.control_group, alone.control_others) == ("", "nothing")
+    assert settings_of(ONE_CELL, BOUNDD_CONTROL_GROUP="boundd").control_group == "boundd"
+    named = settings_of(ONE_CELL + 'group = "lab"\nothers = "read"', BOUNDD_CONTROL_GROUP="boundd")
+    assert (named.control_group, named.control_others) == ("lab", "read")
+    (error,) = errors_of(ONE_CELL + 'others = "write"')
+    assert error.startswith("control.others: ")
+    assert "read" in error

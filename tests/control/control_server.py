@@ -16,6 +16,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from boundd.control.api import ExportText, ImportPreview, create_app
 from boundd.control.client import Client
+from boundd.control.peers import AccessRules
 from boundd.control.server import serve
 from boundd.core.attempts import Attempt, AttemptState, CellRecord, CellState
 from boundd.core.cells import CellPolicy
@@ -32,9 +33,10 @@ from boundd.core.outcomes import (
     PointRecord,
     Verdict,
 )
+from boundd.core.records import Record, SaveAnswer
 from boundd.core.state import State
 from boundd.core.step import step
-from boundd.ports import ConfigError, EndedAttempt, StoreBusyError
+from boundd.ports import ConfigError, EndedAttempt, KeptAnswer, StoreBusyError
 
 GIB = 1024**3
 AXES = {"model": ["SD1.5", "SDXL"], "scheduler": ["DDIM"], "steps": [20], "method": ["deepcache", "tgate", "tome"]}
@@ -58,10 +60,22 @@ class MemoryStore:
 
     history: dict[str, tuple[EndedAttempt, ...]] = field(default_factory=dict)
     points: dict[str, tuple[PointRecord, ...]] = field(default_factory=dict)
+    answers: dict[tuple[int, str], KeptAnswer] = field(default_factory=dict)
 
     async def attempts_of(self, key: str) -> tuple[EndedAttempt, ...]:
         """Every attempt of a cell."""
         return self.history.get(key, ())
+
+    async def commit(self, records: Sequence[Record]) -> None:
+        """Keep answers."""
+        for record in records:
+            assert isinstance(record, SaveAnswer)
+            self.answers[record.uid, record.key] = KeptAnswer(record.request_sha256, record.at_unix_s, record.body)
+
+    async def answer_of(self, uid: int, key: str, oldest_unix_s: float) -> KeptAnswer | None:
+        """An answer that was kept."""
+        known = self.answers.get((uid, key))
+        return known if known is not None and known.at_unix_s >= oldest_unix_s else None
 
     async def points_of(self, attempt_id: str) -> tuple[PointRecord, ...]:
         """The points of an attempt."""
@@ -95,10 +109,11 @@ class MemoryService:
     config_errors: Sequence[str] = ()
     listeners: list[MemoryObjectSendStream[tuple[Note, Now]]] = field(default_factory=list)
 
-    async def submit(self, event: Event) -> None:
+    async def submit(self, event: Event, keep: Sequence[Record] = ()) -> None:
         """Apply an event with the real core."""
         if self.busy:
             raise StoreBusyError("the disk is full")
+        await self.store.commit(keep)
         self.submitted.append(event)
         self.state, effects = step(self.state, event, self.clock.now())
         for effect in effects:
@@ -205,10 +220,12 @@ def curl(running: Running, *arguments: str, **options: Any) -> subprocess.Comple
 
 
 @contextlib.contextmanager
-def running_server(folder: Path, service: MemoryService | None = None) -> Iterator[Running]:
+def running_server(
+    folder: Path, service: MemoryService | None = None, rules: AccessRules | None = None
+) -> Iterator[Running]:
     """A server, until the end of the block."""
     logs = folder / "logs"
-    logs.mkdir(exist_ok=True)
+    logs.mkdir(exist_ok=True, parents=True)
     served = service or MemoryService(make_state(), MemoryStore(), FileLauncher(logs))
     app = create_app(
         served,
@@ -216,11 +233,12 @@ def running_server(folder: Path, service: MemoryService | None = None) -> Iterat
         render_metrics=lambda: b"boundd_cells 6\n",
         import_legacy=import_legacy,
         is_stale=is_stale,
+        rules=rules,
     )
     path, ready = folder / "run" / "boundd.sock", threading.Event()
 
     async def main() -> None:
-        await serve(app, path, group=None, ready=ready.set)
+        await serve(app, path, rules=rules, ready=ready.set)
 
     with anyio.from_thread.start_blocking_portal() as portal:
         future = portal.start_task_soon(main)

@@ -66,6 +66,8 @@ def everything() -> list[list[object]]:
         from boundd.core.history import Duration
 
         commits.append([records.SaveDuration(Duration("SD1.5", "tome", "GPU", 20, 32, 4, 71.5 + n)) for n in range(4)])
+    if hasattr(records, "SaveAnswer"):
+        commits.append([records.SaveAnswer(1000, "a-key", "00" * 32, 1_700_000_700.5, b"{}", 0.0, 100)])
     commits.append([records.SaveCordon("GPU-22222222-bbbb", "the fan is loud"), records.SavePaused(True)])
     return commits
 
