@@ -41,6 +41,9 @@ from tests.faults import audit
 from tests.faults.campaign import Report, sizes
 from tests.faults.daemons import PATIENCE_S, Box, wait_for
 
+pytestmark = pytest.mark.timeout(1200)
+"""A loaded machine is given its time; a campaign of full length has none."""
+
 KINDS = ("quick", "slow", "fails", "hangs")
 TIMEOUT_S, GRACE_S = 0.6, 0.5
 EARLY_S = 0.03

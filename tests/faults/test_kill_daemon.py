@@ -44,7 +44,7 @@ from tests.faults import audit
 from tests.faults.campaign import Report, sizes
 from tests.faults.daemons import Box, Nursery, finish, kill_at, record_calls, wait_for
 
-pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+pytestmark = [pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace"), pytest.mark.timeout(1200)]
 
 SEED_VARIABLE = "BOUNDD_CAMPAIGN_SEED"
 SYSCALLS = (
