@@ -83,8 +83,8 @@ class Rows:
 class Asked:
     """What people asked of daemons, by label."""
 
-    cancelled: set[str] = field(default_factory=set)
-    """Acknowledged: but for a success, the cell must be cancelled."""
+    cancelled: dict[str, float] = field(default_factory=dict)
+    """To when it was acknowledged, UTC seconds: but for a success, the cell must be cancelled, or have ended before."""
     unsure: set[str] = field(default_factory=set)
     """The daemon died before it answered: the cell may be cancelled."""
     retried: dict[str, int] = field(default_factory=dict)
@@ -195,8 +195,11 @@ def check_ends(rows: Rows, asked: Asked) -> Iterator[Finding]:
     for cell in rows.cells:
         label, state = cell["label"], cell["state"]
         wanted = ENDS[label.partition("/")[0]]
+        end = ended.get(last[cell["key"]]["id"]) if cell["key"] in last else None
         if label in asked.cancelled:
-            wanted = frozenset({"cancelled", "succeeded"})
+            # The answer may name a cell that came to its own end while the request was on its way.
+            had_ended = state != "pending" and end is not None and end["ended_unix_s"] < asked.cancelled[label]
+            wanted = (wanted if had_ended else frozenset()) | {"cancelled", "succeeded"}
         elif label in asked.unsure:
             wanted |= {"cancelled"}
         if state not in wanted:
@@ -204,7 +207,6 @@ def check_ends(rows: Rows, asked: Asked) -> Iterator[Finding]:
         had = asked.retried.get(label, -1)
         if cell["attempts"] <= had:
             yield Finding("lost", f"{label}: a retry was acknowledged after attempt {had}, and there is no later one")
-        end = ended.get(last[cell["key"]]["id"]) if cell["key"] in last else None
         if state == "succeeded" and (end is None or end["measurement"] != cell["measurement"]):
             yield Finding("store", f"{label} has another result than its last attempt")
 

@@ -22,7 +22,7 @@ PATIENCE_S = 120.0
 """Only a failure waits so long; a loaded machine is given all of it."""
 
 WORKER = """\
-import fcntl, json, os, select, sys, time, zlib
+import fcntl, json, os, sys, time, zlib
 kind, attempt = sys.argv[1], os.environ["BOUNDD_ATTEMPT"]
 journal = os.open("journal.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
 busy = os.open("busy-" + attempt.rpartition(".")[0], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -44,9 +44,6 @@ def write(**line):
     with open(os.environ["BOUNDD_RESULTS"], "a") as results:
         results.write(json.dumps(line) + "\\n")
 
-def sleep(seconds):  # libfaketime 0.9.10 breaks time.sleep()
-    select.select([], [], [], seconds)
-
 say("start", alone=alone, kind=kind)
 points = 0
 if kind == "fails":
@@ -57,14 +54,14 @@ if kind == "bad":
     say("end", outcome="failed")
     sys.exit(5)
 if kind == "hangs":
-    sleep(600)
+    time.sleep(600)
 if kind == "slow":
-    sleep(2.0)
+    time.sleep(2.0)
 if kind == "points":
     for points in range(1, 5):
         write(type="point", parameters={"n": points}, speedup=float(points), score_loss=None, isolation="exclusive")
         write(type="progress", done=points, total=4)
-        sleep(0.1)
+        time.sleep(0.1)
 write(type="result", max_speedup=value, max_speedup_within_tolerance=None, isolation="exclusive", nonce=nonce)
 say("end", outcome="succeeded", value=value, points=points)
 """

@@ -30,6 +30,7 @@ import re
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -43,7 +44,7 @@ from tests.faults import audit
 from tests.faults.campaign import Report, sizes
 from tests.faults.daemons import Box, Nursery, finish, kill_at, record_calls, wait_for
 
-pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+pytestmark = [pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace"), pytest.mark.timeout(1200)]
 
 SEED_VARIABLE = "BOUNDD_CAMPAIGN_SEED"
 SYSCALLS = (
@@ -272,7 +273,7 @@ def _change(act: str, client: Client, asked: audit.Asked) -> None:
             if label not in asked.cancelled:
                 asked.unsure.add(label)
                 if client.post("/v1/cancel", {"query": [label]})["affected"]:
-                    asked.cancelled.add(label)
+                    asked.cancelled[label] = time.time()
         return
     for label in RETRIED:
         before = client.get(cell_path(label))

@@ -34,6 +34,9 @@ from tests.faults import audit
 from tests.faults.campaign import Report, sizes
 from tests.faults.daemons import PATIENCE_S, Box, wait_for
 
+pytestmark = pytest.mark.timeout(1200)
+"""A loaded machine is given its time; a campaign of full length has none."""
+
 EXIT_HELD = 4
 LOOK_S = 0.02
 VARIANTS = ("used", "new", "deleted", "replaced", "link", "mount")
