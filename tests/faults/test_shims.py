@@ -1,17 +1,17 @@
 """Campaign: kill -9 of shims, of workers, and of both at once, at swept system calls and at random times.
 
-In some of the points whoever launched is killed too, in the others it closes; a successor adopts in all. A worker
-leaves children behind, one of them in a session of its own, and marks its begin and its end. Afterwards the attempt has
-ended; nobody holds its lock, nothing of it is alive; it ran at most once; and what is told of it is so: a status of 0
-only with the mark of the end, a signal only where the worker was killed, lost only where there is no outcome, never
-started only without the mark of the begin; an outcome that was there is the outcome.
+In some of the points whoever launched is killed too, in the others it closes; a successor adopts in all. Some attempts
+are being ended just then. A worker is deaf to TERM, leaves children behind, one of them in a session of its own, and
+marks its begin and its end. Afterwards the attempt has ended; nobody holds its lock, nothing of it is alive; it ran at
+most once; and what is told of it is so: a status of 0 only with the mark of the end, a signal only where the worker was
+killed, lost only where there is no outcome, never started only without the mark of the begin; an outcome that was there
+is the outcome.
 
 The system calls are the shim's and, since they are counted for each process, its worker's: strace kills whoever makes
 the n-th.
 
-Seen to fail: with a `_kill_remnants` in boundd/launch/local.py that finds nothing, by attempts that never end; with a
-`wait` that doesn't do `_until_nothing_left`, by orphans; with the outcome written before the worker is let go, by wrong
-ends.
+Seen to fail: without `processes.kill(found)` in `_kill_remnants` of boundd/launch/local.py, by attempts that never end;
+with a `wait` there that doesn't do `_until_nothing_left`, by orphans.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ import sys
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import anyio
+import anyio.abc
 import pytest
 
 from boundd.launch import processes, shim
@@ -57,6 +59,7 @@ CALLS = [
 ]
 """Of what a shim and its worker call, from their fork on."""
 WORKER = """
+trap '' TERM
 echo begun >> "$BOUNDD_RESULTS"
 sleep 60 &
 setsid sleep 60 &
@@ -92,11 +95,14 @@ class Tally:
 
     def __init__(self) -> None:
         self.kinds: Counter[str] = Counter()
+        self.asked = 0
         self.ends: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.orphans: list[str] = []
 
-    async def judge(self, launcher: LocalLauncher, attempts: Path, attempt_id: str, point: str) -> None:
+    async def judge(
+        self, launcher: LocalLauncher, attempts: Path, attempt_id: str, point: str, *, asked: bool = False
+    ) -> None:
         """Wait for an attempt's end, and hold it against what there is to be seen."""
         folder = attempts / attempt_id
         with anyio.fail_after(PATIENCE_S):
@@ -104,7 +110,7 @@ class Tally:
         results = folder / "results.jsonl"
         marks = results.read_text().split() if results.exists() else []
         self.ends[_word(end)] += 1
-        if not _is_right(end, marks, folder):
+        if not _is_right(end, marks, folder, asked=asked):
             self.wrong.append(f"{point}: {end}, marks {marks}")
         left = [stat.pid for stat in shim.all_stats() if stat.state not in "ZX" and _was_given(stat.pid, results)]
         if left or processes.lock_is_held(folder / shim.LOCK) or launcher.is_alive(attempt_id):
@@ -117,8 +123,8 @@ def _word(end: ProcessEnd) -> str:
     return "killed" if end.signal else f"status_{end.exit_status}"
 
 
-def _is_right(end: ProcessEnd, marks: list[str], folder: Path) -> bool:
-    """Whether what is told agrees with what the worker and the shim have left."""
+def _is_right(end: ProcessEnd, marks: list[str], folder: Path, *, asked: bool) -> bool:
+    """Whether what is told agrees with what the worker and the shim have left, and with what was asked of it."""
     try:
         kept = read_outcome(folder)
     except RecordError:
@@ -127,7 +133,7 @@ def _is_right(end: ProcessEnd, marks: list[str], folder: Path) -> bool:
         return False
     if end.lost:
         return kept is None and (end.lost != "it was never started" or not marks)
-    if kept != end or end.timed_out or end.ended_on_request:
+    if kept != end or end.timed_out or (end.ended_on_request and not asked):
         return False
     if end.start_error:
         return not marks
@@ -165,6 +171,7 @@ class Points:
         self._folder = folder
         self._random = random.Random(seed)
         self._made = 0
+        self._tracers: list[anyio.abc.Process] = []
         self.tally = Tally()
 
     def _name(self) -> str:
@@ -177,6 +184,7 @@ class Points:
         attempts.mkdir()
         ids = {self._name(): self._random.uniform(0, LONGEST_S) for _ in range(TOGETHER)}
         after_s = {each: self._random.uniform(0, LONGEST_S) for each in ids}
+        asked = frozenset(each for each in ids if self._random.random() < 0.4)
         with_daemon = self._made % 2 == 0
         if with_daemon:
             arguments = [f"{each}={takes_s}" for each, takes_s in ids.items()]
@@ -190,7 +198,10 @@ class Points:
             with anyio.move_on_after(LONGEST_S if with_daemon else PATIENCE_S):
                 while not (attempts / each / shim.SHIM).exists():  # noqa: ASYNC110
                     await anyio.sleep(0.001)
-            await anyio.sleep(after_s[each])
+            await anyio.sleep(after_s[each] / 2)
+            if each in asked:
+                await launcher.end(each)
+            await anyio.sleep(after_s[each] / 2)
             _kill(attempts, each, victims)
 
         async def launch(each: str) -> None:
@@ -208,7 +219,8 @@ class Points:
             await anyio.to_thread.run_sync(daemon.communicate)
         else:
             launcher.close()
-        await self._judge(attempts, {each: f"{victims} after {after_s[each]:.3f} s of {ids[each]:.3f}" for each in ids})
+        words = {each: f"{victims} after {after_s[each]:.3f} s of {ids[each]:.3f}" for each in ids}
+        await self._judge(attempts, words, asked)
 
     async def at_calls(self, calls: list[tuple[str, int]]) -> None:
         """strace follows a zygote each, and kills whoever makes the n-th call of a kind from its fork on."""
@@ -227,25 +239,31 @@ class Points:
         assert zygote is not None
         inject = f"inject={name}:signal=KILL:when={number}"
         command = [str(STRACE), "-f", "-p", str(zygote.pid), "-e", f"trace={name}", "-e", inject]
-        async with await anyio.open_process([*command, "-o", os.devnull], stderr=subprocess.PIPE) as tracer:
-            assert tracer.stderr is not None
-            with anyio.fail_after(PATIENCE_S):
-                said = b""
-                while b"attached" not in said:
-                    said += await tracer.stderr.receive()
-                # It was killed before it had taken over, or the zygote was.
-                with suppress(LaunchError):
-                    await launcher.launch(spec_of(attempts, attempt_id, 0.02))
-                await anyio.to_thread.run_sync(launcher.close)
-                await tracer.wait()
+        tracer = await anyio.open_process([*command, "-o", os.devnull], stderr=subprocess.PIPE)
+        # It goes on until all that it follows has ended, which is for the successor to see to.
+        self._tracers.append(tracer)
+        assert tracer.stderr is not None
+        with anyio.fail_after(PATIENCE_S):
+            said = b""
+            while b"attached" not in said:
+                said += await tracer.stderr.receive()
+            # It was killed before it had taken over, or the zygote was.
+            with suppress(LaunchError):
+                await launcher.launch(spec_of(attempts, attempt_id, 0.02))
+            await anyio.to_thread.run_sync(launcher.close)
 
-    async def _judge(self, attempts: Path, points: dict[str, str]) -> None:
+    async def _judge(self, attempts: Path, points: dict[str, str], asked: frozenset[str] = frozenset()) -> None:
         """All of them, by a launcher that has started none of them."""
         successor = LocalLauncher(attempts)
         async with anyio.create_task_group() as group:
             for each, point in points.items():
-                group.start_soon(self.tally.judge, successor, attempts, each, point)
+                judge = partial(self.tally.judge, successor, attempts, each, point, asked=each in asked)
+                group.start_soon(judge)
+                self.tally.asked += each in asked
                 self.tally.kinds[point.split()[0]] += 1
+        with anyio.fail_after(PATIENCE_S):
+            while self._tracers:
+                await self._tracers.pop().aclose()
         shutil.rmtree(attempts)
 
 
@@ -272,6 +290,7 @@ def test_kills_of_shims_and_workers(points: int, tmp_path: Path, report: campaig
         points=tally.kinds.total(),
         seed=seed,
         **{f"at_{kind}": count for kind, count in sorted(tally.kinds.items())},
+        while_ending=tally.asked,
         **figures,
         wrong_or_doubled=len(tally.wrong),
         orphans=len(tally.orphans),
