@@ -353,6 +353,7 @@ def test_a_half_closed_client_gets_its_answer(running: Running) -> None:
     """One that says it will send no more still reads; one whose request isn't whole is told."""
     for sent, answer in (
         (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.1 200"),
+        (b"GET /v1/wait?timeout=0.5 HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.1 200"),
         (b"GET /healthz HTTP/1.1\r\n", b"HTTP/1.1 400"),
         (b"POST /v1/retry HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{", b"HTTP/1.1 400"),
         (b"", b""),
