@@ -106,6 +106,8 @@ class MemoryService:
     submitted: list[Event] = field(default_factory=list)
     stops: list[bool] = field(default_factory=list)
     busy: bool = False
+    takes_s: float = 0.0
+    """How long it takes to apply an event."""
     config_errors: Sequence[str] = ()
     listeners: list[MemoryObjectSendStream[tuple[Note, Now]]] = field(default_factory=list)
 
@@ -113,6 +115,7 @@ class MemoryService:
         """Apply an event with the real core."""
         if self.busy:
             raise StoreBusyError("the disk is full")
+        await anyio.sleep(self.takes_s)
         await self.store.commit(keep)
         self.submitted.append(event)
         self.state, effects = step(self.state, event, self.clock.now())

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from control_server import CELLS, GPU, Running, curl, running_server
+from control_server import CELLS, GPU, Running, curl
 
 from boundd.control import answers
-from boundd.control.client import Client, NoDaemonError
+from boundd.control.client import Client, NoDaemonError, RequestError
 from boundd.core.events import Now
 from boundd.core.records import SaveAnswer, SavePaused
 from boundd.ports import InvariantError
@@ -87,16 +87,16 @@ def test_keys_that_can_not_be(running: Running) -> None:
 
 def test_two_at_once_are_one(running: Running) -> None:
     """The second waits for the first, and gets its answer."""
-    got: list[tuple[int, Any, bool]] = []
-    threads = [
-        threading.Thread(target=lambda: got.append(post(running, "/v1/cordon", {"device": "0"}))) for _ in range(6)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [status for status, _, _ in got] == [200] * 6
-    assert sorted(replayed for _, _, replayed in got) == [False] + [True] * 5
+    running.service.takes_s = 1.0
+    body = b'{"device": "0"}'
+    head = f"POST /v1/cordon HTTP/1.1\r\nHost: x\r\nConnection: close\r\nIdempotency-Key: {KEY}\r\n"
+    clients = [socket.socket(socket.AF_UNIX) for _ in range(6)]
+    for client in clients:
+        client.connect(str(running.socket))
+        client.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    answers = [b"".join(iter(lambda client=client: client.recv(65536), b"")) for client in clients]
+    assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)
+    assert sum(b"idempotency-replayed" in answer.lower() for answer in answers) == 5
     assert len(running.service.submitted) == 1
 
 
@@ -214,8 +214,22 @@ def test_the_client_asks_again_once_only(running: Running, tmp_path: Path) -> No
     assert len(front.asked) == 2
 
 
-def test_the_client_reads_why_a_request_was_cut_short(tmp_path: Path) -> None:
-    """A body that is refused before it has been sent."""
-    with running_server(tmp_path) as running, pytest.raises(Exception, match="bytes") as caught:
+def test_the_client_reads_why_a_request_was_cut_short(running: Running, tmp_path: Path) -> None:
+    """A body that is refused before it has been sent, by a server that goes on reading, or by one that doesn't."""
+    with pytest.raises(RequestError, match="bytes") as caught:
         running.client.post("/v1/import", {"text": "x" * 40 * 1024**2})
-    assert getattr(caught.value, "status", None) == 413
+    assert caught.value.status == 413
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "hasty.sock"))
+    listener.listen(1)
+
+    def hasty() -> None:
+        plain, _ = listener.accept()
+        with plain:
+            plain.recv(1000)
+            plain.sendall(b'HTTP/1.1 503 No\r\nContent-Length: 33\r\n\r\n{"error": {"message": "no room"}}')
+
+    threading.Thread(target=hasty, daemon=True).start()
+    with pytest.raises(RequestError, match="no room") as caught:
+        Client(tmp_path / "hasty.sock").post("/v1/import", {"text": "x" * 40 * 1024**2})
+    assert caught.value.status == 503

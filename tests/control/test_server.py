@@ -247,6 +247,20 @@ def test_a_reader_that_takes_nothing_is_cut_off(tmp_path: Path, monkeypatch: pyt
         wait_for(lambda: hung_up(stuck))
 
 
+def test_the_little_that_a_reader_leaves_is_not_kept_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that nearly fit into what the kernel holds for a client, of sizes around that."""
+    monkeypatch.setattr(connection, "STALL_S", 0.6)
+    monkeypatch.setattr(connection, "KEEP_ALIVE_S", 0.6)
+    with running_server(tmp_path) as running:
+        running.service.launcher.log_path(live_attempt().id).write_bytes(b"x" * 5_000_000)
+        stuck = []
+        for size in range(60_000, 400_000, 20_000):
+            path = f"/v1/cells/{CELLS[1].digest}/logs?limit={size}".encode()
+            stuck.append(connect(running))
+            stuck[-1].sendall(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_for(lambda: all(hung_up(plain) for plain in stuck))
+
+
 def test_idle_connections_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many more than there may be hold nobody up: the oldest that are idle are closed."""
     monkeypatch.setattr(server, "CONNECTIONS", 20)
@@ -339,6 +353,7 @@ def test_a_half_closed_client_gets_its_answer(running: Running) -> None:
     """One that says it will send no more still reads; one whose request isn't whole is told."""
     for sent, answer in (
         (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.1 200"),
+        (b"GET /v1/wait?timeout=0.5 HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.1 200"),
         (b"GET /healthz HTTP/1.1\r\n", b"HTTP/1.1 400"),
         (b"POST /v1/retry HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{", b"HTTP/1.1 400"),
         (b"", b""),
