@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo demo-gpus test check install train-digits bench-gpu bench-search clean campaign-sim campaign-faults bench-packing bench-planner bench-dispatch
+.PHONY: demo demo-gpus test check install train-digits bench-gpu bench-search clean campaign-sim campaign-faults bench-packing bench-planner bench-dispatch bench-recovery
 
 demo: $(STAMP) ## Measure the built-in digits models to the end and print the table of bounds
 	$(BIN)/boundd run --config examples/digits.toml --until-idle
@@ -52,6 +52,9 @@ bench-planner: $(STAMP) ## What one planning step costs, and how it grows
 
 bench-dispatch: $(STAMP) ## 300 cells of no length, beside a bare subprocess loop
 	$(BIN)/python -m benchmarks.dispatch
+
+bench-recovery: $(STAMP) ## A start with 10,000 cells and 50,000 attempts in the store, until it answers
+	$(BIN)/python -m benchmarks.recovery
 
 train-digits: $(STAMP) ## Train the built-in digits models again, from nothing
 	$(BIN)/python -m boundd.worker.digits.train --out boundd/worker/digits/models
