@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo demo-gpus test check install docs soak train-digits bench-gpu bench-search clean campaign-sim campaign-faults bench-packing bench-planner bench-dispatch bench-shim
+.PHONY: demo demo-gpus test check install docs soak train-digits bench-gpu bench-search clean campaign-sim campaign-faults bench-packing bench-planner bench-dispatch bench-shim bench-recovery
 
 demo: $(STAMP) ## Measure the built-in digits models to the end and print the table of bounds
 	$(BIN)/boundd run --config examples/digits.toml --until-idle
@@ -61,6 +61,8 @@ bench-dispatch: $(STAMP) ## 300 cells of no length, beside a bare subprocess loo
 
 bench-shim: $(STAMP) ## What starting a shim takes, and the memory of one, beside peers
 	$(BIN)/python -m benchmarks.shim
+bench-recovery: $(STAMP) ## A start with 10,000 cells and 50,000 attempts in the store, until it answers
+	$(BIN)/python -m benchmarks.recovery
 
 train-digits: $(STAMP) ## Train the built-in digits models again, from nothing
 	$(BIN)/python -m boundd.worker.digits.train --out boundd/worker/digits/models

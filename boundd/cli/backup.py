@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -35,6 +34,8 @@ def backup(talk: Talk, file: Path, force: bool) -> None:
     if not force and os.path.lexists(file):
         talk.complain(f"boundctl: {file} is there already; give another name, or --force to overwrite it")
         sys.exit(EXIT_USAGE)
+    import hashlib  # not at the top: every other command would load OpenSSL for it
+
     digest = hashlib.sha256()
     try:
         with _appearing(file, force=force) as output:

@@ -16,6 +16,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,8 +164,14 @@ def _inspect(path: Path, known: Sequence[Migration]) -> int:
     """
     _check_header(path)
     try:
-        with _looked_into(path) as connection:
-            return _check(path, connection, known)
+        with _looked_into(path) as (connection, again), ThreadPoolExecutor(1) as beside:
+            # SQLite's own check needs no Python, so that it costs a large store's start hardly any time.
+            whole = beside.submit(_check_alone, path, again)
+            try:
+                return _check(path, connection, known)
+            finally:
+                # Where both find something, damage to the structure is what explains the rest.
+                whole.result()
     except sqlite3.OperationalError as error:
         if isinstance(refusal := cannot_open(path, error), StoreBusyError):
             raise refusal from error
@@ -174,33 +181,41 @@ def _inspect(path: Path, known: Sequence[Migration]) -> int:
 
 
 @contextlib.contextmanager
-def _looked_into(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that reads, log included, and leaves nothing beside the store that was not there before."""
+def _looked_into(path: Path) -> Iterator[tuple[sqlite3.Connection, str]]:
+    """A connection that reads, log included, and leaves nothing beside the store that was not there before.
+
+    With it comes the URI for another one like it, to be closed before.
+    """
     wal, shm = beside(path, "-wal"), beside(path, "-shm")
     # Without a log to read, `immutable` needs no -shm file. With one, SQLite makes it even for a mere look.
     options = "mode=ro" if wal.exists() and wal.stat().st_size else "mode=ro&immutable=1"
     was_there = shm.exists()
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?{options}", uri=True)) as connection:
+        uri = f"{path.resolve().as_uri()}?{options}"
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
             seals.register(connection)
-            yield connection
+            yield connection, uri
     finally:
         if not was_there:
             shm.unlink(missing_ok=True)
 
 
 def _check(path: Path, connection: sqlite3.Connection, known: Sequence[Migration]) -> int:
-    """How many of the known migrations made this store, once it is seen to be whole.
+    """How many of the known migrations made this store, once its rows are seen to be what was written.
 
     Raises:
         StoreError: it isn't.
     """
-    check_whole(path, connection)
     history = connection.execute(queries.LOAD_HISTORY).fetchall()
     _check_history(path, history, known)
     # Only now: a store of a newer boundd may be sealed in ways that this one doesn't know.
     acknowledged.check(path, *check_seals(path, connection, histories=False))
     return len(history)
+
+
+def _check_alone(path: Path, uri: str) -> None:
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+        check_whole(path, connection)
 
 
 def check_whole(path: Path, connection: sqlite3.Connection) -> None:

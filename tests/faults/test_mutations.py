@@ -14,7 +14,8 @@ The same for `outcome.json`, `shim.json` and `spec.json`. Out of reach, and not 
 (`boundd.db.commits`) removed together with an older copy put in the store's place, or put back together with it; a
 power cut that takes the last unsynced seconds of the mark together with damage to the log; changes made on purpose,
 with new sums.
-`results.jsonl` is the worker's: see `test_results`.
+`results.jsonl` is the worker's, whose lines have no check: one that is cut or broken is a malformed result, a number
+that became another number is believed. Once it was read, the store's seals cover what it said.
 
 To see it fail: return [] from `seals.broken` at once (bits in rows), return from `acknowledged.check` at once (older
 copies, logs cut short), return [] from `seals.compared_history` (histories), or drop the comparison in
@@ -29,16 +30,16 @@ import random
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import anyio
 
-from boundd.core.attempts import CellRecord, CellState
+from boundd.core.attempts import AttemptState, CellRecord, CellState
 from boundd.core.cells import Cell, CellPolicy
-from boundd.core.outcomes import Isolation, Measurement
-from boundd.core.records import SaveCell, SaveCordon, SavePaused
+from boundd.core.outcomes import Isolation, Measurement, Outcome, PointRecord, Verdict
+from boundd.core.records import Record, SaveCell, SaveCordon, SaveEnd, SavePaused, SavePoint
 from boundd.launch import shim
 from boundd.launch.records import RecordError, read_outcome, read_shim
 from boundd.ports import StoreBusyError, StoreError
@@ -128,14 +129,22 @@ async def originals(folder: Path) -> Originals:
     return Originals(folders, truths, strangers)
 
 
-def many_cells() -> list[SaveCell]:
-    """Cells with results, so that most of what can be hit is what matters."""
+def many_cells() -> list[Record]:
+    """Cells with results and a history, so that most of what can be hit is what matters."""
     measured = Measurement(2.5, 2.25, {"parameters": {"ratio": 0.5}}, Isolation.EXCLUSIVE, 2.75, {"torch": "2.6.0"})
-    cells = [
-        Cell.of({"model": "SDXL", "steps": n, "method": "tgate"}, ("model", "steps", "method")) for n in range(120)
-    ]
     done = {"state": CellState.SUCCEEDED, "measurement": measured, "measured_device": "GPU-1", "duration_s": 61.5}
-    return [SaveCell(CellRecord(cell, CellPolicy(), **done)) for cell in cells]
+    verdict = Verdict(Outcome.SUCCEEDED, measured, None, 0, None, 61.5, 2**31, 2**32)
+    records: list[Record] = []
+    for n in range(60):
+        cell = Cell.of({"model": "SDXL", "steps": n, "method": "tgate"}, ("model", "steps", "method"))
+        attempt = replace(release.attempt(cell, 1), state=AttemptState.ENDED)
+        point = PointRecord({"gate_step": n}, 1.25, 0.001, Isolation.EXCLUSIVE)
+        records += [
+            SaveCell(CellRecord(cell, CellPolicy(), attempts=1, **done)),
+            SaveEnd(attempt, verdict, 1_700_000_000.5),
+            SavePoint(attempt.id, 0, point),
+        ]
+    return records
 
 
 def put(folder: Path, files: Files) -> None:
@@ -246,7 +255,7 @@ async def judged(folder: Path, files: Files, truth: Truth) -> str:
         return "noticed"
 
 
-@campaign.sizes("points", short=350, long=40_000)
+@campaign.sizes("points", short=500, long=50_000)
 def test_store_files(tmp_path: Path, report: campaign.Report, points: int) -> None:
     """The store, its log and its mark: silently accepted 0, overwritten 0."""
     found: Counter[str] = Counter()
