@@ -158,7 +158,7 @@ def _cell_after(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> t
             decision.record,
             state=next_cell_state(record.state, Trigger.TRY_AGAIN),
             not_before_boot_s=now.boot_s + decision.delay_s if decision.delay_s else 0.0,
-            avoid=attempt.device if is_quick_failure(attempt, verdict) else "",
+            avoid=attempt.device if is_quick_failure(attempt, verdict, state.rules.quick_s) else "",
         )
         return again, [_note(Action.CELL_RETRYING, f"{attempt.label}: {decision.why}", attempt, "warning")]
     given_up = replace(decision.record, state=next_cell_state(record.state, GIVE_UP[verdict.outcome]))

@@ -23,7 +23,6 @@ from boundd.core.planner import PATIENCE, PATIENCE_PER_DEVICE, plan
 from boundd.core.records import SaveCordon
 from boundd.core.state import Rules, State, sanity_check
 from boundd.core.step import step
-from boundd.core.suspicion import QUICK_S
 from boundd.core.table import requirement_of
 from boundd.core.workload import subject_on, workload_of
 
@@ -198,7 +197,15 @@ def test_a_cell_that_died_quickly_goes_elsewhere() -> None:
         state, _ = run(state, 5, AttemptEnded(on(state, "GPU-0").id, DIED))
         state, _ = run(state, 10, Wake())
         assert on(state, expected).number == 2
-    assert QUICK_S > 5
+
+
+def test_how_quickly_a_death_speaks_against_the_device_is_the_rules_to_say() -> None:
+    """Where cells take seconds, a minute would make every plain bug the device's: with less, the better fit is kept."""
+    for quick_s, expected in ((6.0, "GPU-1"), (2.0, "GPU-0")):
+        state, _ = run(loaded([small(0, 20)], [24, 80], Rules(backoff_s=1.0, quick_s=quick_s)), 0, Wake())
+        state, _ = run(state, 5, AttemptEnded(on(state, "GPU-0").id, DIED))
+        state, _ = run(state, 10, Wake())
+        assert on(state, expected).number == 2
 
 
 @given(
