@@ -159,7 +159,8 @@ class Ledger:
             answer = self._on_shelf(record, kind, shelf, need)
             if answer is not None:
                 found.append((answer[1] in self._suspects, answer[0] - need.needed_bytes, answer[1], need))
-        own = [uuid for uuid, label in sorted(self.held.items()) if label == record.cell.label]
+        label = record.cell.label
+        own = sorted(uuid for uuid, held_for in self.held.items() if held_for == label) if self.held else ()
         found += [fit for uuid in own if (fit := self._on_held(record, uuid)) is not None]
         if not found:
             return None

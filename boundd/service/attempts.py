@@ -113,26 +113,27 @@ class AttemptWatcher:
             group.start_soon(self._follow, attempt_id, collected)
             end = await self._launcher.wait(attempt_id)
             group.cancel_scope.cancel()
-        await self._read_more(attempt_id, collected)
-        await self._submit(AttemptEnded(attempt_id, await self._verdict(attempt_id, end, collected)))
+        log = await self._read_more(attempt_id, collected, self._launcher.log_path(attempt_id))
+        await self._submit(AttemptEnded(attempt_id, self._verdict(attempt_id, end, collected, log)))
 
     async def _follow(self, attempt_id: str, collected: Collected) -> None:
         while True:
-            await self._read_more(attempt_id, collected)
             await anyio.sleep(RESULTS_INTERVAL_S)
+            await self._read_more(attempt_id, collected)
 
-    async def _read_more(self, attempt_id: str, collected: Collected) -> None:
+    async def _read_more(self, attempt_id: str, collected: Collected, log_path: Path | None = None) -> str:
+        """Submit what the worker has said since the last time; with `log_path`, also the text of its log."""
         path = self._launcher.results_path(attempt_id)
         # Reading and submitting what was read are one unit: a cancelled half would lose the lines in between.
         with anyio.CancelScope(shield=True):
-            data = await anyio.to_thread.run_sync(_read_from, path, collected.read_bytes)
+            data, log = await anyio.to_thread.run_sync(_read_both, path, collected.read_bytes, log_path)
             collected.read_bytes += len(data)
             for event in collected.take(attempt_id, data):
                 await self._submit(event)
+        return log
 
-    async def _verdict(self, attempt_id: str, end: ProcessEnd, collected: Collected) -> Verdict:
+    def _verdict(self, attempt_id: str, end: ProcessEnd, collected: Collected, log: str) -> Verdict:
         attempt = self._attempt_now(attempt_id)
-        log = await anyio.to_thread.run_sync(_read_log, self._launcher.log_path(attempt_id))
         memory = collected.memory
         evidence = Evidence(
             exit_status=end.exit_status,
@@ -177,6 +178,11 @@ def _host_peak_bytes(memory: lines.Memory | None) -> int | None:
     """What the worker said of its own resident memory; None where it said nothing, or no size."""
     said = memory.extra.get("host_peak_bytes") if memory is not None else None
     return said if isinstance(said, int) and not isinstance(said, bool) and said > 0 else None
+
+
+def _read_both(path: Path, offset: int, log_path: Path | None) -> tuple[bytes, str]:
+    """What is in the results file from an offset on, and the log, where it is asked for: one journey to a thread."""
+    return _read_from(path, offset), "" if log_path is None else _read_log(log_path)
 
 
 def _read_from(path: Path, offset: int) -> bytes:

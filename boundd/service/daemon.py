@@ -1,15 +1,16 @@
 """The daemon: one place that applies events, in order, one transaction each.
 
 Whoever has something to say (a device probe, a worker's watcher, a person over HTTP) submits an event. The event is
-stepped through the core, what the core wants kept is committed, and only then is the new state the state, and only
-then is done what follows from it. A commit that fails leaves everything as it was.
+stepped through the core, and what it makes possible is planned; what the core wants kept of both is committed, only
+then is the new state the state, and only then is done what follows from it. A commit that fails leaves everything as it
+was; where it was the plan's share that failed, the event's own is kept alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from immutables import Map
 from boundd.core.attempts import Attempt
 from boundd.core.cells import Cell, CellPolicy
 from boundd.core.devices import DeviceReading
-from boundd.core.effects import Action, Commit, EndWorker, Note, ResultsChanged, Spawn, WakeAt
+from boundd.core.effects import Action, Commit, Effect, EndWorker, Note, ResultsChanged, Spawn, WakeAt
 from boundd.core.events import (
     AttemptEnded,
     AttemptProgressed,
@@ -142,11 +143,15 @@ class Daemon:
         """Apply an event and plan; a cancelled caller doesn't split it."""
         with anyio.CancelScope(shield=True):
             async with self._lock:
-                await self._apply(event)
-                # The event has happened. Planning on it may fail to be stored; the next reading plans again.
-                if not isinstance(event, FREES_NOTHING):
-                    with suppress(StoreBusyError):
-                        await self._apply(Wake())
+                if isinstance(event, FREES_NOTHING):
+                    await self._apply(event)
+                else:
+                    try:
+                        # In one transaction: each is a flush of the disk, for which whatever comes next waits.
+                        await self._apply(event, Wake())
+                    except StoreBusyError:
+                        # The event has happened. Planning on it may fail to be stored; the next reading plans again.
+                        await self._apply(event)
                 self._after_a_step()
 
     async def submit_until_stored(self, event: Event) -> None:
@@ -282,21 +287,27 @@ class Daemon:
 
     # Applying events
 
-    async def _apply(self, event: Event) -> None:
+    async def _apply(self, *events: Event) -> None:
+        """Step through events, one after the other: all of them happen, or none."""
         now = self.clock.now()
-        if isinstance(event, Wake):
-            new, effects = wake_with(self._run.planner, self._state, now)
-        else:
-            new, effects = step(self._state, event, now)
-        for effect in effects:
-            if isinstance(effect, Commit):
-                await self._commit(effect)
-        # Everything of this step is kept: from here on it is the state, and what follows may be done.
+        new = self._state
+        effects: list[Effect] = []
+        for event in events:
+            if isinstance(event, Wake):
+                new, more = wake_with(self._run.planner, new, now)
+            else:
+                new, more = step(new, event, now)
+            effects += more
+        records = tuple(record for effect in effects if isinstance(effect, Commit) for record in effect.records)
+        if records:
+            await self._commit(Commit(records))
+        # Everything of this is kept: from here on it is the state, and what follows may be done.
         self._state = new
-        if isinstance(event, Wake):
-            self._wake_boot_s = math.inf
-        if isinstance(event, AttemptEnded):
-            self._freed.set()
+        for event in events:
+            if isinstance(event, Wake):
+                self._wake_boot_s = math.inf
+            if isinstance(event, AttemptEnded):
+                self._freed.set()
         for effect in effects:
             self._perform(effect)
 

@@ -1,7 +1,8 @@
 """The engine: boundd's daemon without its shell, on a simulated machine, under a virtual clock.
 
-It does what `boundd/service/daemon.py` does, step for step. Between any two effects the daemon can die; what the next
-one knows is what was committed.
+It does what `boundd/service/daemon.py` does, step for step, and more finely: an event and the plan that follows it are
+one transaction there and two here. Between any two effects the daemon can die; what the next one knows is what was
+committed.
 """
 
 from __future__ import annotations
