@@ -109,8 +109,8 @@ def _best_order(trace: Trace, burdened: World, seed: int) -> int:
     return makespans.index(min(makespans))
 
 
-def run(bench: Bench, job: Job, policy: str, world: World, candidate: int = 0) -> Witnessed:
-    """One policy on a trace whose cells behave as in `world`.
+def run(bench: Bench, job: Job, policy: str, world: World, candidate: int = 0, *, sick: str = "") -> Witnessed:
+    """One policy on a trace whose cells behave as in `world`; on the device `sick`, every worker dies at once.
 
     Raises:
         RuntimeError: the daemon did not end as it should; the message has its last words.
@@ -138,14 +138,14 @@ def run(bench: Bench, job: Job, policy: str, world: World, candidate: int = 0) -
         )
         command = [sys.executable, "-m", "benchmarks.packing.daemon", str(spec)]
     command += ["run", "--config", str(config), "--until-idle", "--log-format", "json"]
-    _see_through(bench, job, fake, command, folder)
+    hidden = ("RUNTIME_DIRECTORY", "STATE_DIRECTORY", "BOUNDD_CONFIG")
+    environ = {name: value for name, value in fake.environ.items() if name not in hidden} | {"PACKING_SICK": sick}
+    _see_through(bench, job, environ, command, folder)
     return witness(job.trace, folder / "state" / "boundd.db", record, job.second_s)
 
 
-def _see_through(bench: Bench, job: Job, fake: FakeNvml, command: list[str], folder: Path) -> None:
+def _see_through(bench: Bench, job: Job, environ: Mapping[str, str], command: list[str], folder: Path) -> None:
     """The daemon to its end, with foreign processes that come and go beside it."""
-    hidden = ("RUNTIME_DIRECTORY", "STATE_DIRECTORY", "BOUNDD_CONFIG")
-    environ = {name: value for name, value in fake.environ.items() if name not in hidden}
     longest_s = sum(each.truth.duration_s for each in job.trace.world.cells) * job.second_s
     with (folder / "log").open("wb") as log, (folder / "output").open("wb") as output:
         daemon = subprocess.Popen(command, env=environ, stdout=output, stderr=log, start_new_session=True)

@@ -198,6 +198,12 @@ int main(int count, char **arguments) {
     uint64_t full = fixed + image * (batch ? batch : 1);
     open_device();
     tell("start", "");
+    const char *sick = getenv("PACKING_SICK");
+    if (sick != NULL && strcmp(sick, uuid) == 0) { /* a device on which everybody dies at once */
+        tell("bug", "");
+        fprintf(stderr, "RuntimeError: CUDA error: unspecified launch failure\n");
+        return 1;
+    }
     for (int i = 0; i < marks && at[i] < ends_at; i++) {
         sleep_until(begun_s + at[i] * duration_s);
         hold((uint64_t)((double)full * share[i]), cap);

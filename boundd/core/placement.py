@@ -85,6 +85,11 @@ _NEEDS: dict[tuple[Requirement, Kind], tuple[tuple[Observation, ...], Rules, Nee
 """What cells need, with what it was worked out from: a plan asks for every queue's, and most are as in the last one."""
 
 
+def forget_needs() -> None:
+    """Work every need out anew from here on: what is remembered is for speed, and must never show."""
+    _NEEDS.clear()
+
+
 def matrix_device_model(state: State) -> str | None:
     """The device model that the matrix runs on: the most numerous one, ties by name; None where models may mix."""
     if state.rules.mix_models:

@@ -32,6 +32,10 @@ LENGTH_CLASSES = 4
 """Classes of expected durations for each doubling: within one, a model that is in the page cache goes first."""
 
 
+Refused = set[Requirement]
+"""Queues of which a cell found no place in a step."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to start now, why the rest waits, and when to look again. `state` holds the new attempts already."""
@@ -181,7 +185,7 @@ class _Filling:
         self.started: dict[str, Attempt] = {}
         self.reasons: dict[str, str] = {}
         self.joined: dict[str, Attempt] = {}
-        self.refused: set[Requirement] = set()
+        self.refused = Refused()
         """Nothing is freed in a step, so that who found no place in it finds none later."""
         self.refused_since = state.refused_since
         self.last_model = state.last_model

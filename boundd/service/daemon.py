@@ -38,6 +38,7 @@ from boundd.core.events import (
 from boundd.core.history import Durations, Observations
 from boundd.core.host import HostReading
 from boundd.core.listing import Listed, Observed, settled, worth_listing
+from boundd.core.outcomes import Outcome
 from boundd.core.planner import Plan, plan
 from boundd.core.state import Rules, State
 from boundd.core.step import step, wake_with
@@ -70,6 +71,17 @@ EXPORT_REST = 9.0
 would be most of what the daemon does."""
 FREES_NOTHING = (AttemptStarted, AttemptProgressed, PointMeasured)
 """Events after which no cell can be placed that could not be before, so that there is nothing to plan."""
+
+
+def plans_after(event: Event) -> bool:
+    """Whether what an event makes possible is planned at once.
+
+    An attempt that was refused memory shows that the latest reading is not true any more: planned by it, the same would
+    be tried again. The next reading, which an end calls for, is due in less than a blink.
+    """
+    if isinstance(event, AttemptEnded) and event.verdict.outcome is Outcome.OUT_OF_MEMORY:
+        return False
+    return not isinstance(event, FREES_NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +155,7 @@ class Daemon:
         """Apply an event and plan; a cancelled caller doesn't split it."""
         with anyio.CancelScope(shield=True):
             async with self._lock:
-                if isinstance(event, FREES_NOTHING):
+                if not plans_after(event):
                     await self._apply(event)
                 else:
                     try:
