@@ -1,7 +1,8 @@
 """Real processes on the fake NVML: the real daemon, the C worker, foreign processes, and what is made of their words.
 
-To see these fail: let `worker.c` ignore its cap (`if (cap && …)`), let it say nothing of its peak, or have `witness`
-take everybody's memory for the neighbours'. A trace is a handful of cells of half a second.
+To see these fail: let `worker.c` ignore its cap (`cap = 0`), have `witness` keep no `strangers`, leave foreign processes
+alone in `Visitors.end`, have `suspicion.rests` say nothing, or let the daemon plan at once after an attempt was refused
+memory (`plans_after`). A trace is a handful of cells of a second.
 """
 
 from __future__ import annotations
