@@ -200,7 +200,7 @@ class _Filling:
         if needs in self.refused or needs not in self.cells.queues:
             return
         touched, left = False, most
-        for key in self.cells.queues[needs].entries():
+        for key in self._entries(needs):
             if not self.cells.waits_in(needs, key):
                 touched = True
                 continue
@@ -219,6 +219,17 @@ class _Filling:
                 self.refused_since = self.refused_since.delete(needs)
         if touched:
             self.cells = self.cells.trimmed(needs)
+
+    def _entries(self, needs: Requirement) -> Iterator[str]:
+        """A queue's cells, first come first, but for one that a device is being emptied for.
+
+        A cell that comes back stands before it, and would be refused the device for ever that is kept for the other.
+        """
+        first = [key for key in self.emptying.values() if self.cells.waits_in(needs, key)]
+        yield from first
+        for key in self.cells.queues[needs].entries():
+            if key not in first:
+                yield key
 
     def plan(self) -> Plan:
         """What came of it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 from boundd.launch import shim
@@ -33,12 +34,28 @@ def lock_is_held(path: Path) -> bool:
     return False
 
 
-def tree(record: ShimRecord) -> frozenset[int]:
-    """The pids of the shim and everything below it; empty where it is gone."""
-    stat = shim.stat_of(record.pid)
-    if stat is None or stat.start_ticks != record.start_ticks or stat.state in "ZX":
-        return frozenset()
-    return frozenset((record.pid, *(below.pid for below in shim.descendants(record.pid))))
+def trees(records: Mapping[str, ShimRecord]) -> dict[str, frozenset[int]]:
+    """The pids of each shim and everything below it, in one look at all processes; empty where it is gone."""
+    if not records:
+        return {}
+    stats = {stat.pid: stat for stat in shim.all_stats()}
+    children: dict[int, list[Stat]] = {}
+    for stat in stats.values():
+        children.setdefault(stat.parent, []).append(stat)
+    return {name: frozenset(_below(record, stats, children)) for name, record in records.items()}
+
+
+def _below(record: ShimRecord, stats: Mapping[int, Stat], children: Mapping[int, list[Stat]]) -> set[int]:
+    own = stats.get(record.pid)
+    if own is None or own.start_ticks != record.start_ticks or own.state in "ZX":
+        return set()
+    found, waiting = {own.pid}, [own.pid]
+    while waiting:
+        for stat in children.get(waiting.pop(), ()):
+            waiting.append(stat.pid)
+            if stat.state not in "ZX":
+                found.add(stat.pid)
+    return found
 
 
 def remnants(lock: Path, results: Path, record: ShimRecord | None) -> list[Stat]:

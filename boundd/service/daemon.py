@@ -415,7 +415,7 @@ class Daemon:
 
     def _pids(self) -> Mapping[str, frozenset[int]]:
         """The processes of each live attempt."""
-        return {attempt_id: self.launcher.pids(attempt_id) for attempt_id in self._state.attempts}
+        return self.launcher.pids_of(self._state.attempts)
 
     def _with_lists(
         self, readings: tuple[DeviceReading, ...], pids: Mapping[str, frozenset[int]]

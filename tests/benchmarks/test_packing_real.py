@@ -1,6 +1,6 @@
 """Real processes on the fake NVML: the real daemon, the C worker, foreign processes, and what is made of their words.
 
-To see these fail: let `worker.c` ignore its cap (`cap = 0`), have `witness` keep no `strangers`, leave foreign processes
+To see these fail: let `worker.c` ignore its cap (`cap = 0`), have `witness` keep no `strangers`, leave foreign ones
 alone in `Visitors.end`, have `suspicion.rests` say nothing, or let the daemon plan at once after an attempt was refused
 memory (`plans_after`). A trace is a handful of cells of a second.
 """
