@@ -50,7 +50,7 @@ bench-search: $(STAMP) ## The lazy search beside the exhaustive one over the dig
 bench-gpu: ## Published speed-ups and peak memory on this GPU, by $(PYTHON) as it is: no environment, no network
 	$(PYTHON) -m benchmarks.gpu
 
-bench-packing: $(STAMP) ## Five traces under six policies, simulated
+bench-packing: $(STAMP) ## Five traces under six policies, simulated and with real processes (half an hour; needs gcc)
 	$(BIN)/python -m benchmarks.packing
 
 bench-planner: $(STAMP) ## What one planning step costs, and how it grows

@@ -6,7 +6,7 @@ sees these and nothing behind them; `main` puts them together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,6 +158,9 @@ class Launcher(Protocol):
 
     def pids(self, attempt_id: str) -> frozenset[int]:
         """The host pids of the attempt's processes, as far as they can be told."""
+
+    def pids_of(self, attempt_ids: Iterable[str]) -> Mapping[str, frozenset[int]]:
+        """The same of many attempts, in one look at the machine's processes."""
 
     def results_path(self, attempt_id: str) -> Path:
         """The file that the worker appends its lines to."""

@@ -61,6 +61,7 @@ def make_run(settings: Settings, launcher: Launcher) -> Run:
         batch_ladder=settings.batch_ladder,
         max_attempts=settings.max_attempts,
         backoff_s=settings.backoff_s,
+        quick_s=settings.quick_s,
     )
     from_stdout = settings.worker_result == "stdout"
     summary = f"{settings.config_path}: {len(settings.cells)} cells"

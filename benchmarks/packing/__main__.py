@@ -1,13 +1,16 @@
-"""`python -m benchmarks.packing`: the five traces, simulated."""
+"""`python -m benchmarks.packing`: the five traces, simulated and then with real processes."""
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
+from pathlib import Path
 
 from benchmarks.machine import command_line, describe
+from benchmarks.packing.real import EVERY, SHORTEST_S, Job, compiled, real_scores
 from benchmarks.packing.simulated import CLAIRVOYANT, OURS, Score, scores
-from benchmarks.packing.traces import TRACES
+from benchmarks.packing.traces import TRACES, thinned
 
 HEAD = (
     "policy         makespan/bound  of clairvoyant (worst)  out of memory  neighbours'  needless cuts  company"
@@ -37,25 +40,77 @@ def table(runs: list[list[Score]]) -> list[str]:
     return lines
 
 
+def simulated(names: list[str], seeds: range, *, each: bool) -> None:
+    """The first half: every cell of every trace, on each of the seeds."""
+    for name in names:
+        runs = []
+        for seed in seeds:
+            trace = TRACES[name](seed)
+            runs.append(scores(trace, seed))
+            if each:
+                print(f"  seed {seed}: ours {_ratio(runs[-1]):.3f} of the clairvoyant, {_ours(runs[-1])}", flush=True)
+        head = f"{trace.name}, simulated, {len(seeds)} seeds from {seeds.start}"
+        print(head, *table(runs), "", sep="\n", flush=True)
+
+
+def real(names: list[str], seeds: range, shortest_s: float, every: int | None) -> None:
+    """The second half: some cells of every trace, with time compressed so that the shortest takes `shortest_s`."""
+    with tempfile.TemporaryDirectory(prefix="boundd-packing-") as folder:
+        bench = compiled(Path(folder))
+        for name in names:
+            runs, beside, took = [], [], {}
+            for seed in seeds:
+                job = Job.of(name, seed, every or EVERY[name], shortest_s)
+                found = real_scores(bench, job)
+                runs.append(found.scores)
+                beside.append(_ratio(scores(thinned(TRACES[name](seed), job.every), seed)))
+                took = {policy: took.get(policy, 0.0) + seconds for policy, seconds in found.took_s.items()}
+            whole = f"{len(job.trace.world.cells)} of {len(TRACES[name](seeds.start).world.cells)} cells"
+            print(f"{job.trace.name}, real processes, {len(seeds)} seed(s) from {seeds.start}, {whole}, ", end="")
+            print(f"a second is {1 / job.second_s:.0f} of the trace's")
+            print(*table(runs), sep="\n")
+            print(f"ours, simulated on the same cells: {statistics.median(beside):.2f} ({max(beside):.2f})")
+            print(
+                "real seconds: " + ", ".join(f"{policy} {seconds:.1f}" for policy, seconds in took.items()), flush=True
+            )
+            print(flush=True)
+
+
+def _ours(run: list[Score]) -> Score:
+    return next(score for score in run if score.policy == OURS)
+
+
+def _ratio(run: list[Score]) -> float:
+    return _ours(run).makespan_s / next(score.makespan_s for score in run if score.policy == CLAIRVOYANT)
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=10, help="worlds of each trace")
+    parser.add_argument("--only", choices=("simulated", "real"), help="one half of it")
+    parser.add_argument("--seeds", type=int, default=10, help="worlds of each trace, simulated")
+    parser.add_argument("--real-seeds", type=int, default=1, help="worlds of each trace, with real processes")
     parser.add_argument("--first-seed", type=int, default=1000)
     parser.add_argument("--trace", action="append", choices=sorted(TRACES), help="only these")
-    parser.add_argument("--each", action="store_true", help="a line for each seed too")
+    parser.add_argument("--each", action="store_true", help="a line for each seed too, simulated")
+    parser.add_argument(
+        "--shortest", type=float, default=SHORTEST_S, metavar="S", help="what the shortest cell takes for real"
+    )
+    parser.add_argument(
+        "--every", type=int, metavar="N", help=f"run every Nth cell for real; by default {', '.join(_defaults())}"
+    )
     options = parser.parse_args()
+    names = options.trace or list(TRACES)
     print(f"$ {command_line()}\n{describe()}\n", flush=True)
-    for name in options.trace or TRACES:
-        runs = []
-        for seed in range(options.first_seed, options.first_seed + options.seeds):
-            trace = TRACES[name](seed)
-            runs.append(scores(trace, seed))
-            if options.each:
-                by = {score.policy: score for score in runs[-1]}
-                ratio = by[OURS].makespan_s / by[CLAIRVOYANT].makespan_s
-                print(f"  seed {seed}: ours {ratio:.3f} of the clairvoyant, {by[OURS]}", flush=True)
-        print(f"{trace.name}, {options.seeds} seeds from {options.first_seed}", *table(runs), "", sep="\n", flush=True)
+    first = options.first_seed
+    if options.only != "real":
+        simulated(names, range(first, first + options.seeds), each=options.each)
+    if options.only != "simulated":
+        real(names, range(first, first + options.real_seeds), options.shortest, options.every)
+
+
+def _defaults() -> list[str]:
+    return [f"{every} of {name}" for name, every in EVERY.items()]
 
 
 if __name__ == "__main__":

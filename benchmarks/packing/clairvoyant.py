@@ -38,6 +38,19 @@ class Known:
         return self.cell.truth.duration_s
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How the policy's clock goes: by default the simulation's, which is the trace's own.
+
+    `second_s` is what a second of the trace takes, `begun_s` what the clock showed when the trace began (None: when the
+    policy is first asked), and `slack_s` how long, in the trace's seconds, it keeps away from a foreign process.
+    """
+
+    second_s: float = 1.0
+    begun_s: float | None = 0.0
+    slack_s: float = 5.0
+
+
 ORDERS: dict[str, Rank] = {
     "longest first": lambda known: (-known.duration_s,),
     "largest area first": lambda known: (-known.duration_s * known.peak_bytes,),
@@ -46,13 +59,13 @@ ORDERS: dict[str, Rank] = {
 }
 
 
-def candidates(world: World, ladder: tuple[int, ...]) -> Iterator[Policy]:
+def candidates(world: World, ladder: tuple[int, ...], pace: Pace = Pace()) -> Iterator[Policy]:
     """Every order, with every number of devices given over to cells that must be alone first."""
     cells = {each.cell.key: _known(each, world, ladder) for each in world.cells}
     most = len(world.devices) if any(known.alone for known in cells.values()) else 0
     for rank in ORDERS.values():
         for given_over in range(most + 1):
-            yield Clairvoyant(world, cells, rank, given_over)
+            yield Clairvoyant(world, cells, rank, given_over, pace)
 
 
 def _known(cell: SimCell, world: World, ladder: tuple[int, ...]) -> Known:
@@ -66,14 +79,21 @@ def _known(cell: SimCell, world: World, ladder: tuple[int, ...]) -> Known:
 class Clairvoyant:
     """The policy, for one order."""
 
-    def __init__(self, world: World, cells: Mapping[str, Known], rank: Rank, given_over: int) -> None:
+    def __init__(
+        self, world: World, cells: Mapping[str, Known], rank: Rank, given_over: int, pace: Pace = Pace()
+    ) -> None:
         self._world = world
         self._cells = cells
         self._rank = rank
         self._given_over = frozenset(device.uuid for device in world.devices[:given_over])
+        self._pace = pace
+        self._begun_s = pace.begun_s
 
     def __call__(self, state: State, now: Now) -> Plan:
         """Start all that fits."""
+        if self._begun_s is None:
+            self._begun_s = now.boot_s
+        at_s = (now.boot_s - self._begun_s) / self._pace.second_s
         starting = Starting(state, now)
         waiting = sorted(
             starting.waiting(), key=lambda record: (self._rank(self._cells[record.cell.key]), record.cell.key)
@@ -81,7 +101,7 @@ class Clairvoyant:
         loners = any(self._cells[record.cell.key].alone for record in waiting)
         for record in waiting:
             known = self._cells[record.cell.key]
-            device = self._best(starting, known, loners=loners)
+            device = self._best(starting, known, at_s, loners=loners)
             if device is not None:
                 starting.start(
                     record,
@@ -91,10 +111,13 @@ class Clairvoyant:
                     exclusive=known.alone,
                     batch_size=known.batch_size,
                 )
-        changes = (t for each in self._world.faults.foreign for t in (each.from_s, each.until_s) if t > now.boot_s)
-        return starting.plan(min(changes, default=None))
+        # Where readings are as old as the slack, nobody else would wake it once that is over.
+        slack_s = 0.0 if self._pace.second_s == 1.0 else self._pace.slack_s
+        visits = self._world.faults.foreign
+        changes = [t for each in visits for t in (each.from_s, each.until_s, each.until_s + slack_s) if t > at_s]
+        return starting.plan(self._begun_s + min(changes) * self._pace.second_s if changes else None)
 
-    def _best(self, starting: Starting, known: Known, *, loners: bool) -> Device | None:
+    def _best(self, starting: Starting, known: Known, at_s: float, *, loners: bool) -> Device | None:
         fits = []
         for device in starting.ready():
             attempts = starting.on(device)
@@ -102,7 +125,8 @@ class Clairvoyant:
                 continue
             if loners and not known.alone and device.uuid in self._given_over:
                 continue
-            left = self._left(device, attempts, starting.now.boot_s, known.duration_s * 1.02 + 5.0) - known.peak_bytes
+            lasts_s = known.duration_s * 1.02 + self._pace.slack_s
+            left = self._left(device, attempts, at_s, lasts_s) - known.peak_bytes
             if left >= 0:
                 fits.append((left, device.reading.index, device))
         return min(fits, key=lambda fit: fit[:2])[2] if fits else None
@@ -113,7 +137,9 @@ class Clairvoyant:
         visits = [
             each.size_bytes
             for each in self._world.faults.foreign
-            if each.device == device.uuid and each.from_s < now_s + lasts_s and each.until_s > now_s - 5.0
+            if each.device == device.uuid
+            and each.from_s < now_s + lasts_s
+            and each.until_s > now_s - self._pace.slack_s
         ]
         return (device.reading.total_bytes or 0) - held - max(visits, default=0)
 

@@ -39,7 +39,7 @@ def scores(trace: Trace, seed: int) -> list[Score]:
     """Every policy on one trace; the clairvoyant is given the first failures of ours that nobody could foresee."""
     bound_s = lower_bound_s(trace.world, trace.rules.batch_ladder)
     found = [
-        _score(
+        score_of(
             name,
             trace.world,
             simulate(trace.world, trace.rules, policy=policy, seed=seed, checks=False, max_steps=MOST_STEPS),
@@ -48,7 +48,7 @@ def scores(trace: Trace, seed: int) -> list[Score]:
         for name, policy in POLICIES.items()
     ]
     ours = simulate(trace.world, trace.rules, seed=seed, checks=True, max_steps=MOST_STEPS)
-    found.append(_score(OURS, trace.world, ours, bound_s))
+    found.append(score_of(OURS, trace.world, ours, bound_s))
     burdened = with_first_failures(trace.world, ours.attempts)
     best = min(
         (
@@ -57,7 +57,7 @@ def scores(trace: Trace, seed: int) -> list[Score]:
         ),
         key=lambda outcomes: outcomes.makespan_s,
     )
-    found.append(_score(CLAIRVOYANT, trace.world, best, bound_s))
+    found.append(score_of(CLAIRVOYANT, trace.world, best, bound_s))
     return found
 
 
@@ -91,7 +91,8 @@ def _burdened(cell: SimCell, failures: Iterable[AttemptTrace]) -> SimCell:
     return replace(cell, truth=replace(truth, mishaps=(*mishaps, *truth.mishaps))) if mishaps else cell
 
 
-def _score(policy: str, world: World, outcomes: Outcomes, bound_s: float) -> Score:
+def score_of(policy: str, world: World, outcomes: Outcomes, bound_s: float) -> Score:
+    """What a run was like; `bound_s` is the makespan that no packer can beat."""
     cells = {each.cell.key: each for each in world.cells}
     return Score(
         policy,

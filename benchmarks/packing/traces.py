@@ -120,6 +120,11 @@ def wrong(seed: int) -> Trace:
     return Trace("wrong estimates and cells too large, 2 x 24 GiB", World(_devices(2, 24), tuple(cells)), Rules())
 
 
+def thinned(trace: Trace, every: int) -> Trace:
+    """The first of its cells, and every so manieth after it."""
+    return replace(trace, world=replace(trace.world, cells=trace.world.cells[::every]))
+
+
 TRACES: Mapping[str, Callable[[int], Trace]] = {
     "matrix81": matrix81,
     "small200": small200,

@@ -208,6 +208,7 @@ class RetryTable(Table):
     batch_ladder: Annotated[list[int], AfterValidator(_ladder)] = [4, 2, 1]
     max_attempts: Annotated[int, AfterValidator(_attempts)] = 4
     backoff: Duration = 30.0
+    quick: PositiveDuration = 60.0
 
 
 class ControlTable(Table):

@@ -52,6 +52,7 @@ class Settings:
         worker_python: the interpreter for `{python}`, or '' for the daemon's own.
         scorer_source: None where the config doesn't say, '' for none.
         backoff_s: the wait before a cell that failed is tried once more.
+        quick_s: a plain failure within so long of the start speaks against the device.
         control_group: the group that may change things over the socket; '' for the daemon's own user and root alone.
         control_others: what everybody else may do there: 'nothing' or 'read'.
     """
@@ -87,6 +88,7 @@ class Settings:
     batch_ladder: tuple[int, ...]
     max_attempts: int
     backoff_s: float
+    quick_s: float
     control_group: str
     control_others: Literal["nothing", "read"]
 
@@ -218,6 +220,7 @@ def _settings(
         batch_ladder=tuple(config.retry.batch_ladder),
         max_attempts=config.retry.max_attempts,
         backoff_s=config.retry.backoff,
+        quick_s=config.retry.quick,
         control_group=config.control.group or environ.get(GROUP_VARIABLE, ""),
         control_others=config.control.others,
     )

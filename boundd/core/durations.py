@@ -57,24 +57,69 @@ def expected_left_s(state: State, attempt: Attempt, boot_s: float) -> float:
 
 def expectation(durations: Durations, work: Workload, device_name: str) -> Expectation:
     """The expected duration of a piece of work, and how it is known."""
-    of_model = durations.about(work.model)
-    for elsewhere in ("", " on another kind of device"):
-        known = [d for d in of_model if elsewhere or d.device_name == device_name]
-        same_method = [d for d in known if d.method == work.method]
-        same = [d for d in same_method if _amount(d) == (work.steps, work.samples, work.batch_size)]
-        if same:
-            return Expectation(_median(d.wall_s for d in same), f"{len(same)} attempt(s) of the same work{elsewhere}")
-        for found, of_what in ((same_method, "this method"), (known, "other methods")):
-            if found:
-                rates = (d.wall_s / max(1, d.steps * d.samples) for d in found)
-                seconds = _median(rates) * work.steps * work.samples
-                return Expectation(seconds, f"scaled from {len(found)} attempt(s) of {of_what}{elsewhere}")
-    prior_s = _prior_s(work.architecture, work.steps, work.samples)
-    others = list(durations)
-    if not others:
-        return Expectation(prior_s, "a prior: steps x samples x the model's size")
-    correction = _median(d.wall_s / _prior_s(d.model, d.steps, d.samples) for d in others[-RECENT:])
-    return Expectation(prior_s * correction, f"a prior, corrected by {len(others)} attempt(s) of other models")
+    return Expectations(durations, device_name).of(work)
+
+
+class Expectations:
+    """Expected durations on devices of one name, of many pieces of work: what they share is worked out once."""
+
+    def __init__(self, durations: Durations, device_name: str) -> None:
+        self._durations = durations
+        self._device_name = device_name
+        self._found: dict[tuple[object, ...], Expectation] = {}
+        self._rates: dict[tuple[str, str, str], float] = {}
+        self._by_model: dict[str, list[tuple[list[Duration], str]]] = {}
+        self._correction: tuple[float, str] | None = None
+
+    def of(self, work: Workload) -> Expectation:
+        """The expected duration of a piece of work, and how it is known."""
+        kind = (work.model, work.architecture, work.method, work.steps, work.samples, work.batch_size)
+        known = self._found.get(kind)
+        if known is None:
+            known = self._found[kind] = self._worked_out(work)
+        return known
+
+    def _worked_out(self, work: Workload) -> Expectation:
+        for known, elsewhere in self._known(work.model):
+            same_method = [d for d in known if d.method == work.method]
+            same = [d for d in same_method if _amount(d) == (work.steps, work.samples, work.batch_size)]
+            if same:
+                source = f"{len(same)} attempt(s) of the same work{elsewhere}"
+                return Expectation(_median(d.wall_s for d in same), source)
+            for found, of_what in ((same_method, "this method"), (known, "other methods")):
+                if found:
+                    seconds = self._rate(work, found, of_what + elsewhere) * work.steps * work.samples
+                    return Expectation(seconds, f"scaled from {len(found)} attempt(s) of {of_what}{elsewhere}")
+        prior_s = _prior_s(work.architecture, work.steps, work.samples)
+        correction, source = self._corrected()
+        return Expectation(prior_s * correction, source)
+
+    def _known(self, model: str) -> list[tuple[list[Duration], str]]:
+        """What was measured of a model, on such devices and then on any, with the words that say which."""
+        found = self._by_model.get(model)
+        if found is None:
+            anywhere = list(self._durations.about(model))
+            here = [d for d in anywhere if d.device_name == self._device_name]
+            found = self._by_model[model] = [(here, ""), (anywhere, " on another kind of device")]
+        return found
+
+    def _rate(self, work: Workload, found: Iterable[Duration], of_what: str) -> float:
+        """Seconds a step and sample."""
+        kind = (work.model, work.method if of_what.startswith("this method") else "", of_what)
+        rate = self._rates.get(kind)
+        if rate is None:
+            rate = self._rates[kind] = _median(d.wall_s / max(1, d.steps * d.samples) for d in found)
+        return rate
+
+    def _corrected(self) -> tuple[float, str]:
+        """What the prior is multiplied by, and the words for it."""
+        if self._correction is None:
+            others = list(self._durations)
+            self._correction = (1.0, "a prior: steps x samples x the model's size")
+            if others:
+                factor = _median(d.wall_s / _prior_s(d.model, d.steps, d.samples) for d in others[-RECENT:])
+                self._correction = (factor, f"a prior, corrected by {len(others)} attempt(s) of other models")
+        return self._correction
 
 
 def duration_of(work: Workload, device_name: str, wall_s: float) -> Duration:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from immutables import Map
+
 from boundd.core.attempts import Attempt, AttemptState, CellRecord, EndReason
 from boundd.core.causes import diagnose
+from boundd.core.devices import Device
 from boundd.core.durations import duration_of
 from boundd.core.effects import Action, Commit, Effect, Note, ResultsChanged
 from boundd.core.events import Now
@@ -31,6 +34,7 @@ def end_attempt(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> t
     records: list[Record] = [SaveEnd(ended, verdict, now.unix_s), SaveCell(record)]
     new = replace(
         state,
+        devices=_without(state, attempt),
         attempts=state.attempts.delete(attempt.id),
         cells=state.cells.set(attempt.key, record),
         completions=state.completions + 1,
@@ -45,6 +49,22 @@ def end_attempt(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> t
     new, cordons, cordon_notes = cordoned(new)
     told = (_end_note(attempt, verdict), *memory_notes, *notes, *lift_notes, *cordon_notes)
     return new, (Commit((*records, *lessons, *lifted, *cordons)), *told, ResultsChanged())
+
+
+def _without(state: State, attempt: Attempt) -> Map[str, Device]:
+    """The devices with the attempt's bytes free in the latest reading, by what that reading saw it hold.
+
+    Nothing of it is alive, so they are free or about to be. The next reading says so too, but until then whatever takes
+    its place would wait. On the CPU device a resident set counts pages that are shared, and says nothing of this kind.
+    """
+    device = state.devices.get(attempt.device)
+    held = device.observed_bytes.get(attempt.id) if device is not None else None
+    if device is None or not held or device.reading.free_bytes is None or device.reading.backend == "cpu":
+        return state.devices
+    total = device.reading.total_bytes or 0
+    reading = replace(device.reading, free_bytes=min(total, device.reading.free_bytes + held))
+    others = {each: size for each, size in device.observed_bytes.items() if each != attempt.id}
+    return state.devices.set(device.uuid, replace(device, reading=reading, observed_bytes=others))
 
 
 def cordoned(state: State) -> tuple[State, tuple[Record, ...], tuple[Note, ...]]:
@@ -160,7 +180,7 @@ def _cell_after(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> t
             decision.record,
             state=next_cell_state(record.state, Trigger.TRY_AGAIN),
             not_before_boot_s=now.boot_s + decision.delay_s if decision.delay_s else 0.0,
-            avoid=attempt.device if is_quick_failure(attempt, verdict) else "",
+            avoid=attempt.device if is_quick_failure(attempt, verdict, state.rules.quick_s) else "",
         )
         return again, [_note(Action.CELL_RETRYING, f"{attempt.label}: {decision.why}", attempt, "warning")]
     given_up = replace(decision.record, state=next_cell_state(record.state, GIVE_UP[verdict.outcome]))

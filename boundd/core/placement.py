@@ -17,11 +17,13 @@ from boundd.core.attempts import Attempt, CellRecord
 from boundd.core.devices import Device, DeviceState
 from boundd.core.footprint import CONTEXT_BYTES, LARGEST_PERCENT, Estimate, estimate
 from boundd.core.headroom import foreign_bytes, headroom_bytes
+from boundd.core.history import Observation
 from boundd.core.host import HostLedger, HostNeed, host_need
 from boundd.core.retry import LEVELS
-from boundd.core.state import NoRoom, State
+from boundd.core.state import NoRoom, Rules, State
 from boundd.core.suspicion import rests
-from boundd.core.workload import workload_of
+from boundd.core.table import Requirement, requirement_of
+from boundd.core.workload import subject_on, workload_of
 
 LEAST_BYTES = 2 * CONTEXT_BYTES
 """Nothing is placed with less: the context would leave its allocator no room, and the two would outgrow it."""
@@ -62,6 +64,11 @@ class Shelf:
     joinable: list[tuple[int, str]] = field(default_factory=list)
     empty: list[tuple[int, str]] = field(default_factory=list)
 
+    @property
+    def most_bytes(self) -> int:
+        """The most headroom that any of them has; below 0 where there is none."""
+        return max(self.joinable[-1][0] if self.joinable else -1, self.empty[-1][0] if self.empty else -1)
+
 
 @dataclass(frozen=True, slots=True)
 class Need:
@@ -71,6 +78,16 @@ class Need:
     needed_bytes: int
     alone: bool
     host: HostNeed
+
+
+NEEDS_KEPT = 65_536
+_NEEDS: dict[tuple[Requirement, Kind], tuple[tuple[Observation, ...], Rules, Need]] = {}
+"""What cells need, with what it was worked out from: a plan asks for every queue's, and most are as in the last one."""
+
+
+def forget_needs() -> None:
+    """Work every need out anew from here on: what is remembered is for speed, and must never show."""
+    _NEEDS.clear()
 
 
 def matrix_device_model(state: State) -> str | None:
@@ -102,7 +119,6 @@ class Ledger:
         self._host = None if state.host is None else HostLedger.of(state.host, self.live.values())
         self._room: dict[str, int] = {}
         self._shelves: dict[Kind, Shelf] = {}
-        self._needs: dict[tuple[str, Kind], Need] = {}
         self._kinds = {
             kind_of(device)
             for device in state.devices.values()
@@ -140,13 +156,16 @@ class Ledger:
         """The best device for a cell: one without suspicion before one with, then the best fit in bytes."""
         found: list[tuple[bool, int, str, Need]] = []
         for kind, shelf in self._shelves.items():
+            if shelf.most_bytes < 1:
+                continue  # as in most plans of a full box: then nobody needs to know what the cell needs
             need = self.need(record, kind)
             if self.host_refusal(need.host):
                 continue
             answer = self._on_shelf(record, kind, shelf, need)
             if answer is not None:
                 found.append((answer[1] in self._suspects, answer[0] - need.needed_bytes, answer[1], need))
-        own = [uuid for uuid, label in sorted(self.held.items()) if label == record.cell.label]
+        label = record.cell.label
+        own = sorted(uuid for uuid, held_for in self.held.items() if held_for == label) if self.held else ()
         found += [fit for uuid in own if (fit := self._on_held(record, uuid)) is not None]
         if not found:
             return None
@@ -170,10 +189,15 @@ class Ledger:
 
     def need(self, record: CellRecord, kind: Kind) -> Need:
         """What the cell needs on devices of a kind."""
-        known = self._needs.get((record.cell.key, kind))
-        if known is None:
-            known = self._needs[record.cell.key, kind] = self._need(record, kind)
-        return known
+        requirement = requirement_of(record)
+        seen = self.state.observations.about(subject_on(requirement.work, kind.name))
+        known = _NEEDS.get((requirement, kind))
+        # The same objects hold the same values: none of them is ever changed.
+        if known is None or known[0] is not seen or known[1] is not self.state.rules:
+            if len(_NEEDS) >= NEEDS_KEPT:
+                _NEEDS.clear()
+            known = _NEEDS[requirement, kind] = (seen, self.state.rules, self._need(record, kind))
+        return known[2]
 
     def _need(self, record: CellRecord, kind: Kind) -> Need:
         state = self.state

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from boundd.core.attempts import Attempt, CellRecord, CellState, attempt_id
 from boundd.core.devices import DeviceState
-from boundd.core.durations import expectation
+from boundd.core.durations import Expectations, expectation
 from boundd.core.events import Now
 from boundd.core.lifecycle import Trigger, next_cell_state
 from boundd.core.placement import Ledger, Placement, kind_of, matrix_device_model
@@ -30,6 +30,10 @@ PATIENCE_PER_DEVICE = 8
 """A queue that was refused for `PATIENCE` completions, and so many more for each device, comes first."""
 LENGTH_CLASSES = 4
 """Classes of expected durations for each doubling: within one, a model that is in the page cache goes first."""
+
+
+Refused = set[Requirement]
+"""Queues of which a cell found no place in a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +87,12 @@ def plan(state: State, now: Now) -> Plan:
         return Plan(_explained(state, now, {}, reason), (), (), None)
     if not state.has_pending:
         return Plan(_explained(state, now, {}), (), (), None)
-    filling = _Filling(state, now)
+    overdue = passed_over(state)
+    filling = _Filling(state, now, overdue)
     queues = ranked(state)
     scouts = scouted(state, queues)
     for needs in queues:
-        if is_overdue(state, needs):
+        if needs in overdue:
             filling.fill(needs)
     for needs in queues:
         if needs in scouts:
@@ -100,11 +105,11 @@ def plan(state: State, now: Now) -> Plan:
     return filling.plan()
 
 
-def is_overdue(state: State, needs: Requirement) -> bool:
-    """Whether a queue was passed over for too long: it comes first then, and has a device emptied for it."""
-    since = state.refused_since.get(needs)
+def passed_over(state: State) -> frozenset[Requirement]:
+    """The queues that were passed over for too long: they come first then, and have a device emptied for them."""
     patience = PATIENCE + PATIENCE_PER_DEVICE * len(state.devices)
-    return since is not None and state.completions - since >= patience
+    latest = state.completions - patience
+    return frozenset(needs for needs, since in state.refused_since.items() if since <= latest)
 
 
 def device_names(state: State) -> frozenset[str]:
@@ -140,11 +145,13 @@ def ranked(state: State) -> list[Requirement]:
     name = matrix_device_model(state) or next((d.reading.name for d in state.devices_by_index()), "")
     warm = {workload_of(state.cells[attempt.key]).model for attempt in state.attempts.values()}
     warm.add(state.last_model)
+    expectations = Expectations(state.durations, name)
+    passed = passed_over(state)
 
     def rank(needs: Requirement) -> tuple[object, ...]:
-        overdue = is_overdue(state, needs)
+        overdue = needs in passed
         alone = needs.policy.must_be_alone or needs.alone
-        wall_s = expectation(state.durations, needs.work, name).wall_s
+        wall_s = expectations.of(needs.work).wall_s
         length = math.floor(math.log2(wall_s) * LENGTH_CLASSES)
         return (
             not overdue,
@@ -162,20 +169,24 @@ def ranked(state: State) -> list[Requirement]:
 
 def first_place(cells: Cells, needs: Requirement) -> int:
     """Where a queue's first entry stands in the matrix: it makes the order of equals one order."""
-    return cells.places[next(cells.queues[needs].entries())]
+    queue = cells.queues[needs]
+    return queue.returned[0][0] if queue.returned else cells.places[queue.keys[queue.head]]
 
 
 class _Filling:
     """One step's work: a ledger that fills, and what was decided so far."""
 
-    def __init__(self, state: State, now: Now) -> None:
+    def __init__(self, state: State, now: Now, overdue: frozenset[Requirement]) -> None:
         self.now = now
+        self.overdue = overdue
         self.before = state
         self.cells = state.cells
         self.ledger = Ledger(state, now.boot_s)
         self.started: dict[str, Attempt] = {}
         self.reasons: dict[str, str] = {}
         self.joined: dict[str, Attempt] = {}
+        self.refused = Refused()
+        """Nothing is freed in a step, so that who found no place in it finds none later."""
         self.refused_since = state.refused_since
         self.last_model = state.last_model
         self.emptying: dict[str, str] = {}
@@ -186,10 +197,10 @@ class _Filling:
 
     def fill(self, needs: Requirement, most: int | None = None) -> None:
         """Start cells of one queue until one finds no place, or `most` were started."""
-        if needs not in self.cells.queues:
+        if needs in self.refused or needs not in self.cells.queues:
             return
         touched, left = False, most
-        for key in self.cells.queues[needs].entries():
+        for key in self._entries(needs):
             if not self.cells.waits_in(needs, key):
                 touched = True
                 continue
@@ -208,6 +219,17 @@ class _Filling:
                 self.refused_since = self.refused_since.delete(needs)
         if touched:
             self.cells = self.cells.trimmed(needs)
+
+    def _entries(self, needs: Requirement) -> Iterator[str]:
+        """A queue's cells, first come first, but for one that a device is being emptied for.
+
+        A cell that comes back stands before it, and would be refused the device for ever that is kept for the other.
+        """
+        first = [key for key in self.emptying.values() if self.cells.waits_in(needs, key)]
+        yield from first
+        for key in self.cells.queues[needs].entries():
+            if key not in first:
+                yield key
 
     def plan(self) -> Plan:
         """What came of it."""
@@ -230,10 +252,10 @@ class _Filling:
         )
 
     def _refused(self, needs: Requirement, record: CellRecord) -> None:
+        self.refused.add(needs)
         if needs not in self.refused_since:
             self.refused_since = self.refused_since.set(needs, self.before.completions)
-        overdue = is_overdue(self.before, needs)
-        if overdue or (self.ledger.is_alone(record) and not self.ledger.held):
+        if needs in self.overdue or (self.ledger.is_alone(record) and not self.ledger.held):
             self._hold_one(record)
 
     def _hold_one(self, record: CellRecord) -> None:
@@ -243,7 +265,7 @@ class _Filling:
         a second later, and none would ever be empty. One at a time, but for those that were passed over for too long:
         a device that waits to be empty is half empty, and the cells that must be alone go there one after another.
         """
-        if record.cell.key in self.emptying.values():
+        if len(self.ledger.held) >= len(self.before.devices) or record.cell.key in self.emptying.values():
             return
         usable = [
             (max(map(self._ends_boot_s, self.ledger.attempts_on(uuid))), uuid)

@@ -28,6 +28,8 @@ class Rules:
     batch_ladder: tuple[int, ...] = (4, 2, 1)
     max_attempts: int = 4
     backoff_s: float = 30.0
+    quick_s: float = 60.0
+    """A plain failure within so long of the start speaks against the device, until the cell fails elsewhere too."""
     max_cells: int = 0
     """Attempts at a time on one device; 0 where memory alone decides."""
     torch: str = ""
@@ -88,6 +90,8 @@ class State:
 
     def __post_init__(self) -> None:
         # Whoever builds a state from records needs not know of the queues: they are made where they don't fit.
+        if isinstance(self.cells, Cells) and self.cells.order is self.order:
+            return  # comparing a million keys with themselves would be most of what a step costs
         if not isinstance(self.cells, Cells) or self.cells.order != self.order:
             records = self.cells.records if isinstance(self.cells, Cells) else self.cells
             object.__setattr__(self, "cells", Cells.of(records, self.order))

@@ -152,7 +152,8 @@ def _attempt_started(state: State, event: ev.AttemptStarted, now: Now) -> Step:
     running = replace(attempt, state=next_attempt_state(attempt.state, AttemptTrigger.STARTED))
     note = _note(Action.ATTEMPT_STARTED, f"attempt {attempt.number} of {attempt.label} runs", attempt)
     new = replace(state, attempts=state.attempts.set(attempt.id, running))
-    return (new, ()) if running == attempt else (new, (Commit((SaveAttempt(running),)), note))
+    # Not worth a commit: that an attempt runs, the next daemon sees for itself.
+    return (new, ()) if running == attempt else (new, (note,))
 
 
 def _attempt_progressed(state: State, event: ev.AttemptProgressed, now: Now) -> Step:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from immutables import Map
 
 from boundd.core.attempts import CellRecord, CellState
 from boundd.core.cells import CellPolicy
-from boundd.core.workload import Workload, workload_of
+from boundd.core.workload import KEPT, Workload, workload_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,14 @@ class Requirement:
     memory_level: int
     alone: bool
     avoid: str
+    _hash: int = field(init=False, repr=False, compare=False)
+    """Worked out once: a plan looks each queue up a dozen times, and the fields are many."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.policy, self.work, self.memory_level, self.alone, self.avoid)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +48,21 @@ class Queue:
 
     def entries(self) -> Iterator[str]:
         """The keys, first come first."""
-        yield from (key for _, key in self.returned)
+        for _, key in self.returned:
+            yield key
         for place in range(self.head, len(self.keys)):
             yield self.keys[place]
 
 
 def requirement_of(record: CellRecord) -> Requirement:
     """What a cell's next attempt needs."""
-    return Requirement(record.policy, workload_of(record), record.memory_level, record.alone, record.avoid)
+    return _requirement(record.policy, workload_of(record), record.memory_level, record.alone, record.avoid)
+
+
+@lru_cache(maxsize=KEPT)
+def _requirement(policy: CellPolicy, work: Workload, memory_level: int, alone: bool, avoid: str) -> Requirement:
+    """The same value each time, so that comparing two is a look at one address."""
+    return Requirement(policy, work, memory_level, alone, avoid)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,7 +149,14 @@ class Cells:
     def waits_in(self, needs: Requirement, key: str) -> bool:
         """Whether a queue's entry is still true: the cell is pending and needs just this."""
         record = self.records[key]
-        return record.state is CellState.PENDING and requirement_of(record) == needs
+        return (
+            record.state is CellState.PENDING
+            and record.memory_level == needs.memory_level
+            and record.alone == needs.alone
+            and record.avoid == needs.avoid
+            and (record.policy is needs.policy or record.policy == needs.policy)
+            and workload_of(record) == needs.work
+        )
 
     def trimmed(self, needs: Requirement) -> Cells:
         """Without the entries at a queue's front that are not true any more; without the queue if none is left."""

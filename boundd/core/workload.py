@@ -6,7 +6,7 @@ taken for the same teach each other wrong sizes, while two that are wrongly held
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from boundd.core.attempts import CellRecord
@@ -50,6 +50,15 @@ class Workload:
     steps: int
     samples: int
     guided: bool
+    _hash: int = field(init=False, repr=False, compare=False)
+    """Worked out once: it is asked for with each look at a queue."""
+
+    def __post_init__(self) -> None:
+        about = (self.subject, self.method, self.batch_size, self.pixels, self.steps, self.samples)
+        object.__setattr__(self, "_hash", hash(about))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @property
     def batch_pixels(self) -> int:

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -165,14 +166,19 @@ class LocalLauncher:
 
     def pids(self, attempt_id: str) -> frozenset[int]:
         """The host pids of the attempt's processes, its shim among them, as far as they can be told."""
-        record = self._record(attempt_id)
-        if record is None or not record.of_this_boot():
-            return frozenset()
-        found = processes.tree(record, self._folder(attempt_id) / shim.LOCK)
-        # Looking for what a dead shim left walks all of /proc, which is for when something is there to be found.
-        if found or not self.is_alive(attempt_id):
-            return found
-        return frozenset(stat.pid for stat in self._remnants(attempt_id))
+        return self.pids_of([attempt_id])[attempt_id]
+
+    def pids_of(self, attempt_ids: Iterable[str]) -> dict[str, frozenset[int]]:
+        """The same of many attempts, in one look at the machine's processes."""
+        wanted = list(attempt_ids)
+        records = {each: record for each in wanted if (record := self._record(each)) and record.of_this_boot()}
+        shims = {each: (record, self._folder(each) / shim.LOCK) for each, record in records.items()}
+        found = processes.trees(shims)
+        # Looking for what a dead shim left reads every process's descriptors: for when something is to be found.
+        for attempt_id in records:
+            if not found[attempt_id] and self.is_alive(attempt_id):
+                found[attempt_id] = frozenset(stat.pid for stat in self._remnants(attempt_id))
+        return {each: found.get(each, frozenset()) for each in wanted}
 
     def results_path(self, attempt_id: str) -> Path:
         """The file that the worker appends its lines to."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 from boundd.launch import shim
@@ -39,10 +40,31 @@ def lock_is_held(path: Path) -> bool:
 
 def tree(record: ShimRecord, lock: Path) -> frozenset[int]:
     """The pids of the shim, who holds its attempt's lock, and everything below it; empty where it is gone."""
-    stat = shim.stat_of(record.pid)
-    if stat is None or stat.start_ticks != record.start_ticks or stat.state in "ZX" or holds(record.pid, lock) is False:
-        return frozenset()
-    return frozenset((record.pid, *(below.pid for below in shim.descendants(record.pid))))
+    return trees({"": (record, lock)})[""]
+
+
+def trees(shims: Mapping[str, tuple[ShimRecord, Path]]) -> dict[str, frozenset[int]]:
+    """The same of many shims, each with its attempt's lock, in one look at all processes."""
+    if not shims:
+        return {}
+    stats = {stat.pid: stat for stat in shim.all_stats()}
+    children: dict[int, list[Stat]] = {}
+    for stat in stats.values():
+        children.setdefault(stat.parent, []).append(stat)
+    return {name: frozenset(_below(*each, stats, children)) for name, each in shims.items()}
+
+
+def _below(record: ShimRecord, lock: Path, stats: Mapping[int, Stat], children: Mapping[int, list[Stat]]) -> set[int]:
+    own = stats.get(record.pid)
+    if own is None or own.start_ticks != record.start_ticks or own.state in "ZX" or holds(record.pid, lock) is False:
+        return set()
+    found, waiting = {own.pid}, [own.pid]
+    while waiting:
+        for stat in children.get(waiting.pop(), ()):
+            waiting.append(stat.pid)
+            if stat.state not in "ZX":
+                found.add(stat.pid)
+    return found
 
 
 def remnants(lock: Path, results: Path, record: ShimRecord | None) -> list[Stat]:

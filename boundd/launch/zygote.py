@@ -47,6 +47,7 @@ class Zygote:
         self._wakes = wakes
         signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        shim.boot_id()
         # What is there now is shared with every shim, as long as the collector doesn't write to it.
         gc.freeze()
         poller = select.poll()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import anyio
 
 from boundd.core.attempts import Attempt, EndReason
-from boundd.core.classify import Evidence, WorkerError, classify
+from boundd.core.classify import Evidence, Printed, WorkerError, classify
 from boundd.core.events import AttemptEnded, AttemptProgressed, AttemptStarted, Event, PointMeasured
 from boundd.core.outcomes import ErrorKind, Isolation, Measurement, PointRecord, Verdict
 from boundd.ports import Clock, Launcher, LaunchError, LaunchSpec, ProcessEnd
@@ -135,8 +136,8 @@ class AttemptWatcher:
 
     async def _follow(self, attempt_id: str, collected: Collected) -> None:
         while True:
-            await self._read_more(attempt_id, collected)
             await anyio.sleep(RESULTS_INTERVAL_S)
+            await self._read_more(attempt_id, collected)
 
     async def _read_more(self, attempt_id: str, collected: Collected) -> None:
         """Read on to the end of the results, a chunk at a time, and submit what they say."""
@@ -175,11 +176,13 @@ class AttemptWatcher:
             pass
         return collected
 
+    def _read_log(self, path: Path) -> tuple[str, Printed | None]:
+        """What a verdict looks at of the log, and the lines of somebody's own script, where they are the result."""
+        return reading.read_log(path), reading.read_printed(path) if self._from_stdout else None
+
     async def _verdict(self, attempt_id: str, end: ProcessEnd, collected: Collected) -> Verdict:
         attempt = self._attempt_now(attempt_id)
-        path = self._launcher.log_path(attempt_id)
-        log = await anyio.to_thread.run_sync(reading.read_log, path)
-        printed = await anyio.to_thread.run_sync(reading.read_printed, path) if self._from_stdout else None
+        log, printed = await anyio.to_thread.run_sync(self._read_log, self._launcher.log_path(attempt_id))
         memory = collected.memory
         evidence = Evidence(
             exit_status=end.exit_status,

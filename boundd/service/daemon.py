@@ -1,8 +1,9 @@
 """The daemon: one place that applies events, in order, one transaction each.
 
 Whoever has something to say (a device probe, a worker's watcher, a person over HTTP) submits an event. The event is
-stepped through the core, what the core wants kept is committed, and only then is the new state the state, and only
-then is done what follows from it. A commit that fails leaves everything as it was.
+stepped through the core, and what it makes possible is planned; what the core wants kept of both is committed, only
+then is the new state the state, and only then is done what follows from it. A commit that fails leaves everything as it
+was; where it was the plan's share that failed, the event's own is kept alone.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ from boundd.core.events import (
 from boundd.core.history import Durations, Observations
 from boundd.core.host import HostReading
 from boundd.core.listing import Listed, Observed, settled, worth_listing
+from boundd.core.outcomes import Outcome
+from boundd.core.planner import Plan, plan
 from boundd.core.records import Record
 from boundd.core.state import Rules, State
-from boundd.core.step import step
+from boundd.core.step import step, wake_with
 from boundd.core.table import Cells
 from boundd.ports import (
     Clock,
@@ -72,6 +75,17 @@ FREES_NOTHING = (AttemptStarted, AttemptProgressed, PointMeasured)
 """Events after which no cell can be placed that could not be before, so that there is nothing to plan."""
 
 
+def plans_after(event: Event) -> bool:
+    """Whether what an event makes possible is planned at once.
+
+    An attempt that was refused memory shows that the latest reading is not true any more: planned by it, the same would
+    be tried again. The next reading, which an end calls for, is due in less than a blink.
+    """
+    if isinstance(event, AttemptEnded) and event.verdict.outcome is Outcome.OUT_OF_MEMORY:
+        return False
+    return not isinstance(event, FREES_NOTHING)
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """What a config makes of the daemon: the matrix, the rules, and how a worker is started."""
@@ -81,6 +95,8 @@ class Run:
     spec_of: Callable[[Attempt, Cell, State], LaunchSpec]
     from_stdout: bool
     summary: str
+    planner: Callable[[State, Now], Plan] = plan
+    """Who plans; another one than the core's is for benchmarks that compare them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +157,15 @@ class Daemon:
         """Apply an event and plan, and keep `keep` with it; a cancelled caller doesn't split it."""
         with anyio.CancelScope(shield=True):
             async with self._lock:
-                await self._apply(event, keep)
-                # The event has happened. Planning on it may fail to be stored; the next reading plans again.
-                if not isinstance(event, FREES_NOTHING):
-                    with suppress(StoreBusyError):
-                        await self._apply(Wake())
+                if not plans_after(event):
+                    await self._apply(event, keep=keep)
+                else:
+                    try:
+                        # In one transaction: each is a flush of the disk, for which whatever comes next waits.
+                        await self._apply(event, Wake(), keep=keep)
+                    except StoreBusyError:
+                        # The event has happened. Planning on it may fail to be stored; the next reading plans again.
+                        await self._apply(event, keep=keep)
                 self._after_a_step()
 
     async def submit_until_stored(self, event: Event) -> None:
@@ -282,20 +302,28 @@ class Daemon:
 
     # Applying events
 
-    async def _apply(self, event: Event, keep: Sequence[Record] = ()) -> None:
+    async def _apply(self, *events: Event, keep: Sequence[Record] = ()) -> None:
+        """Step through events, one after the other: all of them happen and `keep` is kept, or none."""
         now = self.clock.now()
-        new, effects = step(self._state, event, now)
-        if keep:
-            effects = _with_records(effects, keep)
-        for effect in effects:
-            if isinstance(effect, Commit):
-                await self._commit(effect)
-        # Everything of this step is kept: from here on it is the state, and what follows may be done.
+        new = self._state
+        effects: list[Effect] = []
+        for event in events:
+            if isinstance(event, Wake):
+                new, more = wake_with(self._run.planner, new, now)
+            else:
+                new, more = step(new, event, now)
+            effects += more
+        records = tuple(record for effect in effects if isinstance(effect, Commit) for record in effect.records)
+        records += tuple(keep)
+        if records:
+            await self._commit(Commit(records))
+        # Everything of this is kept: from here on it is the state, and what follows may be done.
         self._state = new
-        if isinstance(event, Wake):
-            self._wake_boot_s = math.inf
-        if isinstance(event, AttemptEnded):
-            self._freed.set()
+        for event in events:
+            if isinstance(event, Wake):
+                self._wake_boot_s = math.inf
+            if isinstance(event, AttemptEnded):
+                self._freed.set()
         for effect in effects:
             self._perform(effect)
 
@@ -391,7 +419,7 @@ class Daemon:
 
     def _pids(self) -> Mapping[str, frozenset[int]]:
         """The processes of each live attempt."""
-        return {attempt_id: self.launcher.pids(attempt_id) for attempt_id in self._state.attempts}
+        return self.launcher.pids_of(self._state.attempts)
 
     def _with_lists(
         self, readings: tuple[DeviceReading, ...], pids: Mapping[str, frozenset[int]]
@@ -435,14 +463,6 @@ class Daemon:
             begun_boot_s = self.clock.now().boot_s
             await self._hooks.write_export(self._state)
             await anyio.sleep((self.clock.now().boot_s - begun_boot_s) * EXPORT_REST)
-
-
-def _with_records(effects: tuple[Effect, ...], keep: Sequence[Record]) -> tuple[Effect, ...]:
-    """The effects with more to keep, in the step's one commit."""
-    for place, effect in enumerate(effects):
-        if isinstance(effect, Commit):
-            return (*effects[:place], Commit((*effect.records, *keep)), *effects[place + 1 :])
-    return (Commit(tuple(keep)), *effects)
 
 
 def _adopted(attempt: Attempt, trouble: str) -> Note:

@@ -1,7 +1,8 @@
 """The engine: boundd's daemon without its shell, on a simulated machine, under a virtual clock.
 
-It does what `boundd/service/daemon.py` does, step for step. Between any two effects the daemon can die; what the next
-one knows is what was committed.
+It does what `boundd/service/daemon.py` does, step for step, and more finely: an event and the plan that follows it are
+one transaction there and two here. Between any two effects the daemon can die; what the next one knows is what was
+committed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from boundd.core.events import (
     PointMeasured,
     Wake,
 )
-from boundd.core.outcomes import Isolation, PointRecord, Verdict
+from boundd.core.outcomes import Isolation, Outcome, PointRecord, Verdict
 from boundd.core.planner import Plan
 from boundd.core.state import Rules, State
 from boundd.core.step import step, wake_with
@@ -223,7 +224,9 @@ class _Run:
     def _submit(self, event: Event) -> None:
         self._apply(event)
         try:
-            if not isinstance(event, FREES_NOTHING):
+            if isinstance(event, AttemptEnded) and event.verdict.outcome is Outcome.OUT_OF_MEMORY:
+                self._readings_differ()  # as the daemon does: it plans by the next reading
+            elif not isinstance(event, FREES_NOTHING):
                 self._apply(Wake())
         except _Busy:
             self._readings_differ()  # the next reading plans again

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from boundd.core.attempts import Attempt, CellRecord, CellState, EndReason
+from boundd.core.attempts import Attempt, AttemptState, CellRecord, CellState, EndReason
 from boundd.core.devices import DeviceReading
 from boundd.core.outcomes import ErrorKind, Outcome, Verdict
 from boundd.core.records import Record, SaveAttempt, SaveCell, SaveEnd
@@ -395,5 +395,6 @@ def _truth(worker: Worker) -> Outcome:
 
 
 def _lasting(attempt: Attempt) -> Attempt:
-    """The attempt without what is kept only when something else of it is."""
-    return replace(attempt, progress_done=0, progress_total=0, observed_peak_bytes=0)
+    """The attempt without what is kept only when something else of it is, such as that it has started."""
+    state = AttemptState.RUNNING if attempt.state is AttemptState.STARTING else attempt.state
+    return replace(attempt, progress_done=0, progress_total=0, observed_peak_bytes=0, state=state)

@@ -53,7 +53,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "memory_max": 0,
         "pids_max": 0,
     }
-    assert config.retry.model_dump() == {"batch_ladder": [4, 2, 1], "max_attempts": 4, "backoff": 30.0}
+    assert config.retry.model_dump() == {"batch_ladder": [4, 2, 1], "max_attempts": 4, "backoff": 30.0, "quick": 60.0}
     assert config.scorer.source == config.control.group == ""
 
 
@@ -226,6 +226,7 @@ def test_commented_keys_of_the_shipped_config_are_valid(tmp_path: Path) -> None:
         "lease",
         "result",
         "backoff",
+        "quick",
         "group",
         "others",
     )

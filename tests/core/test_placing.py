@@ -23,7 +23,6 @@ from boundd.core.planner import PATIENCE, PATIENCE_PER_DEVICE, plan
 from boundd.core.records import SaveCordon
 from boundd.core.state import Rules, State, sanity_check
 from boundd.core.step import step
-from boundd.core.suspicion import QUICK_S
 from boundd.core.table import requirement_of
 from boundd.core.workload import subject_on, workload_of
 
@@ -198,7 +197,42 @@ def test_a_cell_that_died_quickly_goes_elsewhere() -> None:
         state, _ = run(state, 5, AttemptEnded(on(state, "GPU-0").id, DIED))
         state, _ = run(state, 10, Wake())
         assert on(state, expected).number == 2
-    assert QUICK_S > 5
+
+
+def test_a_cell_that_comes_back_doesnt_shut_out_the_one_a_device_is_emptied_for() -> None:
+    """It stands before it in their queue, and is refused the device: the other one is asked first, or none ever runs.
+
+    To see it fail, have `_Filling._entries` take the queue as it stands.
+    """
+    state = loaded([small(0, 20), small(1, 20)], [24])
+    waits = [record.cell.key for record in state.pending()]
+    state = replace(state, emptying={"GPU-0": waits[1]})
+    (attempt,) = plan(state, at(1)).started
+    assert attempt.key == waits[1]
+
+
+def test_what_ended_makes_room_before_the_next_reading() -> None:
+    """What the latest reading saw it hold is free by now: the next one starts with its end, and not a reading later.
+
+    To see it fail, have `ending._without` change nothing. What nobody saw it hold is not given away.
+    """
+    for held, expected in ((10 * GIB, 1), (None, 0)):
+        state, _ = run(loaded([small(0, 20), small(1, 20)], [24]), 0, Wake())
+        first = on(state, "GPU-0")
+        reading = DeviceReading("GPU-0", 0, "Fake", 24 * GIB, 24 * GIB - 10 * GIB)
+        state, _ = run(state, 5, DevicesRead((reading,), {"GPU-0": {first.id: held}}))
+        state, _ = step(state, AttemptEnded(first.id, GOOD), at(6))
+        assert len(plan(state, at(6)).started) == expected
+        assert state.devices["GPU-0"].reading.free_bytes == (24 if held else 14) * GIB
+
+
+def test_how_quickly_a_death_speaks_against_the_device_is_the_rules_to_say() -> None:
+    """Where cells take seconds, a minute would make every plain bug the device's: with less, the better fit is kept."""
+    for quick_s, expected in ((6.0, "GPU-1"), (2.0, "GPU-0")):
+        state, _ = run(loaded([small(0, 20)], [24, 80], Rules(backoff_s=1.0, quick_s=quick_s)), 0, Wake())
+        state, _ = run(state, 5, AttemptEnded(on(state, "GPU-0").id, DIED))
+        state, _ = run(state, 10, Wake())
+        assert on(state, expected).number == 2
 
 
 @given(

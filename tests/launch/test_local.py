@@ -93,9 +93,9 @@ async def run(launcher: LocalLauncher, make_spec: MakeSpec, *argv: str, **change
         return await launcher.wait("1")
 
 
-def shim_record(attempts: Path) -> dict[str, int]:
-    """shim.json of attempt 1."""
-    record: dict[str, int] = json.loads((attempts / "1" / shim.SHIM).read_text())
+def shim_record(attempts: Path, attempt_id: str = "1") -> dict[str, int]:
+    """shim.json of an attempt."""
+    record: dict[str, int] = json.loads((attempts / attempt_id / shim.SHIM).read_text())
     return record
 
 
@@ -214,6 +214,37 @@ async def test_a_command_that_cannot_be_executed(
     end = await run(launcher, make_spec, *argv, **changes)
     assert end.start_error == error
     assert (end.exit_status, end.signal, end.lost) == (None, None, "")
+
+
+async def test_the_pids_of_many_take_one_look(
+    launcher: LocalLauncher, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attempt is told with its own processes, whatever they fork, and the machine's are listed once for all.
+
+    To see it fail, list them in `LocalLauncher.pids_of` for each attempt.
+    """
+    looks: list[int] = []
+    real = shim.all_stats
+
+    def counted() -> list[shim.Stat]:
+        looks.append(1)
+        return real()
+
+    for attempt_id in ("1", "2"):
+        await launcher.launch(make_spec("sh", "-c", "sleep 30 & sleep 30; true", attempt_id=attempt_id))
+    with anyio.fail_after(30):
+        while not all(len(launcher.pids(attempt_id)) == 4 for attempt_id in ("1", "2")):  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+    monkeypatch.setattr(shim, "all_stats", counted)
+    found = launcher.pids_of(["1", "2", "never"])
+    assert looks == [1]
+    assert found["never"] == frozenset()
+    assert len(found["1"]) == len(found["2"]) == 4
+    assert not found["1"] & found["2"]
+    assert shim_record(launcher.log_path("2").parents[1], "2")["worker_pid"] in found["2"]
+    for attempt_id in ("1", "2"):
+        await launcher.end(attempt_id)
+        await launcher.wait(attempt_id)
 
 
 async def test_end_on_request(launcher: LocalLauncher, make_spec: MakeSpec) -> None:

@@ -1,20 +1,25 @@
-"""The daemon's loops with a real store, real processes and the real CPU device."""
+"""The daemon's loops with a real store, real processes and the real CPU device.
+
+To see the tests of transactions fail, have `Daemon.submit` apply the event and `Wake` one after the other, have
+`step._attempt_started` commit, or take the second `_apply` of `submit` out.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import anyio
 import pytest
 
-from boundd.core.attempts import Attempt, CellState
+from boundd.core.attempts import Attempt, AttemptState, CellState
 from boundd.core.cells import Cell, CellPolicy
 from boundd.core.effects import Action, Note
 from boundd.core.events import AttemptEnded, Now, PauseRequested, ResumeRequested
 from boundd.core.outcomes import Isolation, Measurement, Outcome, Verdict
+from boundd.core.records import Record, SaveAttempt, SaveEnd
 from boundd.core.state import Rules, State, sanity_check
 from boundd.devices.cpu import CpuProbe
 from boundd.launch.local import LocalLauncher
@@ -37,6 +42,14 @@ write(type="memory", peak_allocated_bytes=1 << 20, peak_reserved_bytes=2 << 20)
 RESULT = """
 write(type="result", max_speedup=3.0, max_speedup_within_tolerance=2.0, isolation="exclusive",
       best={"parameters": {"n": 1}, "speedup": 2.0, "score_loss": 0.01})
+"""
+
+
+RESULT_ALONE = """
+import os
+with open(os.environ["BOUNDD_RESULTS"], "a") as file:
+    file.write('{"type": "result", "max_speedup": 1.0, "max_speedup_within_tolerance": null, "isolation": "unknown"}')
+    file.write("\\n")
 """
 
 
@@ -67,16 +80,38 @@ class FullDisk(SqliteStore):
         await super().commit(records)  # type: ignore[arg-type]
 
 
+class Witness(SqliteStore):
+    """A real store that keeps what each commit held, and refuses some, once each, as a full disk does."""
+
+    refuse: Callable[[Sequence[Record]], bool] = staticmethod(lambda _: False)
+
+    def __init__(self, connection: object, path: Path) -> None:
+        super().__init__(connection, path)  # type: ignore[arg-type]
+        self.commits: list[tuple[Record, ...]] = []
+
+    async def commit(self, records: Sequence[Record]) -> None:
+        """Keep them, or fail."""
+        if self.refuse(records):
+            raise StoreBusyError("database or disk is full")
+        await super().commit(records)
+        self.commits.append(tuple(records))
+
+
 async def nothing(*_: object) -> None:
     """No export, no API."""
 
 
 async def run_daemon(
-    folder: Path, script: str, cells: int = 1, *, during: Callable[[Daemon], Awaitable[None]] | None = None
+    folder: Path,
+    script: str,
+    cells: int = 1,
+    *,
+    during: Callable[[Daemon], Awaitable[None]] | None = None,
+    store_class: type[SqliteStore] = FullDisk,
 ) -> tuple[Daemon, Remembering, SqliteStore]:
     """Run the script for so many cells until all have ended."""
     heard = Remembering()
-    store = await FullDisk.open(folder / "boundd.db")
+    store = await store_class.open(folder / "boundd.db")
     launcher = LocalLauncher(folder / "attempts")
 
     def spec_of(attempt: Attempt, cell: Cell, state: State) -> LaunchSpec:
@@ -227,6 +262,58 @@ def test_an_illegal_event_changes_nothing(tmp_path: Path) -> None:
         daemon, _, store = await run_daemon(tmp_path, PROTOCOL_WORKER + RESULT, cells=2, during=during)
         await store.aclose()
         assert all(record.state is CellState.SUCCEEDED for record in daemon.state.matrix())
+
+    anyio.run(main)
+
+
+def starts(records: Sequence[Record]) -> list[str]:
+    """The attempts whose intent is among these records."""
+    saved = [each.attempt for each in records if isinstance(each, SaveAttempt)]
+    return [attempt.id for attempt in saved if attempt.state is AttemptState.STARTING]
+
+
+def ends(records: Sequence[Record]) -> list[str]:
+    """The attempts whose end is among these records."""
+    return [each.attempt.id for each in records if isinstance(each, SaveEnd)]
+
+
+def test_an_end_and_what_takes_its_place_are_one_transaction(tmp_path: Path) -> None:
+    """Each is a flush of the disk: two for three short cells one after the other would be six, and three more for
+    that they have started.
+    """
+
+    async def main() -> None:
+        _, _, store = await run_daemon(tmp_path, RESULT_ALONE, cells=3, store_class=Witness)
+        assert isinstance(store, Witness)
+        await store.aclose()
+        told = [(len(ends(commit)), len(starts(commit))) for commit in store.commits]
+        assert told == [(0, 0), (0, 1), (1, 1), (1, 1), (1, 0)], "the matrix, the first intent, ends with the next one"
+
+    anyio.run(main)
+
+
+def test_an_end_is_kept_where_the_plan_after_it_cannot_be(tmp_path: Path) -> None:
+    """The end has happened: a commit that fails with both is tried with it alone, and the next reading plans again."""
+    refused: list[list[str]] = []
+
+    def with_both(records: Sequence[Record]) -> bool:
+        if refused or not (ends(records) and starts(records)):
+            return False
+        refused.append(ends(records))
+        return True
+
+    class Refusing(Witness):
+        refuse = staticmethod(with_both)
+
+    async def main() -> None:
+        daemon, heard, store = await run_daemon(tmp_path, RESULT_ALONE, cells=2, store_class=Refusing)
+        assert isinstance(store, Refusing)
+        await store.aclose()
+        assert len(refused) == 1
+        alone = [ends(commit) for commit in store.commits if ends(commit) and not starts(commit)]
+        assert alone[0] == refused[0]
+        assert all(record.state is CellState.SUCCEEDED and record.attempts == 1 for record in daemon.state.matrix())
+        assert heard.actions().count(Action.STORE_RECOVERED) == 1
 
     anyio.run(main)
 

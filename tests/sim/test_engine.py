@@ -126,12 +126,12 @@ def test_a_lost_device_takes_its_workers_and_comes_back() -> None:
     assert done.attempts[1].started_s >= 200.0
 
 
-@pytest.mark.parametrize("point", range(12))
+@pytest.mark.parametrize("point", range(10))
 def test_a_crash_between_any_two_effects(point: int) -> None:
     """Whatever was committed is found again; what was never started is lost and costs nothing."""
     world = World(ONE, (cell(0, 9, 10), cell(1, 9, 10)), Faults(crash_points=frozenset({point})))
     done = simulate(world, RULES)
-    assert done.counts.crashes == (point < 12)
+    assert done.counts.crashes == 1
     assert set(done.cells.values()) == {CellState.SUCCEEDED}
     assert {trace.error for trace in done.attempts} <= {None, ErrorKind.LOST}
 
