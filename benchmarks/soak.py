@@ -40,7 +40,8 @@ CELLS = 96
 """So many that none gets hundreds of attempts: each of its answers lists them all."""
 BLOCKS = 24
 """So many means: neighbouring samples say the same, and would make the standard errors look small."""
-WARM_UP_SHARE = 0.25
+WARM_UP_SHARE, WARM_UP_S, MOST_WARM_UP_SHARE = 0.25, 900.0, 0.5
+"""Left out: a quarter of the run, but not less than a quarter of an hour, and not more than half of it."""
 SIGNIFICANCE = 3.0
 SAMPLE_S = 1.0
 PAUSE_S = 0.05
@@ -72,7 +73,7 @@ class Sample:
     at_s: float
     rss_bytes: float
     uss_bytes: float
-    zygote_uss_bytes: float
+    zygote_rss_bytes: float
     descriptors: float
     threads: float
     wal_bytes: float
@@ -104,7 +105,7 @@ class Measure:
 MEASURES = (
     Measure("uss_bytes", "memory of its own (USS), MiB", MIB, 2.0),
     Measure("rss_bytes", "resident memory (RSS), MiB", MIB, 2.0),
-    Measure("zygote_uss_bytes", "the zygote's USS, MiB", MIB, 1.0),
+    Measure("zygote_rss_bytes", "the zygote's RSS, MiB", MIB, 1.0),
     Measure("descriptors", "descriptors", 1.0, 2.0),
     Measure("threads", "threads", 1.0, 1.0),
     Measure("wal_bytes", "write-ahead log, MiB", MIB, None),
@@ -155,7 +156,8 @@ class Soaked:
     def settled(self) -> list[Sample]:
         """The samples without the first part of the run, in which caches fill."""
         first_s = self.samples[0].at_s if self.samples else 0.0
-        return [each for each in self.samples if each.at_s - first_s >= WARM_UP_SHARE * self.duration_s]
+        warm_s = min(max(WARM_UP_SHARE * self.duration_s, WARM_UP_S), MOST_WARM_UP_SHARE * self.duration_s)
+        return [each for each in self.samples if each.at_s - first_s >= warm_s]
 
     def slopes(self) -> list[tuple[Measure, Slope]]:
         """Every measure's."""
@@ -267,7 +269,7 @@ class Soak:
             at_s,
             memory.rss,
             memory.uss,
-            _zygote_uss_bytes(daemon),
+            _zygote_rss_bytes(daemon),
             daemon.num_fds(),
             daemon.num_threads(),
             _size(store.with_name("boundd.db-wal")),
@@ -341,11 +343,12 @@ class Soak:
         self._did("hang-ups", rng.uniform(2, 6))
 
 
-def _zygote_uss_bytes(daemon: psutil.Process) -> float:
+def _zygote_rss_bytes(daemon: psutil.Process) -> float:
+    # Not its USS: that is a quarter of it while a shim shares its pages, and all of it while none lives.
     for child in daemon.children():
         with contextlib.suppress(psutil.Error):
             if any(argument.endswith("zygote.py") for argument in child.cmdline()):
-                return float(child.memory_full_info().uss)
+                return float(child.memory_info().rss)
     return 0.0
 
 
