@@ -1,12 +1,10 @@
 """Malformed and hostile requests against a real daemon, beside a good client; and a crash between change and answer.
 
-Each line of the figures that must be 0 is seen not to be, with its protection taken out:
-- descriptors leaked: `Connection._late` returning at once leaves deserted connections open;
-- hangs, bad answers: `Connection.send_400_response` deleted answers text, `eof_received` deleted doesn't answer the
-  half-closed, a status out of `openapi.COMMON` is undocumented;
-- internal errors: the `except h11.LocalProtocolError` in `data_received` taken out;
-- the good client: `Crowd._make_room` returning False, so that 1,000 idle connections keep it out;
-- done twice: `Answers.turn` yielding `Keeping(), None` at once.
+Seen to fail with a protection taken out, or a bug put in:
+- bad answers: `Connection.eof_received` deleted doesn't answer the half-closed, a status out of `openapi.COMMON` is
+  undocumented;
+- the good client and answers: `Crowd._make_room` returning False, so that 1,000 idle connections keep others out;
+- done twice, or not at all: `Daemon._apply` that doesn't keep the answer with the change.
 A seed that the figures name gives the same requests again: BOUNDD_HTTP_SEED.
 """
 
