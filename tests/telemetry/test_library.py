@@ -1,4 +1,4 @@
-"""What libraries log becomes lines of our log. Seen to matter: tests/faults/test_logs.py, without `listen`."""
+"""What libraries log becomes lines of our log. Without `root.addHandler` in `listen`, nothing is heard here."""
 
 from __future__ import annotations
 
