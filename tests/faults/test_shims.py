@@ -137,6 +137,8 @@ def _is_right(end: ProcessEnd, marks: list[str], folder: Path, *, asked: bool) -
         return False
     if end.start_error:
         return not marks
+    if asked and end.signal == signal.SIGTERM:
+        return "done" not in marks  # It was asked before it had become deaf.
     return end.signal == signal.SIGKILL or (end.exit_status == 0 and marks == ["begun", "done"])
 
 

@@ -145,7 +145,7 @@ async def test_cell_round_trip(path: Path) -> None:
 
 
 async def test_live_attempt_round_trip(path: Path) -> None:
-    """Every field of an attempt comes back, none of them at its default; one saved again is replaced."""
+    """Every field of an attempt but what is seen anew comes back, none at its default; saved again, it is replaced."""
     first = attempt()
     last = replace(
         first,
@@ -164,7 +164,7 @@ async def test_live_attempt_round_trip(path: Path) -> None:
         progress_total=9,
         points=2,
     )
-    assert all(getattr(last, f.name) for f in fields(last))
+    assert all(getattr(last, f.name) for f in fields(last) if f.name != "unkillable")
     async with opened(path) as store:
         await store.commit([SaveCell(record()), SaveAttempt(first)])
         assert (await store.load()).attempts == (first,)
