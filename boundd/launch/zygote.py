@@ -63,7 +63,10 @@ class Zygote:
 
     def _one_request(self) -> bool:
         """Fork the shim that is asked for; False once nobody is there to ask."""
-        message, descriptors, _, _ = socket.recv_fds(self._requests, REQUEST_BYTES, DESCRIPTORS)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(self._requests, REQUEST_BYTES, DESCRIPTORS)
+        except ConnectionResetError:
+            return False  # It died with a report of ours unread.
         if not message:
             return False
         folder = os.fsdecode(message)

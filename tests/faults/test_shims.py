@@ -10,6 +10,8 @@ is the outcome.
 The system calls are the shim's and, since they are counted for each process, its worker's: strace kills whoever makes
 the n-th.
 
+BOUNDD_CAMPAIGN_SEED=N draws the same points again.
+
 Seen to fail: without `processes.kill(found)` in `_kill_remnants` of boundd/launch/local.py, by attempts that never end;
 with a `wait` there that doesn't do `_until_nothing_left`, by orphans.
 """
@@ -137,6 +139,8 @@ def _is_right(end: ProcessEnd, marks: list[str], folder: Path, *, asked: bool) -
         return False
     if end.start_error:
         return not marks
+    if asked and end.signal == signal.SIGTERM:
+        return "done" not in marks  # It was asked before it had become deaf.
     return end.signal == signal.SIGKILL or (end.exit_status == 0 and marks == ["begun", "done"])
 
 
@@ -271,7 +275,7 @@ class Points:
 @campaign.sizes("points", short=50, long=1000)
 def test_kills_of_shims_and_workers(points: int, tmp_path: Path, report: campaign.Report) -> None:
     """Every attempt ends, once, with nothing left of it, and what is told of it is so."""
-    seed = random.randrange(2**32)
+    seed = int(os.environ.get("BOUNDD_CAMPAIGN_SEED", random.randrange(2**32)))
     run = Points(tmp_path, seed)
 
     async def main() -> None:

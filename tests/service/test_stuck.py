@@ -1,7 +1,7 @@
 """A process that KILL can't end, for real: one that a freezer cgroup (v1) keeps from running, and so from dying.
 
-Seen to fail: without `_look_out_for_stuck` in boundd/service/daemon.py nobody is told and the device stays in service;
-with a `wait` in boundd/launch/local.py that returns after the first KILL the reservation is freed under a process.
+Seen to fail: without `_look_out_for_stuck` in boundd/service/daemon.py nobody is told and the device stays in
+service.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ async def test_cell_round_trip(path: Path) -> None:
 
 
 async def test_live_attempt_round_trip(path: Path) -> None:
-    """Every field of an attempt comes back, none of them at its default; one saved again is replaced."""
+    """Every field of an attempt but what is seen anew comes back, none at its default; saved again, it is replaced."""
     first = attempt()
     last = replace(
         first,
