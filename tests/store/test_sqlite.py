@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from boundd.core.attempts import Attempt, AttemptState, CellRecord, CellState, EndReason, attempt_id
 from boundd.core.cells import Cell, CellPolicy
-from boundd.core.history import Duration, Observation
+from boundd.core.history import KEPT, Duration, Observation
 from boundd.core.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, PointRecord, Verdict
 from boundd.core.records import (
     Record,
@@ -222,6 +222,19 @@ async def test_observations_cordons_and_pause_round_trip(path: Path) -> None:
         )
         await store.commit([SavePaused(False)])
     assert await reloaded(path) == Snapshot(observations=seen, durations=took, cordons={"GPU-0": "hotter"})
+
+
+async def test_only_the_newest_that_a_daemon_uses_are_loaded(path: Path) -> None:
+    """Of each subject and each model the newest `KEPT`, in their order; the store keeps all of them."""
+    seen = [Observation(subject, n, 5) for n in range(KEPT + 3) for subject in ("a", "b")]
+    took = [Duration("SD1.5", "tome", "Fake", 20, 32, n, 1.0) for n in range(KEPT + 3)]
+    async with opened(path) as store:
+        await store.commit([*map(SaveObservation, seen), *map(SaveDuration, took)])
+        known = await store.load()
+        (count,) = await store._connection.execute_fetchall("SELECT count(*) FROM observations")
+    assert known.observations == tuple(seen[6:])
+    assert known.durations == tuple(took[3:])
+    assert count[0] == len(seen)
 
 
 async def test_facts(path: Path) -> None:
