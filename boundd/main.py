@@ -42,7 +42,16 @@ from boundd.telemetry import journal
 from boundd.telemetry.files import ForeignExportError
 from boundd.telemetry.logs import JsonLog
 from boundd.telemetry.metrics import Metrics
-from boundd.wiring import Exporter, check_limits, control_app, is_timed, make_run, stale_keys, versions_today
+from boundd.wiring import (
+    Exporter,
+    check_limits,
+    control_app,
+    disk_free_bytes,
+    is_timed,
+    make_run,
+    stale_keys,
+    versions_today,
+)
 
 EXIT_FINE = 0
 EXIT_OURS = 1
@@ -149,7 +158,13 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog, notifier
         check_limits(settings, groups)
         launcher = LocalLauncher(settings.state_dir / ATTEMPTS_NAME, groups)
         stack.callback(launcher.close)
-        hooks = Hooks(partial(_reload, settings, launcher, groups), exporter.write, notifier.reloading, read_host)
+        hooks = Hooks(
+            partial(_reload, settings, launcher, groups),
+            exporter.write,
+            notifier.reloading,
+            read_host,
+            partial(disk_free_bytes, settings.state_dir),
+        )
         daemon = Daemon(
             make_run(settings, launcher), store, launcher, Chosen(probe, settings), clock, tuple(observers), hooks
         )
@@ -206,7 +221,9 @@ async def _prune_now_and_then(daemon: Daemon, settings: Settings) -> None:
     while True:
         before_unix_s = daemon.clock.now().unix_s - settings.keep_logs_s
         folder = settings.state_dir / ATTEMPTS_NAME
-        await anyio.to_thread.run_sync(prune, folder, frozenset(daemon.state.attempts), before_unix_s)
+        # A folder that can't be read now is looked at the next time.
+        with contextlib.suppress(OSError):
+            await anyio.to_thread.run_sync(prune, folder, frozenset(daemon.state.attempts), before_unix_s)
         await anyio.sleep(PRUNE_INTERVAL_S)
 
 

@@ -369,6 +369,9 @@ class Shim:
         self._see_through()
         self._drain(_LAST_DRAIN_BYTES)
         self._log.close()
+        # Before the outcome: after a power cut, one that says 0 beside results that are gone would be a lost result.
+        for path in (LOG, self._env.get("BOUNDD_RESULTS", "")):
+            _sync_written(path)
         _write_outcome({**self._outcome(), **self._host_memory()})
         if self._cgroup:
             remove_cgroup(self._cgroup)
@@ -710,8 +713,32 @@ def _reserve_outcome() -> None:
         os.close(descriptor)
 
 
+def _sync_written(path: str) -> None:
+    """Bring what others wrote to a file to the disk; does nothing where there is none.
+
+    After a failed fsync the next one may succeed for having forgotten what the first could not write, so the content
+    is written again. Where that fails too, the outcome has to do without: it waits for the disk itself.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        try:
+            os.fsync(descriptor)
+        except OSError:
+            size, offset = os.fstat(descriptor).st_size, 0
+            while offset < size:
+                offset += os.pwrite(descriptor, os.pread(descriptor, _READ_BYTES, offset), offset)
+            os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
 def _write_outcome(outcome: dict[str, object]) -> None:
-    """Write, fsync, rename, fsync the folder; tried again while the disk is full.
+    """Write, fsync, rename, fsync the folder; all of it tried again while the disk is full or fails.
 
     Raises:
         OSError: it could not be written in an hour, or the folder is gone.
@@ -721,7 +748,8 @@ def _write_outcome(outcome: dict[str, object]) -> None:
         try:
             descriptor = os.open(_OUTCOME_DRAFT, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                os.pwrite(descriptor, text, 0)
+                if os.pwrite(descriptor, text, 0) != len(text):
+                    raise OSError(errno.ENOSPC, "not all of it was written")
                 os.ftruncate(descriptor, len(text))
                 os.fsync(descriptor)
             finally:

@@ -31,6 +31,7 @@ _APPLICATION_ID_OFFSET = 68
 """https://www.sqlite.org/fileformat2.html, 1.3: four bytes, big-endian."""
 _FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 _PASSING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_NOMEM)
+_PASSING_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _START_AFRESH = "Restore a backup of it, or move it away to start with an empty store."
 
 
@@ -95,7 +96,11 @@ def prepare(path: Path, migrations: Sequence[Migration] | None = None) -> None:
 def cannot_open(path: Path, error: sqlite3.Error | OSError) -> StoreError | StoreBusyError:
     """The port's error for one of opening a store: a full or failing disk passes, all else is for a person."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    if code in _PASSING or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)):
+    # SQLite doesn't say why: where the permissions are as they should be, it was the disk.
+    by_the_disk = (
+        code == sqlite3.SQLITE_CANTOPEN and os.access(path, os.R_OK | os.W_OK) and os.access(path.parent, os.W_OK)
+    )
+    if by_the_disk or code in _PASSING or (isinstance(error, OSError) and error.errno in _PASSING_ERRNOS):
         return StoreBusyError(f"{path}: the store can't be opened now: {error}. See to the disk.")
     return StoreError(f"{path}: the store can't be opened: {error}. See to the disk and its permissions.")
 
@@ -242,6 +247,8 @@ def _upgrade(path: Path, pending: Sequence[Migration]) -> None:
             try:
                 apply(connection, migration)
             except (sqlite3.Error, StoreError) as error:
+                if isinstance(error, sqlite3.Error) and isinstance(passing := cannot_open(path, error), StoreBusyError):
+                    raise passing from error
                 raise StoreError(
                     f"{path}: migration {migration.number} ({migration.name}) failed and was undone: {error}. "
                     f"The store as it was before is in {backup}."

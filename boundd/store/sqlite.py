@@ -4,6 +4,11 @@ Rules: aiosqlite runs statements in a thread, in the order in which they were as
 So a cancelled BEGIN would leave a transaction open and a cancelled COMMIT may have committed: a commit is therefore one
 shielded unit, nothing is awaited inside but the database, and whatever ends it early waits for the thread and leaves no
 transaction open. All values are made into rows before the transaction begins.
+
+A disk that failed once (SQLITE_IOERR, a failed fsync above all) is not believed on its word: the kernel may have let go
+of the pages that it could not write, and the commit that was refused is in the log, whole, for whoever reads it next.
+So all that was kept is brought to the database file anew, the log is emptied, the connection is closed, and the file
+is checked as at a start before anything more is written (`_mend`).
 """
 
 from __future__ import annotations
@@ -47,10 +52,12 @@ class SqliteStore:
     """The `Store` of boundd.ports, in a SQLite file. Made by `open`; close it, or its thread keeps the process."""
 
     def __init__(self, connection: aiosqlite.Connection, path: Path) -> None:
-        self._connection = connection
+        self._open_connection: aiosqlite.Connection | None = connection
         self._path = path
         self._lock = anyio.Lock()
         self._closed = False
+        self._distrusted = False
+        """The disk has failed since the connection was opened."""
 
     @classmethod
     async def open(cls, path: Path) -> SqliteStore:
@@ -60,21 +67,28 @@ class SqliteStore:
             StoreBusyError: the disk is full or failing; it may be opened later.
             StoreError: it can't be used; the message says what is wrong and what to do. The file is untouched.
         """
-        await anyio.to_thread.run_sync(prepare, path)
         # A connection that nobody holds would keep the process from ending, so that no cancellation comes between.
         with anyio.CancelScope(shield=True):
-            try:
-                connection = await aiosqlite.connect(path, isolation_level=None)
-            except sqlite3.Error as error:
-                raise StoreError(f"{path}: the store can't be opened: {error}") from error
-            try:
-                await cls._configure(connection, path)
-            except BaseException as error:
-                await connection.close()
-                if isinstance(error, sqlite3.Error):
-                    raise cannot_open(path, error) from error
-                raise
+            connection = await cls._connect(path)
         return cls(connection, path)
+
+    @classmethod
+    async def _connect(cls, path: Path) -> aiosqlite.Connection:
+        """A connection to the store, which is checked, made or upgraded first."""
+        await anyio.to_thread.run_sync(prepare, path)
+        try:
+            connection = await aiosqlite.connect(path, isolation_level=None)
+        except sqlite3.Error as error:
+            raise cannot_open(path, error) from error
+        try:
+            await cls._configure(connection, path)
+        except BaseException as error:
+            with contextlib.suppress(sqlite3.Error):
+                await connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise cannot_open(path, error) from error
+            raise
+        return connection
 
     @staticmethod
     async def _configure(connection: aiosqlite.Connection, path: Path) -> None:
@@ -171,15 +185,64 @@ class SqliteStore:
                 if self._closed:
                     return
                 self._closed = True
-                # What was committed is on the disk already: a close that fails loses nothing.
-                with contextlib.suppress(sqlite3.Error):
-                    await self._connection.close()
+                await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        """Close the connection, if there is one."""
+        connection, self._open_connection = self._open_connection, None
+        # What was committed is on the disk already: a close that fails loses nothing.
+        with contextlib.suppress(sqlite3.Error):
+            if connection is not None:
+                await connection.close()
+
+    @property
+    def _connection(self) -> aiosqlite.Connection:
+        """The connection, which `_ready` has seen to."""
+        assert self._open_connection is not None
+        return self._open_connection
+
+    async def _ready(self) -> None:
+        """See that there is a connection. The lock is held by the caller.
+
+        Raises:
+            StoreBusyError: the disk still fails.
+            StoreError: the file is damaged.
+        """
+        if self._closed:
+            raise InvariantError(f"{self._path}: the store was used after it was closed")
+        if self._open_connection is None:
+            if not self._path.exists():
+                # `prepare` would make an empty one, and the daemon go on as if that were the same.
+                raise StoreError(f"{self._path}: the store is gone. Put the file back, or restore a backup of it.")
+            with anyio.CancelScope(shield=True):
+                self._open_connection = await self._connect(self._path)
+                self._distrusted = False
+
+    async def _mend(self) -> None:
+        """After the disk has failed: write what was kept anew, drop what was refused, and open the store as new.
+
+        Raises:
+            StoreBusyError: the disk still fails, or somebody reads the file all the time.
+            StoreError: the file is damaged.
+        """
+        if self._open_connection is not None:
+            try:
+                # This connection still knows where the log ends that was acknowledged; the next one would read on.
+                (result,) = await self._connection.execute_fetchall(queries.CHECKPOINT)
+            except sqlite3.Error as error:
+                raise self._translated(error) from error
+            if result[0]:
+                raise StoreBusyError(
+                    f"{self._path}: it can't be checked after a disk error while another program reads it"
+                )
+            await self._disconnect()
+        await self._ready()
 
     async def _read(
         self, sql: str, decode: Callable[[sqlite3.Row], _T], values: Mapping[str, Any] | None = None
     ) -> tuple[_T, ...]:
         """The rows of a query, decoded. The lock is held by the caller."""
-        self._check_open()
+        await self._ready()
         try:
             found = await self._connection.execute_fetchall(sql, values)
             return tuple(decode(row) for row in found)
@@ -192,11 +255,18 @@ class SqliteStore:
         if not statements:
             return
         async with self._lock:
-            self._check_open()
+            await self._ready()
             with anyio.CancelScope(shield=True):
+                if self._distrusted:
+                    await self._mend()
                 try:
                     await self._transaction(statements)
                 except sqlite3.Error as error:
+                    if _primary_code(error) == sqlite3.SQLITE_IOERR:
+                        self._distrusted = True
+                        # At once, so that what is said to be refused is gone also if this process dies now.
+                        with contextlib.suppress(StoreBusyError):
+                            await self._mend()
                     raise self._translated(error) from error
                 except (OverflowError, UnicodeEncodeError) as error:
                     raise InvariantError(f"a record can't be kept: {error}") from error
@@ -225,18 +295,18 @@ class SqliteStore:
             with contextlib.suppress(sqlite3.Error):
                 await self._connection.execute_fetchall(queries.ROLLBACK)
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise InvariantError(f"{self._path}: the store was used after it was closed")
-
     def _translated(self, error: sqlite3.Error) -> Exception:
         """The port's error for one of SQLite's."""
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        code = _primary_code(error)
         if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError | sqlite3.InterfaceError):
             return InvariantError(f"{self._path}: refused, nothing was kept: {error}")
         if code in _PASSING:
             return StoreBusyError(f"{self._path}: nothing was kept, a later commit may be: {error}")
         return StoreError(f"{self._path}: the store can't be used any more: {error}. Restore a backup of it.")
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
 
 
 def _value(row: sqlite3.Row) -> str:
