@@ -37,6 +37,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _READ_BYTES = 65536
 _LAST_DRAIN_BYTES = 4 * 1024**2
 _MARK_ROOM_BYTES = 96
+_UNWRITTEN_BYTES = 256 * 1024
 _TAIL_PERIOD_S = 2.0
 # poll() counts in a clock that stands still while the machine sleeps; looking up now and then keeps the deadline,
 # which counts in one that doesn't, from being late by the length of the sleep.
@@ -52,6 +53,7 @@ _KILL_PASSES = 50
 _REMOVALS = 50
 _OUTCOME_RETRY_S = 1.0
 _OUTCOME_RETRIES = 3600
+_LOG_RETRIES = 2
 
 
 class Stat(NamedTuple):
@@ -159,8 +161,9 @@ class CappedLog:
     """A file that never outgrows `limit_bytes`: once more was said, it holds the first half, a mark, and the last half.
 
     Up to the limit everything goes straight to the file, so that it can be followed. After that the last half lives
-    in a ring in memory and is brought to the file every two seconds and at the end. A full disk loses output, not
-    the worker.
+    in a ring in memory and is brought to the file every two seconds and at the end. What a full or failing disk
+    doesn't take is tried again with what comes next and at the end; only its last 256 KiB are kept for that, so that
+    the log may lose output, but not the last of it, and the worker is never held up.
     """
 
     def __init__(self, path: str, limit_bytes: int) -> None:
@@ -173,6 +176,7 @@ class CappedLog:
         self._written_bytes = 0
         self._cut_bytes = 0
         self._failed_bytes = 0
+        self._unwritten = bytearray()
         self._tail_due_s: float | None = None
 
     @property
@@ -183,12 +187,14 @@ class CappedLog:
     def write(self, data: bytes) -> None:
         """Take all of `data`, whatever becomes of it."""
         if self._ring is None:
-            room = self._limit_bytes - self._written_bytes
+            room = max(0, self._limit_bytes - self._written_bytes - len(self._unwritten))
             self._straight(data[:room])
             data = data[room:]
             if not data:
                 return
             self._ring = self._cut()
+            self._push(self._ring, bytes(self._unwritten))
+            self._unwritten = bytearray()
         self._push(self._ring, data)
         if self._tail_due_s is None:
             self._tail_due_s = now_s() + _TAIL_PERIOD_S
@@ -208,11 +214,31 @@ class CappedLog:
             os.ftruncate(self._descriptor, offset)
         except OSError:
             # A full disk: what is in the file stays, and the next flush tries again.
-            return
+            self._tail_due_s = now_s() + _TAIL_PERIOD_S
+
+    def catch_up(self) -> bool:
+        """Write what the disk did not take before; False where it still doesn't."""
+        self._straight(b"")
+        self.flush_tail()
+        return not self._unwritten and self._tail_due_s is None
+
+    @property
+    def has_room_of_its_own(self) -> bool:
+        """Whether what could not be written finds a place in what the file has already."""
+        return self._ring is not None or self._written_bytes >= len(self._unwritten) + _MARK_ROOM_BYTES
 
     def close(self) -> None:
-        """Bring the file up to date and close it."""
-        self.flush_tail()
+        """Bring the file up to date and close it; on a full disk, the last lines take the room of earlier ones."""
+        if not self.catch_up() and self._unwritten and self.has_room_of_its_own:
+            offset = self._written_bytes - len(self._unwritten) - _MARK_ROOM_BYTES
+            lost = self._failed_bytes + len(self._unwritten) + _MARK_ROOM_BYTES
+            mark = b"\n[boundd: %d bytes could not be written here]\n" % lost
+            try:
+                self._put(mark.ljust(_MARK_ROOM_BYTES, b"\n") + self._unwritten, offset)
+            except OSError:
+                self._failed_bytes = lost
+            else:
+                self._failed_bytes = 0
         if self._failed_bytes:
             try:
                 self._put(
@@ -224,14 +250,18 @@ class CappedLog:
         os.close(self._descriptor)
 
     def _straight(self, data: bytes) -> None:
+        pending = self._unwritten + data
         try:
-            self._put(data, self._written_bytes)
+            self._put(pending, self._written_bytes)
         except OSError:
-            self._failed_bytes += len(data)
+            over = max(0, len(pending) - _UNWRITTEN_BYTES)
+            self._failed_bytes += over
+            self._unwritten = pending[over:]
         else:
-            self._written_bytes += len(data)
+            self._written_bytes += len(pending)
+            self._unwritten = bytearray()
 
-    def _put(self, data: bytes | memoryview, offset: int) -> None:
+    def _put(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         view = memoryview(data)
         while view:
             count = os.pwrite(self._descriptor, view, offset)
@@ -368,13 +398,24 @@ class Shim:
         self._output, self._error = self._start()
         self._see_through()
         self._drain(_LAST_DRAIN_BYTES)
-        self._log.close()
+        self._finish_log()
         # Before the outcome: after a power cut, one that says 0 beside results that are gone would be a lost result.
         for path in (LOG, self._env.get("BOUNDD_RESULTS", "")):
             _sync_written(path)
         _write_outcome({**self._outcome(), **self._host_memory()})
         if self._cgroup:
             remove_cgroup(self._cgroup)
+
+    def _finish_log(self) -> None:
+        """Close the log once its end is in the file: the last lines may be the result.
+
+        A disk that this log itself has filled is not waited for; one that others have filled is, as for the outcome.
+        """
+        for tried in range(_OUTCOME_RETRIES):
+            if self._log.catch_up() or (self._log.has_room_of_its_own and tried >= _LOG_RETRIES):
+                break
+            time.sleep(_OUTCOME_RETRY_S)
+        self._log.close()
 
     def _check_lock(self) -> None:
         """Without the lock nobody could tell that this attempt lives."""

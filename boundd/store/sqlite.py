@@ -45,6 +45,10 @@ _PASSING = frozenset(
 )
 """Primary result codes of what may be over later: the disk's state and other processes' locks."""
 
+_DISTRUSTED = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+"""Primary result codes after which the connection is given up: SQLite takes pages that can't be read for damage, and
+whether there is any is told by looking at the file again."""
+
 _T = TypeVar("_T")
 
 
@@ -228,10 +232,12 @@ class SqliteStore:
         if self._open_connection is not None:
             try:
                 # This connection still knows where the log ends that was acknowledged; the next one would read on.
-                (result,) = await self._connection.execute_fetchall(queries.CHECKPOINT)
+                ((busy, *_),) = await self._connection.execute_fetchall(queries.CHECKPOINT)
             except sqlite3.Error as error:
-                raise self._translated(error) from error
-            if result[0]:
+                if _primary_code(error) != sqlite3.SQLITE_READONLY:
+                    raise self._translated(error) from error
+                busy = 0  # it was opened for reading alone, because the disk failed just then
+            if busy:
                 raise StoreBusyError(
                     f"{self._path}: it can't be checked after a disk error while another program reads it"
                 )
@@ -247,7 +253,7 @@ class SqliteStore:
             found = await self._connection.execute_fetchall(sql, values)
             return tuple(decode(row) for row in found)
         except sqlite3.Error as error:
-            raise self._translated(error) from error
+            raise await self._after(error) from error
         except (ValueError, TypeError, KeyError) as error:
             raise StoreError(f"{self._path}: a row can't be understood: {error}. Restore a backup of it.") from error
 
@@ -262,12 +268,7 @@ class SqliteStore:
                 try:
                     await self._transaction(statements)
                 except sqlite3.Error as error:
-                    if _primary_code(error) == sqlite3.SQLITE_IOERR:
-                        self._distrusted = True
-                        # At once, so that what is said to be refused is gone also if this process dies now.
-                        with contextlib.suppress(StoreBusyError):
-                            await self._mend()
-                    raise self._translated(error) from error
+                    raise await self._after(error) from error
                 except (OverflowError, UnicodeEncodeError) as error:
                     raise InvariantError(f"a record can't be kept: {error}") from error
 
@@ -294,6 +295,20 @@ class SqliteStore:
         if self._connection.in_transaction:
             with contextlib.suppress(sqlite3.Error):
                 await self._connection.execute_fetchall(queries.ROLLBACK)
+
+    async def _after(self, error: sqlite3.Error) -> Exception:
+        """The port's error for one of SQLite's, once what the disk may have spoilt has been seen to.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        if _primary_code(error) not in _DISTRUSTED:
+            return self._translated(error)
+        self._distrusted = True
+        # At once, so that what is said to be refused is gone also if this process dies now.
+        with anyio.CancelScope(shield=True), contextlib.suppress(StoreBusyError):
+            await self._mend()
+        return StoreBusyError(f"{self._path}: nothing was kept, a later commit may be: {error}")
 
     def _translated(self, error: sqlite3.Error) -> Exception:
         """The port's error for one of SQLite's."""
