@@ -117,6 +117,11 @@ class Disk:
         return int(self._control.injected)
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a child of ours has ended; it is reaped by whoever asks how."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 # The daemon's scenarios
 
 
@@ -169,10 +174,10 @@ grace = "1s"
             os._exit(daemon_main.run(options))
         return pid
 
-    def until_said(self, action: str, since: int = 0) -> None:
-        """Until the log has a line of this action that was not there before."""
+    def until_said(self, action: str, pid: int) -> None:
+        """Until the log has a line of this action, or the daemon is at its end."""
         deadline = time.monotonic() + PATIENCE_S
-        while len(self.said(action)) <= since:
+        while not self.said(action) and not has_ended(pid):
             if time.monotonic() > deadline:
                 raise WrongError(f"wedged: no {action} in {PATIENCE_S:.0f} s")
             time.sleep(0.02)
@@ -279,7 +284,7 @@ def _begun(folder: Path) -> Daemons:
     daemons.sleep_s = LEFT_BEHIND_S
     daemons.configure()
     pid = daemons.start()
-    daemons.until_said("attempt-started")
+    daemons.until_said("attempt-started", pid)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     return daemons
@@ -386,16 +391,13 @@ def reload(disk: Disk, folder: Path, point: Point | None) -> None:
     daemons.configure()
 
     def during(pid: int) -> None:
-        daemons.until_said("attempt-started")
+        daemons.until_said("attempt-started", pid)
         daemons.cells += 1
         daemons.configure()
         os.kill(pid, signal.SIGHUP)
         deadline = time.monotonic() + PATIENCE_S
         while len(daemons.said("cell-succeeded")) < daemons.cells and time.monotonic() < deadline:
-            found, _ = os.waitpid(pid, os.WNOHANG) if point is None else (0, 0)
-            if found or not Path(f"/proc/{pid}/fd").exists() or daemons.said("daemon-stopped"):
-                break
-            if point is not None and daemons.said("store-unavailable") and not daemons.said("config-reloaded"):
+            if has_ended(pid) or (daemons.said("store-unavailable") and not daemons.said("config-reloaded")):
                 break  # a reload that could not be stored did not happen; the next start has the cell
             time.sleep(0.02)
         with contextlib.suppress(ProcessLookupError):
@@ -412,7 +414,7 @@ def stop_and_leave(disk: Disk, folder: Path, point: Point | None) -> None:
     daemons.configure()
 
     def during(pid: int) -> None:
-        daemons.until_said("attempt-starting")
+        daemons.until_said("attempt-starting", pid)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
 
@@ -427,7 +429,7 @@ def stop_and_end(disk: Disk, folder: Path, point: Point | None) -> None:
     daemons.configure()
 
     def during(pid: int) -> None:
-        daemons.until_said("attempt-starting")
+        daemons.until_said("attempt-starting", pid)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGINT)
 
