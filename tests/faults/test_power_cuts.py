@@ -5,8 +5,6 @@ down at a random instant without its journal being flushed (`tests/faults/power.
 
 - `synchronous = NORMAL` in `boundd.store.queries.PRAGMAS` is the control below, and loses commits at nearly every cut.
 - Without `_sync_written` in `Shim.run`, outcomes that say 0 stand beside results that are gone: `results_lost`.
-- Without the fsync in `telemetry.files._write_whole`, exports are empty: `exports_torn`.
-- Without the fsyncs in `shim._write_outcome`, outcomes are empty: `outcomes_torn`.
 """
 
 from __future__ import annotations
