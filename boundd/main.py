@@ -43,7 +43,16 @@ from boundd.telemetry import journal, library
 from boundd.telemetry.files import ForeignExportError
 from boundd.telemetry.logs import JsonLog
 from boundd.telemetry.metrics import Metrics
-from boundd.wiring import Exporter, check_limits, control_app, is_timed, make_run, stale_keys, versions_today
+from boundd.wiring import (
+    Exporter,
+    check_limits,
+    control_app,
+    disk_free_bytes,
+    is_timed,
+    make_run,
+    stale_keys,
+    versions_today,
+)
 
 if TYPE_CHECKING:
     from boundd.cli.progress import Progress
@@ -165,7 +174,13 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog, notifier
         check_limits(settings, groups)
         launcher = LocalLauncher(settings.state_dir / ATTEMPTS_NAME, groups)
         stack.callback(launcher.close)
-        hooks = Hooks(partial(_reload, settings, launcher, groups), exporter.write, notifier.reloading, read_host)
+        hooks = Hooks(
+            partial(_reload, settings, launcher, groups),
+            exporter.write,
+            notifier.reloading,
+            read_host,
+            partial(disk_free_bytes, settings.state_dir),
+        )
         daemon = Daemon(
             make_run(settings, launcher), store, launcher, Chosen(probe, settings), clock, tuple(observers), hooks
         )
@@ -243,7 +258,9 @@ async def _prune_now_and_then(daemon: Daemon, settings: Settings) -> None:
         set_by_s = (now.unix_s - first.unix_s) - (now.boot_s - first.boot_s)
         live = frozenset(daemon.state.attempts)
         trusted = abs(set_by_s) < CLOCK_SET_S
-        await anyio.to_thread.run_sync(partial(prune, folder, live, settings.keep_logs_s, now, wall_clock=trusted))
+        # A folder that can't be read now is looked at the next time.
+        with contextlib.suppress(OSError):
+            await anyio.to_thread.run_sync(partial(prune, folder, live, settings.keep_logs_s, now, wall_clock=trusted))
         await anyio.sleep(PRUNE_INTERVAL_S)
 
 

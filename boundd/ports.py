@@ -49,7 +49,14 @@ class HeldError(Exception):
 
 
 class LaunchError(Exception):
-    """The environment's: a worker could not be started; the message says what was tried and why not."""
+    """The environment's: a worker could not be started; the message says what was tried and why not.
+
+    `passing`: it was the disk (full, failing), so that the same attempt may be started later.
+    """
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
 
 
 class InvariantError(AssertionError):
@@ -285,7 +292,7 @@ class Service(Protocol):
 
     @property
     def store_problem(self) -> str:
-        """Why nothing can be stored at the moment; empty where all is well."""
+        """Why nothing can be stored, or nothing is started for want of disk; empty where all is well."""
 
     async def submit(self, event: Event, keep: Sequence[Record] = ()) -> None:
         """Apply an event; returns once it is committed and what follows from it is planned.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from boundd.cli.boundd import RunOptions, make_cli
 from boundd.config.paths import find_config, state_dir_of
 from boundd.core.devices import DeviceReading
-from boundd.ports import ConfigError, HeldError
+from boundd.ports import ConfigError, HeldError, StoreBusyError
 from boundd.service.hold import hold
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _run(options: RunOptions) -> int:
             stack.enter_context(hold(_state_dir(options)))
         except HeldError as error:
             return _held(options, error)
-        except (ConfigError, OSError):
+        except (ConfigError, OSError, StoreBusyError):
             pass  # Not there yet, or wrong in a way that is told better by who reads all of the config.
         _use_one_arena()
         from boundd.main import run

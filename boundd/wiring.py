@@ -36,7 +36,14 @@ from boundd.protocol.environment import WorkerEnvironment
 from boundd.protocol.lease import lease_use
 from boundd.service.daemon import Run
 from boundd.telemetry.export import CellTexts, ExportCell, Rendered, render_export
-from boundd.telemetry.files import check_may_write, clear_drafts, digest_of, write_export, written_by_boundd
+from boundd.telemetry.files import (
+    ForeignExportError,
+    check_may_write,
+    clear_drafts,
+    digest_of,
+    write_export,
+    written_by_boundd,
+)
 from boundd.telemetry.legacy import match_legacy, parse_legacy
 from boundd.telemetry.metrics import DeviceNumbers, Metrics, StateView
 
@@ -62,6 +69,7 @@ def make_run(settings: Settings, launcher: Launcher) -> Run:
         max_attempts=settings.max_attempts,
         backoff_s=settings.backoff_s,
         quick_s=settings.quick_s,
+        disk_reserve_bytes=settings.disk_reserve_bytes,
     )
     from_stdout = settings.worker_result == "stdout"
     summary = f"{settings.config_path}: {len(settings.cells)} cells"
@@ -186,6 +194,7 @@ class Exporter:
         self._one_at_a_time = anyio.Lock()
         self._texts = CellTexts(settings.safety_factor)
         self._written_digest = ""
+        self._failure = ""
         self._today: Mapping[str, str] = {}
         self._today_until_boot_s = -math.inf
 
@@ -221,14 +230,15 @@ class Exporter:
             clear_drafts(self._settings.export)
             check_may_write(self._settings.export, written_by_boundd(await self._digests()))
 
-    async def write(self, state: State) -> None:
-        """Bring the export file up to date; a failure is told and doesn't stop the run."""
-        if self._settings.export is not None:
-            # The last export of a run can meet one that is still being written.
-            async with self._one_at_a_time:
-                await self._write(self._settings.export, state)
+    async def write(self, state: State) -> bool:
+        """Bring the export file up to date. A failure is told once and doesn't stop the run; False, to try again."""
+        if self._settings.export is None:
+            return True
+        # The last export of a run can meet one that is still being written.
+        async with self._one_at_a_time:
+            return await self._write(self._settings.export, state)
 
-    async def _write(self, path: Path, state: State) -> None:
+    async def _write(self, path: Path, state: State) -> bool:
         try:
             # In a thread: the state is a value, and a large matrix must not hold up the daemon's loop.
             rendered = await anyio.to_thread.run_sync(self.render, state, self._settings.export_format, self._texts)
@@ -240,8 +250,15 @@ class Exporter:
             if await anyio.to_thread.run_sync(write_export, path, rendered.text, may):
                 self._written_digest = digests[0]
                 self._tell(Action.EXPORT_WRITTEN, f"{path} is up to date", "debug")
+            self._failure = ""
         except Exception as error:
-            self._tell(Action.EXPORT_FAILED, f"{path} could not be written: {error}", "error")
+            if str(error) != self._failure:
+                self._failure = str(error)
+                message = f"{path} could not be written, and that is tried again: {error}"
+                self._tell(Action.EXPORT_FAILED, message, "error")
+            # Somebody else's file in its place doesn't pass by itself.
+            return isinstance(error, ForeignExportError)
+        return True
 
     async def _digests(self) -> list[str]:
         known = await self._store.recall(EXPORT_DIGESTS)
@@ -251,7 +268,16 @@ class Exporter:
         self._observer.note(Note(action, message, level), self._clock.now())
 
 
-def state_view(state: State, dropped_lines: int) -> StateView:
+def disk_free_bytes(folder: Path) -> int | None:
+    """What this user may still write where the folder is; None where that can't be told."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize
+
+
+def state_view(state: State, dropped_lines: int, store_problem: str = "") -> StateView:
     """The state as the metrics want it: plain numbers."""
     return StateView(
         cells_by_state=state.count_by_state(),
@@ -259,6 +285,8 @@ def state_view(state: State, dropped_lines: int) -> StateView:
         live_attempts=len(state.attempts),
         paused=state.paused,
         log_lines_dropped=dropped_lines,
+        store_problem=bool(store_problem),
+        disk_free_bytes=state.disk_free_bytes,
     )
 
 
@@ -304,7 +332,7 @@ def control_app(
     return create_app(
         service,
         render_export=export_text,
-        render_metrics=lambda: metrics.render(state_view(service.state, dropped_lines())),
+        render_metrics=lambda: metrics.render(state_view(service.state, dropped_lines(), service.store_problem)),
         import_legacy=preview,
         is_stale=lambda record: is_stale(record, today),
         rules=rules,

@@ -90,7 +90,7 @@ def status_text(status: dict[str, Any]) -> str:
     head = f"boundd {daemon['version']}, pid {daemon['pid']}, since {daemon['started_at']}"
     lines = [safe(head + "".join(f", {flag}" for flag in flags))]
     if daemon.get("store_problem"):
-        lines.append(f"results can't be stored: {safe(daemon['store_problem'])}")
+        lines.append(f"nothing new is started: {safe(daemon['store_problem'])}")
     counts = ", ".join(f"{count} {state}" for state, count in cells["by_state"].items() if count)
     eta = f"; about {duration(status['eta_s'])} left" if status["eta_s"] else ""
     lines += ["", safe(f"{cells['total']} cells: {counts or 'none'}{eta}"), "", devices_text(status["devices"])]

@@ -32,7 +32,7 @@ _KINDS = {
     "model_type": "a table",
 }
 _ALONE = {
-    "daemon": ("export_format", "safety_factor", "keep_logs"),
+    "daemon": ("export_format", "safety_factor", "keep_logs", "disk_reserve"),
     "worker": ("timeout", "grace", "python"),
 }
 """Keys that no check looks at beside others: an error in one of them makes no other error a mere consequence."""

@@ -121,6 +121,7 @@ class DaemonTable(Table):
     export_format: Literal["json", "legacy", "search-params", "csv"] = "json"
     safety_factor: Annotated[float, AfterValidator(_safety_factor)] = 1.1
     keep_logs: Duration = 30 * 86400.0
+    disk_reserve: Size = 64 * 1024**2
 
 
 class LogTable(Table):

@@ -65,6 +65,7 @@ class Settings:
     export_format: str
     safety_factor: float
     keep_logs_s: float
+    disk_reserve_bytes: int
     log_file: Path | None
     log_level: str
     device_backend: str
@@ -160,8 +161,8 @@ def check_writable(settings: Settings) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return  # A full disk is no error of the config: it passes, and whoever needs the room says so.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            return  # A full or failing disk is no error of the config: it passes, and whoever needs it says so.
         reason = error.strerror or str(error)
         raise ConfigError(
             [f"daemon.state_dir: {folder} can't be written to ({reason}): choose another folder"]
@@ -197,6 +198,7 @@ def _settings(
         export_format=config.daemon.export_format,
         safety_factor=config.daemon.safety_factor,
         keep_logs_s=config.daemon.keep_logs,
+        disk_reserve_bytes=config.daemon.disk_reserve,
         log_file=places.log_file,
         log_level=config.log.level,
         device_backend=config.devices.backend,

@@ -48,6 +48,8 @@ class Action(StrEnum):
     RUN_IDLE = "run-idle"
     STORE_UNAVAILABLE = "store-unavailable"
     STORE_RECOVERED = "store-recovered"
+    DISK_PROBLEM = "disk-problem"
+    DISK_RECOVERED = "disk-recovered"
     EXPORT_WRITTEN = "export-written"
     EXPORT_FAILED = "export-failed"
     LOGS_DROPPED = "logs-dropped"

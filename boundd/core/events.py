@@ -36,6 +36,8 @@ class DevicesRead:
     """The machine itself, in the same pass; None where it was not read."""
     foreign: frozenset[str] = frozenset()
     """UUIDs of devices on which a process was seen that is not boundd's."""
+    disk_free_bytes: int | None = None
+    """What is free where the state folder is; None where it could not be read, and then it bounds nothing."""
 
 
 @dataclass(frozen=True, slots=True)

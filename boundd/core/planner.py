@@ -85,6 +85,9 @@ def plan(state: State, now: Now) -> Plan:
     if state.stopping or state.paused:
         reason = "the daemon is stopping" if state.stopping else "paused: `boundctl resume` goes on"
         return Plan(_explained(state, now, {}, reason), (), (), None)
+    if state.disk_shortage:
+        # Each reading of the devices brings one of the disk, and plans.
+        return Plan(_explained(state, now, {}, state.disk_shortage), (), (), None)
     if not state.has_pending:
         return Plan(_explained(state, now, {}), (), (), None)
     overdue = passed_over(state)

@@ -34,6 +34,8 @@ class Rules:
     """Attempts at a time on one device; 0 where memory alone decides."""
     torch: str = ""
     """The version that workers have, part of what a footprint is learned by; empty where nobody knows."""
+    disk_reserve_bytes: int = 0
+    """Free bytes where the state folder is, below which no attempt is started; 0 where that isn't looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,8 @@ class State:
     """The model that was started last: its files are in the host's page cache."""
     paused: bool = False
     stopping: bool = False
+    disk_free_bytes: int | None = None
+    """What was free where the state folder is, as of the latest reading; None where nobody knows."""
     deferrals: Mapping[str, Deferral] = field(default_factory=dict)
     """Key to the reason why the latest plan did not start it. Reasons are worked out when they are asked for."""
 
@@ -126,6 +130,17 @@ class State:
     def count_by_state(self) -> Counter[CellState]:
         """How many cells of the matrix stand in each state."""
         return Counter({state: count for state, count in self.cells.counts.items() if count})
+
+    @property
+    def disk_shortage(self) -> str:
+        """Why nothing is started for want of room on the disk, with numbers and what to do; empty where there is."""
+        free, reserve = self.disk_free_bytes, self.rules.disk_reserve_bytes
+        if free is None or free >= reserve:
+            return ""
+        return (
+            f"the disk of the state folder is nearly full: {free:,} bytes free, nothing is started below {reserve:,} "
+            "(daemon.disk_reserve): make room there, and it goes on by itself"
+        )
 
     @property
     def idle(self) -> bool:

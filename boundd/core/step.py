@@ -89,7 +89,11 @@ def _devices_read(state: State, event: ev.DevicesRead, now: Now) -> Step:
         devices = devices.set(uuid, replace(before, reading=gone))
         notes += _device_notes(before, devices[uuid])
     host = event.host if event.host is not None else state.host
-    read, outgrown = _grown(replace(state, devices=devices, host=host, cordons=cordons))
+    disk_free_bytes = event.disk_free_bytes if event.disk_free_bytes is not None else state.disk_free_bytes
+    read, outgrown = _grown(
+        replace(state, devices=devices, host=host, cordons=cordons, disk_free_bytes=disk_free_bytes)
+    )
+    notes += _disk_notes(state, read)
     joined = [a for a in read.attempts.values() if a.device in event.foreign and not a.foreign_seen]
     for attempt in sorted(joined, key=lambda attempt: attempt.id):
         seen_foreign = replace(attempt, foreign_seen=True)
@@ -98,6 +102,16 @@ def _devices_read(state: State, event: ev.DevicesRead, now: Now) -> Step:
         message = f"a process that is not boundd's is on the device of {attempt.label}"
         notes.append(replace(_note(Action.FOREIGN_PROCESS, message, attempt), level="warning"))
     return read, (*_commit(records), *notes, *outgrown)
+
+
+def _disk_notes(before: State, after: State) -> list[Note]:
+    """A word when the disk's room begins to hold new work back, and when it no longer does."""
+    if bool(before.disk_shortage) == bool(after.disk_shortage):
+        return []
+    fields = {"boundd.disk_free_bytes": after.disk_free_bytes}
+    if after.disk_shortage:
+        return [Note(Action.DISK_PROBLEM, after.disk_shortage, "warning", fields=fields)]
+    return [Note(Action.DISK_RECOVERED, "the disk has room again: attempts are started", fields=fields)]
 
 
 def _falls_ill(before: Device | None, reading: DeviceReading) -> bool:

@@ -6,8 +6,10 @@ keeps nothing that a second one, in the next daemon, would have to be told.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,6 +32,8 @@ _REPORT_PATIENCE_S = 2.0
 _TOLD_BYTES = 2000
 _COMPLAINTS = "shim.log"
 _RESULTS = "results.jsonl"
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+_SAID_ERRNO = re.compile(r"\[Errno (\d+)\]")
 
 
 class LocalLauncher:
@@ -72,9 +76,10 @@ class LocalLauncher:
             os.close(ready)
         how = _ending(await self._failure(spec.attempt_id))
         self._failures.pop(spec.attempt_id, None)
+        why = said.decode(errors="replace") or _last_words(spec.folder)
         raise LaunchError(
-            f"the shim of attempt {spec.attempt_id} {how} before it started the worker: "
-            f"{said.decode(errors='replace') or _last_words(spec.folder)}"
+            f"the shim of attempt {spec.attempt_id} {how} before it started the worker: {why}",
+            passing=any(int(number) in _DISK_ERRORS for number in _SAID_ERRNO.findall(why)),
         )
 
     async def wait(self, attempt_id: str) -> ProcessEnd:
@@ -215,7 +220,8 @@ class LocalLauncher:
                 # The shim has its own copy of the descriptor, and with it the lock.
                 os.close(lock)
         except (OSError, ValueError, TypeError, subprocess.SubprocessError, cgroups.CgroupError) as error:
-            raise LaunchError(f"attempt {spec.attempt_id} can't be started: {error}") from error
+            passing = isinstance(error, OSError) and error.errno in _DISK_ERRORS
+            raise LaunchError(f"attempt {spec.attempt_id} can't be started: {error}", passing=passing) from error
 
     def _cgroup(self, spec: LaunchSpec) -> str:
         """The path of the attempt's cgroup; empty where it has none.
@@ -342,7 +348,8 @@ def _claim(folder: Path, lock: int, attempt_id: str) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise LaunchError(f"attempt {attempt_id} is alive already") from None
+        # Most likely what a launch left that failed a moment ago: it ends by itself.
+        raise LaunchError(f"attempt {attempt_id} is alive already", passing=True) from None
     if (folder / shim.OUTCOME).exists():
         # Hours of a GPU may be in there; whoever wants to start anew takes a new attempt.
         raise LaunchError(f"attempt {attempt_id} has ended already")

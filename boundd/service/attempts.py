@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import anyio
 
 from boundd.core.attempts import Attempt, EndReason
 from boundd.core.classify import Evidence, Printed, WorkerError, classify
+from boundd.core.effects import Action, Note
 from boundd.core.events import AttemptEnded, AttemptProgressed, AttemptStarted, Event, PointMeasured
 from boundd.core.outcomes import ErrorKind, Isolation, Measurement, PointRecord, Verdict
 from boundd.ports import Clock, Launcher, LaunchError, LaunchSpec, ProcessEnd
@@ -21,6 +23,8 @@ RESULTS_INTERVAL_S = 0.25
 RESULTS_LIMIT_BYTES = 64 * 1024**2
 POINTS_LIMIT = 10_000
 """A worker that writes more than this is broken: its result is malformed, and nothing past it is read or kept."""
+DISK_RETRY_S = 2.0
+"""How long after a disk that failed or was full the same is tried again."""
 
 
 @dataclass(slots=True)
@@ -102,6 +106,7 @@ class AttemptWatcher:
         clock: Clock,
         submit: Callable[[Event], Awaitable[None]],
         attempt_now: Callable[[str], Attempt],
+        tell: Callable[[Note], None],
         *,
         from_stdout: bool,
     ) -> None:
@@ -109,35 +114,76 @@ class AttemptWatcher:
         self._clock = clock
         self._submit = submit
         self._attempt_now = attempt_now
+        self._tell = tell
         self._from_stdout = from_stdout
 
-    async def run(self, spec: LaunchSpec) -> None:
-        """Start an attempt and see it to its end."""
-        try:
-            await self._launcher.launch(spec)
-        except LaunchError as error:
-            await self._submit(AttemptEnded(spec.attempt_id, self._verdict_of_no_start(str(error))))
-            return
-        await self.adopt(spec.attempt_id)
+    async def run(self, attempt_id: str, make_spec: Callable[[], LaunchSpec]) -> None:
+        """Start an attempt and see it to its end. `make_spec` may raise an OSError: it makes folders.
+
+        A disk that is full or fails is no fault of the cell: the same attempt is started once it can be.
+        """
+        told = False
+        while True:
+            try:
+                await self._launcher.launch(make_spec())
+            except (LaunchError, OSError) as error:
+                attempt = self._attempt_now(attempt_id)
+                if isinstance(error, LaunchError) and not error.passing:
+                    await self._submit(AttemptEnded(attempt_id, self._verdict_of_no_start(str(error))))
+                    return
+                if attempt.end_reason is not None:
+                    ended = Evidence(ended_on_request=True)
+                    await self._submit(AttemptEnded(attempt_id, classify(ended, self._clock.now().unix_s)))
+                    return
+                if not told:
+                    self._tell(_not_yet(attempt, "it can't be started yet", error))
+                    told = True
+                await anyio.sleep(DISK_RETRY_S)
+            else:
+                break
+        await self.adopt(attempt_id)
 
     async def adopt(self, attempt_id: str) -> None:
-        """See an attempt that runs, or ended while no daemon did, to its end."""
+        """See an attempt that runs, or ended while no daemon did, to its end.
+
+        Where its files can't be read, that is told, and tried again: what an attempt left is not lost for it.
+        """
+        told = False
+        while True:
+            try:
+                return await self._see_through(attempt_id)
+            except OSError as error:
+                if not told:
+                    self._tell(_not_yet(self._attempt_now(attempt_id), "its files can't be read now", error))
+                    told = True
+                await anyio.sleep(DISK_RETRY_S)
+
+    async def _see_through(self, attempt_id: str) -> None:
         if self._launcher.is_alive(attempt_id):
             await self._submit(AttemptStarted(attempt_id))
         if self._attempt_now(attempt_id).end_reason is not None:
             await self._launcher.end(attempt_id)
         collected = Collected()
+        failures: list[OSError] = []
         async with anyio.create_task_group() as group:
             group.start_soon(self._follow, attempt_id, collected)
-            end = await self._launcher.wait(attempt_id)
+            try:
+                end = await self._launcher.wait(attempt_id)
+            except OSError as error:
+                # As an exception of the group it would be wrapped.
+                failures.append(error)
             group.cancel_scope.cancel()
+        if failures:
+            raise failures[0]
         collected = await self._read_to_the_end(attempt_id, collected, end)
         await self._submit(AttemptEnded(attempt_id, await self._verdict(attempt_id, end, collected)))
 
     async def _follow(self, attempt_id: str, collected: Collected) -> None:
         while True:
             await anyio.sleep(RESULTS_INTERVAL_S)
-            await self._read_more(attempt_id, collected)
+            # Once it has ended all is read, whatever this could not.
+            with suppress(OSError):
+                await self._read_more(attempt_id, collected)
 
     async def _read_more(self, attempt_id: str, collected: Collected) -> None:
         """Read on to the end of the results, a chunk at a time, and submit what they say."""
@@ -215,6 +261,11 @@ class AttemptWatcher:
 
     def _verdict_of_no_start(self, why: str) -> Verdict:
         return classify(Evidence(start_error=why), self._clock.now().unix_s)
+
+
+def _not_yet(attempt: Attempt, what: str, error: Exception) -> Note:
+    message = f"attempt {attempt.number} of {attempt.label}: {what}, and that is tried again: {error}. See to the disk."
+    return Note(Action.DISK_PROBLEM, message, "error", cell=attempt.label, attempt=attempt.id, device=attempt.device)
 
 
 def _ended_by_others(end: ProcessEnd, attempt: Attempt) -> str:

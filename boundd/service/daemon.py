@@ -12,6 +12,7 @@ import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import anyio
@@ -56,7 +57,7 @@ from boundd.ports import (
     StoreBusyError,
 )
 from boundd.service import stuck
-from boundd.service.attempts import AttemptWatcher
+from boundd.service.attempts import DISK_RETRY_S, AttemptWatcher
 from boundd.service.processes import attempts_by_device, foreign_on, observed_in
 
 PROBE_INTERVAL_S = 1.0
@@ -65,7 +66,13 @@ PROBE_REST_S = 0.05
 """At least so long between readings: what an ended attempt held is seen at once, and not by a reading for each of many
 short ones."""
 STORE_RETRY_S = 2.0
+EXPORT_RETRY_S = 5.0
+"""How long after an export that failed the next one is tried, whether or not there are new results."""
+STOP_PATIENCE_S = 10.0
+"""How long a stop waits for a store that takes nothing, before it leaves the rest to the next daemon."""
 SUBSCRIBER_BUFFER = 1000
+WRITABLE = "writable"
+"""The fact that is written to see whether the store takes records again: when that was, UTC seconds."""
 ALIVE = "alive"
 """The fact that is asked for to see whether the store answers; there is none of that name."""
 EXPORT_REST = 9.0
@@ -104,10 +111,13 @@ class Hooks:
     """What the composition root adds: reading the config anew, writing the export, telling of reloads, the host."""
 
     reload: Callable[[], Run]
-    write_export: Callable[[State], Awaitable[None]]
+    write_export: Callable[[State], Awaitable[bool]]
+    """False where it failed, and is to be tried again."""
     reloading: Callable[[], AbstractContextManager[None]] = nullcontext
     read_host: Callable[[Mapping[str, frozenset[int]]], HostReading | None] = lambda _pids: None
     """The machine's memory and cores, with what the processes of each attempt hold; None where they bound nothing."""
+    read_disk: Callable[[], int | None] = lambda: None
+    """What is free where the state folder is, in bytes; None where it can't be told, or bounds nothing."""
 
 
 class Daemon:
@@ -127,7 +137,8 @@ class Daemon:
         self.launcher = launcher
         self.clock = clock
         self.started_unix_s = clock.now().unix_s
-        self.store_problem = ""
+        self._store_failure = ""
+        self._store_failed = anyio.Event()
         self._run = run
         self._probe = probe
         self._observers = observers
@@ -150,6 +161,11 @@ class Daemon:
     def state(self) -> State:
         """The committed state, as of now."""
         return self._state
+
+    @property
+    def store_problem(self) -> str:
+        """Why nothing can be stored, or nothing is started for want of disk; empty where all is well."""
+        return self._store_failure or self._state.disk_shortage
 
     # What others ask of the daemon
 
@@ -273,6 +289,7 @@ class Daemon:
                 group.start_soon(self._probe_devices)
                 group.start_soon(self._wake_on_time)
                 group.start_soon(self._look_out_for_stuck)
+                group.start_soon(self._try_the_store)
                 await self.submit_until_stored(Wake())
                 await self._until_stop(until_idle=until_idle)
                 await self._wind_down()
@@ -296,9 +313,22 @@ class Daemon:
 
     async def _wind_down(self) -> None:
         """Leave the workers for the next daemon, or end them and wait until nothing of them is alive."""
-        await self.submit_until_stored(ShutdownRequested(self._end_workers))
-        if self._end_workers and self._state.attempts:
-            await self._nothing_runs.wait()
+        with anyio.move_on_after(STOP_PATIENCE_S) as scope:
+            await self.submit_until_stored(ShutdownRequested(self._end_workers))
+        if scope.cancelled_caught:
+            # To leave them running is the one way to stop of which nothing has to be stored.
+            await self.submit_until_stored(ShutdownRequested(end_workers=False))
+        while not scope.cancelled_caught and self._end_workers and self._state.attempts:
+            with anyio.move_on_after(STOP_PATIENCE_S):
+                await self._nothing_runs.wait()
+            if self._store_failure and not any(map(self._may_be_alive, self._state.attempts)):
+                return  # How they ended is in their folders; the next daemon stores it.
+
+    def _may_be_alive(self, attempt_id: str) -> bool:
+        try:
+            return self.launcher.is_alive(attempt_id)
+        except OSError:
+            return True
 
     # Applying events
 
@@ -331,13 +361,18 @@ class Daemon:
         try:
             await self.store.commit(commit.records)
         except StoreBusyError as error:
-            if not self.store_problem:
-                self.store_problem = str(error)
+            if not self._store_failure:
                 message = f"nothing can be stored: no new attempts until it can; {error}"
                 self.tell(Note(Action.STORE_UNAVAILABLE, message, "error"))
+            self._store_failure = f"nothing can be stored ({error}): see to the disk, and it goes on by itself"
+            self._store_failed.set()
             raise
-        if self.store_problem:
-            self.store_problem = ""
+        self._store_works()
+
+    def _store_works(self) -> None:
+        if self._store_failure:
+            self._store_failure = ""
+            self._store_failed = anyio.Event()
             self.tell(Note(Action.STORE_RECOVERED, "the store takes records again"))
 
     def _perform(self, effect: object) -> None:
@@ -345,9 +380,10 @@ class Daemon:
             case Note():
                 self.tell(effect)
             case Spawn() if self._group is not None:
-                self._group.start_soon(self._watcher().run, self._run.spec_of(effect.attempt, effect.cell, self._state))
+                make_spec = partial(self._run.spec_of, effect.attempt, effect.cell, self._state)
+                self._group.start_soon(self._watcher().run, effect.attempt.id, make_spec)
             case EndWorker() if self._group is not None:
-                self._group.start_soon(self.launcher.end, effect.attempt_id)
+                self._group.start_soon(self._end_worker, effect.attempt_id)
             case ResultsChanged():
                 self._export_wanted.set()
             case WakeAt():
@@ -371,10 +407,32 @@ class Daemon:
             self.clock,
             self.submit_until_stored,
             lambda attempt_id: self._state.attempts[attempt_id],
+            self.tell,
             from_stdout=self._run.from_stdout,
         )
 
+    async def _end_worker(self, attempt_id: str) -> None:
+        """Ask until it could be asked: a disk that fails must not let a worker run on."""
+        while attempt_id in self._state.attempts:
+            try:
+                await self.launcher.end(attempt_id)
+            except OSError:
+                await anyio.sleep(DISK_RETRY_S)
+            else:
+                return
+
     # Background loops
+
+    async def _try_the_store(self) -> None:
+        """While nothing could be stored, see whether it can be again: there may be nothing that wants to be."""
+        while True:
+            await self._store_failed.wait()
+            await anyio.sleep(STORE_RETRY_S)
+            async with self._lock:
+                with suppress(StoreBusyError):
+                    if self._store_failure:
+                        await self.store.remember(WRITABLE, str(self.clock.now().unix_s))
+                        self._store_works()
 
     async def _probe_devices(self) -> None:
         while True:
@@ -384,8 +442,8 @@ class Daemon:
             self._freed = anyio.Event()
             try:
                 await self._read_devices(plan=True)
-            except StoreBusyError:
-                continue  # it has been told; the next pass tries again
+            except (StoreBusyError, OSError):
+                continue  # what couldn't be stored has been told; what couldn't be read is read at the next pass
             except DeviceError as error:
                 self._all_unavailable(str(error))
 
@@ -400,7 +458,9 @@ class Daemon:
         # In a thread: it walks through /proc, and that takes milliseconds.
         pids = await anyio.to_thread.run_sync(self._pids) if old or waiting else {}
         host = await anyio.to_thread.run_sync(self._hooks.read_host, pids) if waiting else None
-        event = DevicesRead(*self._with_lists(readings, pids), host, foreign_on(readings, attempts, pids))
+        foreign = foreign_on(readings, attempts, pids)
+        disk_free_bytes = await anyio.to_thread.run_sync(self._hooks.read_disk)
+        event = DevicesRead(*self._with_lists(readings, pids), host, foreign, disk_free_bytes)
         if plan:
             await self.submit(event)
         else:
@@ -461,7 +521,9 @@ class Daemon:
             await self._export_wanted.wait()
             self._export_wanted = anyio.Event()
             begun_boot_s = self.clock.now().boot_s
-            await self._hooks.write_export(self._state)
+            if not await self._hooks.write_export(self._state):
+                self._export_wanted.set()
+                await anyio.sleep(EXPORT_RETRY_S)
             await anyio.sleep((self.clock.now().boot_s - begun_boot_s) * EXPORT_REST)
 
 

@@ -12,10 +12,10 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from boundd.ports import HeldError
+from boundd.ports import HeldError, StoreBusyError
 
 LOCK_NAME = "daemon.lock"
 PATIENCE_S = 2.0
@@ -24,6 +24,8 @@ taken apart, or a child that it was forking still has its descriptors."""
 _PAUSE_S = 0.02
 _NO_FOLDER_LOCKS = frozenset({errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP})
 """What file systems answer that can't lock folders: there the file has to do."""
+
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
 
 _held: set[tuple[int, int]] = set()
 """Device and inode of the folders that this process holds."""
@@ -35,6 +37,7 @@ def hold(state_dir: Path) -> Iterator[None]:
 
     Raises:
         HeldError: another daemon holds it; the message names its pid.
+        StoreBusyError: the disk is full or failing.
         OSError: the folder isn't there, or can't be written to.
     """
     folder = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -42,17 +45,36 @@ def hold(state_dir: Path) -> Iterator[None]:
         stack.callback(os.close, folder)
         identity = _identity(folder)
         if identity not in _held:
-            file = os.open(state_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            file = _lock_file(state_dir / LOCK_NAME)
             stack.callback(os.close, file)
             _take(folder, file, state_dir)
             _take(file, file, state_dir)
-            text = f"{os.getpid()}\n".encode()
-            # In this order: on a full disk, the room of the pid before is all that there is.
-            os.pwrite(file, text, 0)
-            os.ftruncate(file, len(text))
+            # The locks are what counts; the pid only tells people: a disk that does not take it is no reason to stop.
+            with suppress(OSError):
+                _leave_pid(file)
             _held.add(identity)
             stack.callback(_held.discard, identity)
         yield
+
+
+def _lock_file(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise StoreBusyError(f"{path}: the state folder can't be held: {error.strerror}. See to the disk.") from error
+
+
+def _leave_pid(file: int) -> None:
+    text = f"{os.getpid()}\n".encode()
+    # In this order: on a full disk, the room of the pid before is all that there is.
+    try:
+        written = os.pwrite(file, text, 0)
+    except OSError:
+        os.ftruncate(file, 0)  # no pid rather than that of somebody else
+        raise
+    os.ftruncate(file, written)
 
 
 def _take(descriptor: int, file: int, state_dir: Path) -> None:

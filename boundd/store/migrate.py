@@ -32,7 +32,12 @@ _HEADER_BYTES = 100
 _APPLICATION_ID_OFFSET = 68
 """https://www.sqlite.org/fileformat2.html, 1.3: four bytes, big-endian."""
 _FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
-_PASSING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_NOMEM)
+_PASSING = (
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_NOMEM),
+    sqlite3.SQLITE_CORRUPT,
+)
+"""Damage too: whoever gets here has just been looked at and found whole, so that it was the disk that failed."""
+_PASSING_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _START_AFRESH = (
     f"Restore a backup of it, or move it away, with its {acknowledged.SUFFIX} file, to start with an empty store."
 )
@@ -92,7 +97,7 @@ def prepare(path: Path, migrations: Sequence[Migration] | None = None) -> None:
             _create(path, wanted)
             _sweep(path)
             return
-        pending = wanted[_inspect(path, wanted) :]
+        pending = wanted[_inspected(path, wanted) :]
         _sweep(path)
         if pending:
             _upgrade(path, pending)
@@ -103,7 +108,14 @@ def prepare(path: Path, migrations: Sequence[Migration] | None = None) -> None:
 def cannot_open(path: Path, error: sqlite3.Error | OSError) -> StoreError | StoreBusyError:
     """The port's error for one of opening a store: a full or failing disk passes, all else is for a person."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    if code in _PASSING or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)):
+    # SQLite doesn't say why, and opens for reading what it can't open for both: where the permissions are as they
+    # should be, it was the disk.
+    by_the_disk = (
+        code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+        and os.access(path, os.R_OK | os.W_OK)
+        and os.access(path.parent, os.W_OK)
+    )
+    if by_the_disk or code in _PASSING or (isinstance(error, OSError) and error.errno in _PASSING_ERRNOS):
         return StoreBusyError(f"{path}: the store can't be opened now: {error}. See to the disk.")
     return StoreError(f"{path}: the store can't be opened: {error}. See to the disk and its permissions.")
 
@@ -154,6 +166,14 @@ def split(sql: str) -> Iterator[str]:
     # Only comments may follow the last one; anything else is left for SQLite to refuse.
     if re.sub(r"--[^\n]*", "", statement).strip():
         yield statement.strip()
+
+
+def _inspected(path: Path, known: Sequence[Migration]) -> int:
+    """`_inspect`, and again where it finds damage: SQLite takes a page that can't be read just then for damage."""
+    try:
+        return _inspect(path, known)
+    except StoreError:
+        return _inspect(path, known)
 
 
 def _inspect(path: Path, known: Sequence[Migration]) -> int:
@@ -307,6 +327,8 @@ def _create(path: Path, migrations: Sequence[Migration]) -> None:
             connection.execute(queries.JOURNAL_WAL)
             for migration in migrations:
                 apply(connection, migration)
+            # Closing does this too, but says nothing where it fails: the file would go without what is in its log.
+            connection.execute(queries.CHECKPOINT).fetchall()
         _sync(temporary)
         temporary.rename(path)
     except BaseException:
@@ -327,6 +349,8 @@ def _upgrade(path: Path, pending: Sequence[Migration]) -> None:
             try:
                 apply(connection, migration)
             except (sqlite3.Error, StoreError) as error:
+                if isinstance(error, sqlite3.Error) and isinstance(passing := cannot_open(path, error), StoreBusyError):
+                    raise passing from error
                 raise StoreError(
                     f"{path}: migration {migration.number} ({migration.name}) failed and was undone: {error}. "
                     f"The store as it was before is in {backup}."

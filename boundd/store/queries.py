@@ -30,6 +30,9 @@ don't let triggers call an application's function unless the schema is said to b
 JOURNAL_WAL = "PRAGMA journal_mode = WAL"
 """Switch to the write-ahead log; answers with the mode that is now used."""
 
+CHECKPOINT = "PRAGMA wal_checkpoint(TRUNCATE)"
+"""Bring all of the log to the database file, sync that, and empty the log; the first number is 1 where it could not."""
+
 SAVE_CELL = """
 INSERT INTO cells (
     key, digest, label, parameters, state, attempts, charged_failures, plain_failures, free_failures, memory_level,

@@ -13,6 +13,7 @@ import itertools
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,24 +45,35 @@ _PASSING = frozenset(
 )
 """Primary result codes of what may be over later: the disk's state and other processes' locks."""
 
+_DISTRUSTED = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+"""Primary result codes after which the connection is given up: SQLite takes pages that can't be read for damage, and
+whether there is any is told by looking at the file again."""
+
 _ACKNOWLEDGE = "boundd_acknowledge"
 """Writes a commit's number beside the store, in the connection's own thread: a slow disk must not stop the loop."""
 
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A connection, with what is made anew with each."""
+
+    connection: aiosqlite.Connection
+    acknowledged: Acknowledged
+    history_query: str
+
+
 class SqliteStore:
     """The `Store` of boundd.ports, in a SQLite file. Made by `open`; close it, or its thread keeps the process."""
 
-    def __init__(
-        self, connection: aiosqlite.Connection, path: Path, acknowledged: Acknowledged, history_query: str
-    ) -> None:
-        self._connection = connection
+    def __init__(self, opened: _Opened, path: Path) -> None:
+        self._opened: _Opened | None = opened
         self._path = path
-        self._acknowledged = acknowledged
-        self._history_query = history_query
         self._lock = anyio.Lock()
         self._closed = False
+        self._distrusted = False
+        """The disk has failed since the connection was opened."""
         self._backing_up = False
 
     @classmethod
@@ -72,22 +84,28 @@ class SqliteStore:
             StoreBusyError: the disk is full or failing; it may be opened later.
             StoreError: it can't be used; the message says what is wrong and what to do. The file is untouched.
         """
-        await anyio.to_thread.run_sync(prepare, path)
         # A connection that nobody holds would keep the process from ending, so that no cancellation comes between.
         with anyio.CancelScope(shield=True):
-            try:
-                connection = await aiosqlite.connect(path, isolation_level=None)
-            except sqlite3.Error as error:
-                raise StoreError(f"{path}: the store can't be opened: {error}") from error
-            try:
-                await cls._configure(connection, path)
-                acknowledged, history_query = await cls._seal(connection, path)
-            except BaseException as error:
+            opened = await cls._connect(path)
+        return cls(opened, path)
+
+    @classmethod
+    async def _connect(cls, path: Path) -> _Opened:
+        """A connection to the store, which is checked, made or upgraded first."""
+        await anyio.to_thread.run_sync(prepare, path)
+        try:
+            connection = await aiosqlite.connect(path, isolation_level=None)
+        except sqlite3.Error as error:
+            raise cannot_open(path, error) from error
+        try:
+            await cls._configure(connection, path)
+            return _Opened(connection, *await cls._seal(connection, path))
+        except BaseException as error:
+            with contextlib.suppress(sqlite3.Error):
                 await connection.close()
-                if isinstance(error, sqlite3.Error | OSError):
-                    raise cannot_open(path, error) from error
-                raise
-        return cls(connection, path, acknowledged, history_query)
+            if isinstance(error, sqlite3.Error | OSError):
+                raise cannot_open(path, error) from error
+            raise
 
     @staticmethod
     async def _configure(connection: aiosqlite.Connection, path: Path) -> None:
@@ -248,21 +266,71 @@ class SqliteStore:
                 if self._closed:
                     return
                 self._closed = True
-                # What was committed is on the disk already: a close that fails loses nothing.
-                with contextlib.suppress(sqlite3.Error):
-                    await self._connection.close()
-                await anyio.to_thread.run_sync(self._acknowledged.close)
+                await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        """Close the connection, if there is one."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            # What was committed is on the disk already: a close that fails loses nothing.
+            with contextlib.suppress(sqlite3.Error):
+                await opened.connection.close()
+            await anyio.to_thread.run_sync(opened.acknowledged.close)
+
+    @property
+    def _connection(self) -> aiosqlite.Connection:
+        """The connection, which `_ready` has seen to."""
+        assert self._opened is not None
+        return self._opened.connection
+
+    async def _ready(self) -> None:
+        """See that there is a connection. The lock is held by the caller.
+
+        Raises:
+            StoreBusyError: the disk still fails.
+            StoreError: the file is damaged.
+        """
+        self._check_open()
+        if self._opened is None:
+            if not self._path.exists():
+                # `prepare` would make an empty one, and the daemon go on as if that were the same.
+                raise StoreError(f"{self._path}: the store is gone. Put the file back, or restore a backup of it.")
+            with anyio.CancelScope(shield=True):
+                self._opened = await self._connect(self._path)
+                self._distrusted = False
+
+    async def _mend(self) -> None:
+        """After the disk has failed: write what was kept anew, drop what was refused, and open the store as new.
+
+        Raises:
+            StoreBusyError: the disk still fails, or somebody reads the file all the time.
+            StoreError: the file is damaged.
+        """
+        if self._opened is not None:
+            try:
+                # This connection still knows where the log ends that was acknowledged; the next one would read on.
+                ((busy, *_),) = await self._connection.execute_fetchall(queries.CHECKPOINT)
+            except sqlite3.Error as error:
+                if _primary_code(error) != sqlite3.SQLITE_READONLY:
+                    raise self._translated(error) from error
+                busy = 0  # it was opened for reading alone, because the disk failed just then
+            if busy:
+                raise StoreBusyError(
+                    f"{self._path}: it can't be checked after a disk error while another program reads it"
+                )
+            await self._disconnect()
+        await self._ready()
 
     async def _read(
         self, sql: str, decode: Callable[[sqlite3.Row], _T], values: Mapping[str, Any] | None = None
     ) -> tuple[_T, ...]:
         """The rows of a query, decoded. The lock is held by the caller."""
-        self._check_open()
+        await self._ready()
         try:
             found = await self._connection.execute_fetchall(sql, values)
             return tuple(decode(row) for row in found)
         except sqlite3.Error as error:
-            raise self._translated(error) from error
+            raise await self._after(error) from error
         except (ValueError, TypeError, KeyError) as error:
             raise StoreError(f"{self._path}: a row can't be understood: {error}. Restore a backup of it.") from error
 
@@ -275,7 +343,9 @@ class SqliteStore:
 
     async def _check_digest(self, digest: str) -> None:
         seal = await self._read(queries.LOAD_HISTORY_SEAL, tuple, {"digest": digest})
-        found = await self._read(self._history_query, lambda row: int(row[0]), {"digest": digest})
+        await self._ready()
+        assert self._opened is not None
+        found = await self._read(self._opened.history_query, lambda row: int(row[0]), {"digest": digest})
         wrong = seals.compared_history(digest, seal[0] if seal else None, found)
         if wrong:
             raise StoreError(f"{self._path}: the store is damaged: {wrong[0]}. Restore a backup of it.")
@@ -284,12 +354,14 @@ class SqliteStore:
         if not statements:
             return
         async with self._lock:
-            self._check_open()
+            await self._ready()
             with anyio.CancelScope(shield=True):
+                if self._distrusted:
+                    await self._mend()
                 try:
                     await self._transaction(statements)
                 except sqlite3.Error as error:
-                    raise self._translated(error) from error
+                    raise await self._after(error) from error
                 except (OverflowError, UnicodeEncodeError) as error:
                     raise InvariantError(f"a record can't be kept: {error}") from error
 
@@ -323,14 +395,32 @@ class SqliteStore:
         if self._closed:
             raise InvariantError(f"{self._path}: the store was used after it was closed")
 
+    async def _after(self, error: sqlite3.Error) -> Exception:
+        """The port's error for one of SQLite's, once what the disk may have spoilt has been seen to.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        if _primary_code(error) not in _DISTRUSTED:
+            return self._translated(error)
+        self._distrusted = True
+        # At once, so that what is said to be refused is gone also if this process dies now.
+        with anyio.CancelScope(shield=True), contextlib.suppress(StoreBusyError):
+            await self._mend()
+        return StoreBusyError(f"{self._path}: nothing was kept, a later commit may be: {error}")
+
     def _translated(self, error: sqlite3.Error) -> Exception:
         """The port's error for one of SQLite's."""
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        code = _primary_code(error)
         if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError | sqlite3.InterfaceError):
             return InvariantError(f"{self._path}: refused, nothing was kept: {error}")
         if code in _PASSING:
             return StoreBusyError(f"{self._path}: nothing was kept, a later commit may be: {error}")
         return StoreError(f"{self._path}: the store can't be used any more: {error}. Restore a backup of it.")
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
 
 
 def _value(row: sqlite3.Row) -> str:

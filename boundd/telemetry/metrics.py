@@ -43,6 +43,9 @@ class StateView:
     live_attempts: int = 0
     paused: bool = False
     log_lines_dropped: int = 0
+    store_problem: bool = False
+    disk_free_bytes: int | None = None
+    """Where the state folder is; None where it could not be read."""
 
 
 class Metrics:
@@ -54,6 +57,14 @@ class Metrics:
         self._cells = Gauge("boundd_cells", "Cells of the matrix by state.", ["state"], registry=registry)
         self._live = Gauge("boundd_live_attempts", "Attempts that have not ended.", registry=registry)
         self._paused = Gauge("boundd_paused", "1 while new attempts are held back.", registry=registry)
+        self._store_problem = Gauge(
+            "boundd_store_problem",
+            "1 while nothing can be stored, or the disk has no room for more.",
+            registry=registry,
+        )
+        self._disk_free = Gauge(
+            "boundd_disk_free_bytes", "What is free where the state folder is.", ["folder"], registry=registry
+        )
         self._device_up = Gauge(
             "boundd_device_state",
             "1 for the state that a device is in.",
@@ -112,6 +123,10 @@ class Metrics:
             self._cells.labels(state.value).set(view.cells_by_state.get(state, 0))
         self._live.set(view.live_attempts)
         self._paused.set(view.paused)
+        self._store_problem.set(view.store_problem)
+        self._disk_free.clear()
+        if view.disk_free_bytes is not None:
+            self._disk_free.labels("state_dir").set(view.disk_free_bytes)
         self._device_up.clear()
         for gauge in self._bytes.values():
             gauge.clear()

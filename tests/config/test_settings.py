@@ -31,6 +31,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "export_format": "json",
         "safety_factor": 1.1,
         "keep_logs": 30 * 86400.0,
+        "disk_reserve": 64 * 1024**2,
     }
     assert config.log.model_dump() == {"file": "", "level": "info"}
     assert config.devices.model_dump() == {

@@ -9,12 +9,15 @@ import fcntl
 import os
 import select
 import signal
+import time
 from typing import Any, NoReturn
 
 from .files import (
     LOCK,
     LOG,
     OUTCOME_FORMAT,
+    OUTCOME_RETRIES,
+    OUTCOME_RETRY_S,
     READY,
     SHIM,
     SHIM_FORMAT,
@@ -22,6 +25,7 @@ from .files import (
     checked,
     read_spec,
     reserve_outcome,
+    sync_written,
     write_atomically,
     write_outcome,
 )
@@ -45,9 +49,8 @@ from .log import CappedLog
 
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _READ_BYTES = 65536
+_LOG_RETRIES = 2
 _LAST_DRAIN_BYTES = 4 * 1024**2
-# poll() counts in a clock that stands still while the machine sleeps; looking up now and then keeps the deadline,
-# which counts in one that doesn't, from being late by the length of the sleep.
 _LONGEST_POLL_S = 10.0
 _KILL_PAUSE_S = 0.02
 _KILL_PAUSE_MAX_S = 1.0
@@ -94,10 +97,24 @@ class Shim:
         self._output, self._error = self._start()
         self._see_through()
         self._drain(_LAST_DRAIN_BYTES)
-        self._log.close()
+        self._finish_log()
+        # Before the outcome: after a power cut, one that says 0 beside results that are gone would be a lost result.
+        for path in (LOG, self._env.get("BOUNDD_RESULTS", "")):
+            sync_written(path)
         write_outcome({**self._outcome(), **self._host_memory()})
         if self._cgroup:
             remove_cgroup(self._cgroup)
+
+    def _finish_log(self) -> None:
+        """Close the log once its end is in the file: the last lines may be the result.
+
+        A disk that this log itself has filled is not waited for; one that others have filled is, as for the outcome.
+        """
+        for tried in range(OUTCOME_RETRIES):
+            if self._log.catch_up() or (self._log.has_room_of_its_own and tried >= _LOG_RETRIES):
+                break
+            time.sleep(OUTCOME_RETRY_S)
+        self._log.close()
 
     def _check_lock(self) -> None:
         """Without the lock nobody could tell that this attempt lives."""

@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
 import time
 import zlib
 from typing import Any
+
+from .kernel import LIBC
 
 SPEC_FORMAT, SHIM_FORMAT, OUTCOME_FORMAT = 1, 1, 1
 """What is written. A format is raised where a reader of the one before would be wrong about what it reads, not where it
@@ -22,8 +25,10 @@ READY = b"ready\n"
 
 _OUTCOME_DRAFT = OUTCOME + ".draft"
 _OUTCOME_ROOM_BYTES = 8192
-_OUTCOME_RETRY_S = 1.0
-_OUTCOME_RETRIES = 3600
+_FALLOC_FL_KEEP_SIZE = 1
+OUTCOME_RETRY_S = 1.0
+OUTCOME_RETRIES = 3600
+_READ_BYTES = 65536
 
 
 def check_of(path: str, document: dict[str, Any]) -> str:
@@ -65,9 +70,14 @@ def write_atomically(path: str, value: object, *, mode: int = 0o644) -> None:
         OSError: it could not be written.
     """
     draft = path + ".draft"
+    # In one piece: to a file, the encoder of the standard library goes from value to value in Python.
+    text = memoryview(json.dumps(value).encode("ascii"))
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    with open(descriptor, "w", encoding="ascii") as file:
-        json.dump(value, file)
+    try:
+        while text:
+            text = text[os.write(descriptor, text) :]
+    finally:
+        os.close(descriptor)
     os.rename(draft, path)
 
 
@@ -75,6 +85,13 @@ def reserve_outcome() -> None:
     """Take the room of the outcome now, when a full disk is an error to report and not yet a result to lose."""
     descriptor = os.open(_OUTCOME_DRAFT, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
+        # Without a size of its own, the file needs no cutting at the end, for which ext4 would wait for its journal.
+        size = ctypes.c_int64(_OUTCOME_ROOM_BYTES)
+        if LIBC.fallocate(descriptor, _FALLOC_FL_KEEP_SIZE, ctypes.c_int64(0), size) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINTR):
+            raise OSError(number, os.strerror(number), _OUTCOME_DRAFT)
         os.posix_fallocate(descriptor, 0, _OUTCOME_ROOM_BYTES)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
@@ -83,19 +100,45 @@ def reserve_outcome() -> None:
         os.close(descriptor)
 
 
+def sync_written(path: str) -> None:
+    """Bring what others wrote to a file to the disk; does nothing where there is none.
+
+    After a failed fsync the next one may succeed for having forgotten what the first could not write, so the content
+    is written again. Where that fails too, the outcome has to do without: it waits for the disk itself.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        try:
+            os.fsync(descriptor)
+        except OSError:
+            size, offset = os.fstat(descriptor).st_size, 0
+            while offset < size:
+                offset += os.pwrite(descriptor, os.pread(descriptor, _READ_BYTES, offset), offset)
+            os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
 def write_outcome(outcome: dict[str, object]) -> None:
-    """Write, fsync, rename, fsync the folder; tried again while the disk is full.
+    """Write, fsync, rename, fsync the folder; all of it tried again while the disk is full or fails.
 
     Raises:
         OSError: it could not be written in an hour, or the folder is gone.
     """
     text = json.dumps(checked(OUTCOME, outcome)).encode()
-    for left in range(_OUTCOME_RETRIES, -1, -1):
+    for left in range(OUTCOME_RETRIES, -1, -1):
         try:
             descriptor = os.open(_OUTCOME_DRAFT, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                os.pwrite(descriptor, text, 0)
-                os.ftruncate(descriptor, len(text))
+                if os.pwrite(descriptor, text, 0) < len(text):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), _OUTCOME_DRAFT)
+                if os.fstat(descriptor).st_size != len(text):
+                    os.ftruncate(descriptor, len(text))
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -108,6 +151,6 @@ def write_outcome(outcome: dict[str, object]) -> None:
         except OSError as error:
             if left == 0 or error.errno == errno.ENOENT:
                 raise
-            time.sleep(_OUTCOME_RETRY_S)
+            time.sleep(OUTCOME_RETRY_S)
         else:
             return

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 _PARENTS = 100
 
+_boot_id: list[str] = []
+
 
 class Stat(NamedTuple):
     """The part of /proc/PID/stat that tells who a process is."""
@@ -104,6 +106,8 @@ def signal_verified(stat: Stat, *numbers: int) -> bool:
 
 
 def boot_id() -> str:
-    """Which boot of the machine this is."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
+    """Which boot of the machine this is; read once, because no process outlives it."""
+    if not _boot_id:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            _boot_id.append(file.read().strip())
+    return _boot_id[0]

@@ -4,9 +4,14 @@
 
 from __future__ import annotations
 
+import codecs
 import ctypes
 import os
 import time
+
+# Once in the zygote and not in each shim: each would make a class of its own of it, and import this codec.
+LIBC = ctypes.CDLL(None, use_errno=True)
+codecs.lookup("ascii")
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -15,8 +20,11 @@ _REMOVAL_PAUSE_S = 0.02
 
 
 def now_s() -> float:
-    """Seconds since boot, sleep included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+    """Seconds since boot, without those that the machine slept: a worker that slept with it has not had that time.
+
+    It is the clock that poll() counts in, and nobody can set it.
+    """
+    return time.monotonic()
 
 
 def write_file(path: str, data: bytes) -> None:
@@ -64,7 +72,15 @@ def file_size(path: str) -> int | None:
 
 def machine_oom_kills() -> int:
     """How many processes of this machine the kernel has ended for want of host memory since boot."""
-    return read_keyed("/proc/vmstat").get("oom_kill", 0)
+    try:
+        with open("/proc/vmstat", "rb") as file:
+            text = file.read()
+    except OSError:
+        return 0
+    # Of some two hundred lines, two for each attempt: not worth taking apart.
+    name = b"\noom_kill "
+    found = text.find(name)
+    return 0 if found < 0 else int(text[found + len(name) :].split(b"\n", 1)[0])
 
 
 def kill_cgroup(path: str) -> None:
@@ -106,7 +122,6 @@ def prctl(option: int, value: int) -> None:
     Raises:
         OSError: the kernel refuses.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+    if LIBC.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), f"prctl({option})")

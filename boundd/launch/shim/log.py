@@ -9,6 +9,7 @@ import os
 from .kernel import now_s
 
 _MARK_ROOM_BYTES = 96
+_UNWRITTEN_BYTES = 256 * 1024
 _TAIL_PERIOD_S = 2.0
 
 
@@ -16,8 +17,9 @@ class CappedLog:
     """A file that never outgrows `limit_bytes`: once more was said, it holds the first half, a mark, and the last half.
 
     Up to the limit everything goes straight to the file, so that it can be followed. After that the last half lives
-    in a ring in memory and is brought to the file every two seconds and at the end. A full disk loses output, not
-    the worker.
+    in a ring in memory and is brought to the file every two seconds and at the end. What a full or failing disk
+    doesn't take is tried again with what comes next and at the end; only its last 256 KiB are kept for that, so that
+    the log may lose output, but not the last of it, and the worker is never held up.
     """
 
     def __init__(self, path: str, limit_bytes: int) -> None:
@@ -30,6 +32,7 @@ class CappedLog:
         self._written_bytes = 0
         self._cut_bytes = 0
         self._failed_bytes = 0
+        self._unwritten = bytearray()
         self._tail_due_s: float | None = None
 
     @property
@@ -40,12 +43,14 @@ class CappedLog:
     def write(self, data: bytes) -> None:
         """Take all of `data`, whatever becomes of it."""
         if self._ring is None:
-            room = self._limit_bytes - self._written_bytes
+            room = max(0, self._limit_bytes - self._written_bytes - len(self._unwritten))
             self._straight(data[:room])
             data = data[room:]
             if not data:
                 return
             self._ring = self._cut()
+            self._push(self._ring, bytes(self._unwritten))
+            self._unwritten = bytearray()
         self._push(self._ring, data)
         if self._tail_due_s is None:
             self._tail_due_s = now_s() + _TAIL_PERIOD_S
@@ -65,11 +70,31 @@ class CappedLog:
             os.ftruncate(self._descriptor, offset)
         except OSError:
             # A full disk: what is in the file stays, and the next flush tries again.
-            return
+            self._tail_due_s = now_s() + _TAIL_PERIOD_S
+
+    def catch_up(self) -> bool:
+        """Write what the disk did not take before; False where it still doesn't."""
+        self._straight(b"")
+        self.flush_tail()
+        return not self._unwritten and self._tail_due_s is None
+
+    @property
+    def has_room_of_its_own(self) -> bool:
+        """Whether what could not be written finds a place in what the file has already."""
+        return self._ring is not None or self._written_bytes >= len(self._unwritten) + _MARK_ROOM_BYTES
 
     def close(self) -> None:
-        """Bring the file up to date and close it."""
-        self.flush_tail()
+        """Bring the file up to date and close it; on a full disk, the last lines take the room of earlier ones."""
+        if not self.catch_up() and self._unwritten and self.has_room_of_its_own:
+            offset = self._written_bytes - len(self._unwritten) - _MARK_ROOM_BYTES
+            lost = self._failed_bytes + len(self._unwritten) + _MARK_ROOM_BYTES
+            mark = b"\n[boundd: %d bytes could not be written here]\n" % lost
+            try:
+                self._put(mark.ljust(_MARK_ROOM_BYTES, b"\n") + self._unwritten, offset)
+            except OSError:
+                self._failed_bytes = lost
+            else:
+                self._failed_bytes = 0
         if self._failed_bytes:
             try:
                 self._put(
@@ -81,14 +106,18 @@ class CappedLog:
         os.close(self._descriptor)
 
     def _straight(self, data: bytes) -> None:
+        pending = self._unwritten + data
         try:
-            self._put(data, self._written_bytes)
+            self._put(pending, self._written_bytes)
         except OSError:
-            self._failed_bytes += len(data)
+            over = max(0, len(pending) - _UNWRITTEN_BYTES)
+            self._failed_bytes += over
+            self._unwritten = pending[over:]
         else:
-            self._written_bytes += len(data)
+            self._written_bytes += len(pending)
+            self._unwritten = bytearray()
 
-    def _put(self, data: bytes | memoryview, offset: int) -> None:
+    def _put(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         view = memoryview(data)
         while view:
             count = os.pwrite(self._descriptor, view, offset)

@@ -13,7 +13,6 @@ nothing of the attempt is left.
 
 from __future__ import annotations
 
-import codecs
 import ctypes
 import errno
 import fcntl
@@ -30,16 +29,9 @@ SPEC, SHIM, OUTCOME, LOG, LOCK = "spec.json", "shim.json", "outcome.json", "outp
 READY = b"ready\n"
 """Said on standard output once shim.json is there and before the worker runs; anything else there is why not."""
 
-# Once in the zygote and not in each shim: each would make a class of its own of it, and import this codec.
-_LIBC = ctypes.CDLL(None, use_errno=True)
-codecs.lookup("ascii")
-
-_boot_id: list[str] = []
-
 _OUTCOME_DRAFT = OUTCOME + ".draft"
 _OUTCOME_ROOM_BYTES = 8192
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_FALLOC_FL_KEEP_SIZE = 1
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _READ_BYTES = 65536
@@ -140,11 +132,9 @@ def signal_verified(stat: Stat, *numbers: int) -> bool:
 
 
 def boot_id() -> str:
-    """Which boot of the machine this is; read once, because no process outlives it."""
-    if not _boot_id:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            _boot_id.append(file.read().strip())
-    return _boot_id[0]
+    """Which boot of the machine this is."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
 
 
 def now_s() -> float:
@@ -159,14 +149,9 @@ def write_atomically(path: str, value: object, *, mode: int = 0o644) -> None:
         OSError: it could not be written.
     """
     draft = path + ".draft"
-    # In one piece: to a file, the encoder of the standard library goes from value to value in Python.
-    text = memoryview(json.dumps(value).encode("ascii"))
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    try:
-        while text:
-            text = text[os.write(descriptor, text) :]
-    finally:
-        os.close(descriptor)
+    with open(descriptor, "w", encoding="ascii") as file:
+        json.dump(value, file)
     os.rename(draft, path)
 
 
@@ -659,15 +644,7 @@ def read_number(path: str) -> int | None:
 
 def machine_oom_kills() -> int:
     """How many processes of this machine the kernel has ended for want of host memory since boot."""
-    try:
-        with open("/proc/vmstat", "rb") as file:
-            text = file.read()
-    except OSError:
-        return 0
-    # Of some two hundred lines, two for each attempt: not worth taking apart.
-    name = b"\noom_kill "
-    found = text.find(name)
-    return 0 if found < 0 else int(text[found + len(name) :].split(b"\n", 1)[0])
+    return read_keyed("/proc/vmstat").get("oom_kill", 0)
 
 
 def kill_cgroup(path: str) -> None:
@@ -704,7 +681,8 @@ def _be_no_dearer_than_others() -> None:
 
 
 def _prctl(option: int, value: int) -> None:
-    if _LIBC.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), f"prctl({option})")
 
@@ -724,13 +702,6 @@ def _reserve_outcome() -> None:
     """Take the room of the outcome now, when a full disk is an error to report and not yet a result to lose."""
     descriptor = os.open(_OUTCOME_DRAFT, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        # Without a size of its own, the file needs no cutting at the end, for which ext4 would wait for its journal.
-        size = ctypes.c_int64(_OUTCOME_ROOM_BYTES)
-        if _LIBC.fallocate(descriptor, _FALLOC_FL_KEEP_SIZE, ctypes.c_int64(0), size) == 0:
-            return
-        number = ctypes.get_errno()
-        if number not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINTR):
-            raise OSError(number, os.strerror(number), _OUTCOME_DRAFT)
         os.posix_fallocate(descriptor, 0, _OUTCOME_ROOM_BYTES)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
@@ -750,10 +721,8 @@ def _write_outcome(outcome: dict[str, object]) -> None:
         try:
             descriptor = os.open(_OUTCOME_DRAFT, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                if os.pwrite(descriptor, text, 0) < len(text):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), _OUTCOME_DRAFT)
-                if os.fstat(descriptor).st_size != len(text):
-                    os.ftruncate(descriptor, len(text))
+                os.pwrite(descriptor, text, 0)
+                os.ftruncate(descriptor, len(text))
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
