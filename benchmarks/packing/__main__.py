@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="worlds of each trace")
     parser.add_argument("--first-seed", type=int, default=1000)
     parser.add_argument("--trace", action="append", choices=sorted(TRACES), help="only these")
+    parser.add_argument("--only-ours", action="store_true", help="no policies but ours and the clairvoyant")
     parser.add_argument("--each", action="store_true", help="a line for each seed too")
     options = parser.parse_args()
     print(f"$ {command_line()}\n{describe()}\n", flush=True)
@@ -50,7 +51,7 @@ def main() -> None:
         runs = []
         for seed in range(options.first_seed, options.first_seed + options.seeds):
             trace = TRACES[name](seed)
-            runs.append(scores(trace, seed))
+            runs.append(scores(trace, seed, others=not options.only_ours))
             if options.each:
                 by = {score.policy: score for score in runs[-1]}
                 ratio = by[OURS].makespan_s / by[CLAIRVOYANT].makespan_s

@@ -38,6 +38,16 @@ class Known:
         return self.cell.truth.duration_s
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What the cells on a device leave of it."""
+
+    left_bytes: int
+    empty: bool
+    closed: bool
+    """Whether one of them must be alone."""
+
+
 ORDERS: dict[str, Rank] = {
     "longest first": lambda known: (-known.duration_s,),
     "largest area first": lambda known: (-known.duration_s * known.peak_bytes,),
@@ -79,9 +89,10 @@ class Clairvoyant:
             starting.waiting(), key=lambda record: (self._rank(self._cells[record.cell.key]), record.cell.key)
         )
         loners = any(self._cells[record.cell.key].alone for record in waiting)
+        rooms = {device.uuid: self._room(device, starting.on(device)) for device in starting.ready()}
         for record in waiting:
             known = self._cells[record.cell.key]
-            device = self._best(starting, known, loners=loners)
+            device = self._best(starting, rooms, known, loners=loners)
             if device is not None:
                 starting.start(
                     record,
@@ -91,31 +102,37 @@ class Clairvoyant:
                     exclusive=known.alone,
                     batch_size=known.batch_size,
                 )
+                rooms[device.uuid] = self._room(device, starting.on(device))
         changes = (t for each in self._world.faults.foreign for t in (each.from_s, each.until_s) if t > now.boot_s)
         return starting.plan(min(changes, default=None))
 
-    def _best(self, starting: Starting, known: Known, *, loners: bool) -> Device | None:
+    def _best(self, starting: Starting, rooms: Mapping[str, Room], known: Known, *, loners: bool) -> Device | None:
         fits = []
-        for device in starting.ready():
-            attempts = starting.on(device)
-            if attempts and (known.alone or any(attempt.exclusive for attempt in attempts)):
+        for uuid, room in rooms.items():
+            if room.left_bytes < known.peak_bytes or room.closed or (known.alone and not room.empty):
                 continue
-            if loners and not known.alone and device.uuid in self._given_over:
+            if loners and not known.alone and uuid in self._given_over:
                 continue
-            left = self._left(device, attempts, starting.now.boot_s, known.duration_s * 1.02 + 5.0) - known.peak_bytes
+            left = room.left_bytes - known.peak_bytes - self._visits(uuid, starting.now.boot_s, known.duration_s)
             if left >= 0:
+                device = starting.state.devices[uuid]
                 fits.append((left, device.reading.index, device))
         return min(fits, key=lambda fit: fit[:2])[2] if fits else None
 
-    def _left(self, device: Device, attempts: tuple[Attempt, ...], now_s: float, lasts_s: float) -> int:
-        """Bytes that stay free on the device for so long."""
+    def _room(self, device: Device, attempts: tuple[Attempt, ...]) -> Room:
         held = sum(self._cells[attempt.key].peak_bytes for attempt in attempts)
+        closed = any(attempt.exclusive for attempt in attempts)
+        return Room((device.reading.total_bytes or 0) - held, empty=not attempts, closed=closed)
+
+    def _visits(self, uuid: str, now_s: float, takes_s: float) -> int:
+        """The most that a foreign process holds of the device while a cell of that length would run."""
+        until_s = now_s + takes_s * 1.02 + 5.0
         visits = [
             each.size_bytes
             for each in self._world.faults.foreign
-            if each.device == device.uuid and each.from_s < now_s + lasts_s and each.until_s > now_s - 5.0
+            if each.device == uuid and each.from_s < until_s and each.until_s > now_s - 5.0
         ]
-        return (device.reading.total_bytes or 0) - held - max(visits, default=0)
+        return max(visits, default=0)
 
 
 def lower_bound_s(world: World, ladder: tuple[int, ...]) -> float:
