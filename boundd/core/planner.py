@@ -96,10 +96,16 @@ def plan(state: State, now: Now) -> Plan:
             filling.fill(needs)
     for needs in scouts:
         filling.fill(needs, most=1, wanted=True)
-    # A guess that is too high keeps others out, one that is too low wastes what ran: what is known goes first.
+    # A guess that is too high keeps others out, one that is too low wastes what ran: what is known goes first. Of the
+    # kinds that are being learned, the shortest: they leave room when the sizes of the rest are known.
     names = device_names(state)
-    guessed = frozenset(needs for needs in queues if is_guessed(state, needs, names))
-    for needs in (*(n for n in queues if n not in guessed), *(n for n in queues if n in guessed)):
+    guessed = [needs for needs in queues if is_guessed(state, needs, names)]
+    learning = _subjects(state) | {needs.work.subject for needs in scouts}
+    unknown = frozenset(guessed)
+    for needs in queues:
+        if needs not in unknown:
+            filling.fill(needs)
+    for needs in sorted(guessed, key=lambda n: _amount(n) if n.work.subject in learning else 0):
         filling.fill(needs)
     return filling.plan()
 
@@ -133,7 +139,7 @@ def scouted(state: State, queues: Sequence[Requirement]) -> list[Requirement]:
     One of its cells goes ahead of all others, and has a device emptied for it: what it takes is learned once and early,
     and not by ten that fail together, and the rest is packed with known sizes. What has a single cell teaches nobody.
     """
-    seen = {workload_of(state.cells[attempt.key]).subject for attempt in state.attempts.values()}
+    seen = _subjects(state)
     found: dict[str, Requirement] = {}
     names = device_names(state)
     waiting = Counter[str]()
@@ -142,9 +148,19 @@ def scouted(state: State, queues: Sequence[Requirement]) -> list[Requirement]:
     for needs in queues:
         if waiting[needs.work.subject] > 1 and needs.work.subject not in seen and is_guessed(state, needs, names):
             before = found.get(needs.work.subject)
-            if before is None or needs.work.steps * needs.work.samples < before.work.steps * before.work.samples:
+            if before is None or _amount(needs) < _amount(before):
                 found[needs.work.subject] = needs
     return list(found.values())
+
+
+def _subjects(state: State) -> set[str]:
+    """The kinds of work that run."""
+    return {workload_of(state.cells[attempt.key]).subject for attempt in state.attempts.values()}
+
+
+def _amount(needs: Requirement) -> int:
+    """What a cell's duration goes with, for cells of one kind."""
+    return needs.work.steps * needs.work.samples
 
 
 def ranked(state: State, ledger: Ledger) -> list[Requirement]:
