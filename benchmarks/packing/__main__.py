@@ -40,13 +40,13 @@ def table(runs: list[list[Score]]) -> list[str]:
     return lines
 
 
-def simulated(names: list[str], seeds: range, *, each: bool) -> None:
+def simulated(names: list[str], seeds: range, *, each: bool, others: bool) -> None:
     """The first half: every cell of every trace, on each of the seeds."""
     for name in names:
         runs = []
         for seed in seeds:
             trace = TRACES[name](seed)
-            runs.append(scores(trace, seed))
+            runs.append(scores(trace, seed, others=others))
             if each:
                 print(f"  seed {seed}: ours {_ratio(runs[-1]):.3f} of the clairvoyant, {_ours(runs[-1])}", flush=True)
         head = f"{trace.name}, simulated, {len(seeds)} seeds from {seeds.start}"
@@ -63,7 +63,7 @@ def real(names: list[str], seeds: range, shortest_s: float, every: int | None) -
                 job = Job.of(name, seed, every or EVERY[name], shortest_s)
                 found = real_scores(bench, job)
                 runs.append(found.scores)
-                beside.append(_ratio(scores(thinned(TRACES[name](seed), job.every), seed)))
+                beside.append(_ratio(scores(thinned(TRACES[name](seed), job.every), seed, others=False)))
                 took = {policy: took.get(policy, 0.0) + seconds for policy, seconds in found.took_s.items()}
             whole = f"{len(job.trace.world.cells)} of {len(TRACES[name](seeds.start).world.cells)} cells"
             print(f"{job.trace.name}, real processes, {len(seeds)} seed(s) from {seeds.start}, {whole}, ", end="")
@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--real-seeds", type=int, default=1, help="worlds of each trace, with real processes")
     parser.add_argument("--first-seed", type=int, default=1000)
     parser.add_argument("--trace", action="append", choices=sorted(TRACES), help="only these")
+    parser.add_argument("--only-ours", action="store_true", help="simulated: no policies but ours and the clairvoyant")
     parser.add_argument("--each", action="store_true", help="a line for each seed too, simulated")
     parser.add_argument(
         "--shortest", type=float, default=SHORTEST_S, metavar="S", help="what the shortest cell takes for real"
@@ -104,7 +105,7 @@ def main() -> None:
     print(f"$ {command_line()}\n{describe()}\n", flush=True)
     first = options.first_seed
     if options.only != "real":
-        simulated(names, range(first, first + options.seeds), each=options.each)
+        simulated(names, range(first, first + options.seeds), each=options.each, others=not options.only_ours)
     if options.only != "simulated":
         real(names, range(first, first + options.real_seeds), options.shortest, options.every)
 

@@ -51,6 +51,16 @@ class Pace:
     slack_s: float = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What the cells on a device leave of it."""
+
+    left_bytes: int
+    empty: bool
+    closed: bool
+    """Whether one of them must be alone."""
+
+
 ORDERS: dict[str, Rank] = {
     "longest first": lambda known: (-known.duration_s,),
     "largest area first": lambda known: (-known.duration_s * known.peak_bytes,),
@@ -99,9 +109,10 @@ class Clairvoyant:
             starting.waiting(), key=lambda record: (self._rank(self._cells[record.cell.key]), record.cell.key)
         )
         loners = any(self._cells[record.cell.key].alone for record in waiting)
+        rooms = {device.uuid: self._room(device, starting.on(device)) for device in starting.ready()}
         for record in waiting:
             known = self._cells[record.cell.key]
-            device = self._best(starting, known, at_s, loners=loners)
+            device = self._best(starting, rooms, known, at_s, loners=loners)
             if device is not None:
                 starting.start(
                     record,
@@ -111,37 +122,42 @@ class Clairvoyant:
                     exclusive=known.alone,
                     batch_size=known.batch_size,
                 )
+                rooms[device.uuid] = self._room(device, starting.on(device))
         # Where readings are as old as the slack, nobody else would wake it once that is over.
         slack_s = 0.0 if self._pace.second_s == 1.0 else self._pace.slack_s
         visits = self._world.faults.foreign
         changes = [t for each in visits for t in (each.from_s, each.until_s, each.until_s + slack_s) if t > at_s]
         return starting.plan(self._begun_s + min(changes) * self._pace.second_s if changes else None)
 
-    def _best(self, starting: Starting, known: Known, at_s: float, *, loners: bool) -> Device | None:
+    def _best(
+        self, starting: Starting, rooms: Mapping[str, Room], known: Known, at_s: float, *, loners: bool
+    ) -> Device | None:
         fits = []
-        for device in starting.ready():
-            attempts = starting.on(device)
-            if attempts and (known.alone or any(attempt.exclusive for attempt in attempts)):
+        for uuid, room in rooms.items():
+            if room.left_bytes < known.peak_bytes or room.closed or (known.alone and not room.empty):
                 continue
-            if loners and not known.alone and device.uuid in self._given_over:
+            if loners and not known.alone and uuid in self._given_over:
                 continue
-            lasts_s = known.duration_s * 1.02 + self._pace.slack_s
-            left = self._left(device, attempts, at_s, lasts_s) - known.peak_bytes
+            left = room.left_bytes - known.peak_bytes - self._visits(uuid, at_s, known.duration_s)
             if left >= 0:
+                device = starting.state.devices[uuid]
                 fits.append((left, device.reading.index, device))
         return min(fits, key=lambda fit: fit[:2])[2] if fits else None
 
-    def _left(self, device: Device, attempts: tuple[Attempt, ...], now_s: float, lasts_s: float) -> int:
-        """Bytes that stay free on the device for so long."""
+    def _room(self, device: Device, attempts: tuple[Attempt, ...]) -> Room:
         held = sum(self._cells[attempt.key].peak_bytes for attempt in attempts)
+        closed = any(attempt.exclusive for attempt in attempts)
+        return Room((device.reading.total_bytes or 0) - held, empty=not attempts, closed=closed)
+
+    def _visits(self, uuid: str, now_s: float, takes_s: float) -> int:
+        """The most that a foreign process holds of the device while a cell of that length would run."""
+        until_s = now_s + takes_s * 1.02 + self._pace.slack_s
         visits = [
             each.size_bytes
             for each in self._world.faults.foreign
-            if each.device == device.uuid
-            and each.from_s < now_s + lasts_s
-            and each.until_s > now_s - self._pace.slack_s
+            if each.device == uuid and each.from_s < until_s and each.until_s > now_s - self._pace.slack_s
         ]
-        return (device.reading.total_bytes or 0) - held - max(visits, default=0)
+        return max(visits, default=0)
 
 
 def lower_bound_s(world: World, ladder: tuple[int, ...]) -> float:

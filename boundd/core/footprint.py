@@ -23,13 +23,20 @@ CONTEXT_BYTES = GIB // 2
 """CUDA context with lazy loading, about 300 MB, and what the libraries take beside it."""
 FEW_PERCENT = 110
 FEW_BYTES = 256 * MIB
-"""From the first observation: the largest peak x 1.10 + 256 MiB."""
+"""What other batches and sizes say: x 1.10 + 256 MiB."""
+ONE_PERCENT = 5
+ONE_BYTES = 64 * MIB
+"""From a single peak of just this work, of which nobody knows how much they vary: 5% and 64 MiB more."""
 MANY = 5
 MANY_PERCENTILE = 95
-MANY_PERCENT = 105
-"""From the fifth: their 95th percentile x 1.05, and never under the largest of the last five."""
+LEAST_PERCENT = {2: 4, 3: 3, 4: 3}
+MANY_LEAST_PERCENT = 2
+MOST_PERCENT = 5
+"""From two on, the largest peak (from five on, the 95th percentile, and never under the largest of the last five) and
+as much more as the peaks were seen to vary: at least 4%, 3% and 2%, and 5% at most."""
 CENSORED_PERCENT = 150
-"""What ran out of memory at its cap gets half as much again."""
+CENSORED_AGAIN_PERCENT = 200
+"""What ran out of memory at its cap gets half as much again; what ran out with that too, twice as much."""
 PRIOR_SLACK_PERCENT = 125
 LARGEST_PERCENT = 90
 """A cell estimated above this share of a device is tried alone on it once so much is free: an estimate can be wrong,
@@ -105,7 +112,7 @@ def estimate_of(
     bound = _lower_bound(known, work)
     if bound is None or (base.size_bytes is not None and base.size_bytes >= bound):
         return base
-    return Estimate(bound, f"{CENSORED_PERCENT} % of what it ran out of memory with")
+    return Estimate(bound, "more than what it ran out of memory with")
 
 
 def prior(work: Workload) -> Estimate:
@@ -159,12 +166,20 @@ def _guided(work: Workload) -> int:
 def _learned(known: Sequence[Observation], work: Workload) -> Estimate | None:
     seen = [o for o in known if not o.censored]
     same = [o.peak_bytes for o in seen if (o.batch_size, o.pixels) == (work.batch_size, work.pixels)]
-    if len(same) >= MANY:
-        size = max(_percentile(same, MANY_PERCENTILE) * MANY_PERCENT // 100, max(same[-MANY:]))
-        return Estimate(size, f"learned from {len(same)} attempts", learned=True)
     if same:
-        return Estimate(_few(max(same)), f"learned from {len(same)} attempt(s)", learned=True)
+        return Estimate(_with_slack(same), f"learned from {len(same)} attempt(s)", learned=True)
     return _extrapolated(seen, work) if seen else None
+
+
+def _with_slack(peaks: Sequence[int]) -> int:
+    """What these peaks of one kind of work, oldest first, call for: more the more they were seen to vary."""
+    if len(peaks) == 1:
+        return peaks[0] * (100 + ONE_PERCENT) // 100 + ONE_BYTES
+    many = len(peaks) >= MANY
+    top = _percentile(peaks, MANY_PERCENTILE) if many else max(peaks)
+    least = top * (MANY_LEAST_PERCENT if many else LEAST_PERCENT[len(peaks)]) // 100
+    slack = min(max(top - min(peaks), least), top * MOST_PERCENT // 100)
+    return max(top + slack, max(peaks[-MANY:]))
 
 
 def _few(peak_bytes: int) -> int:
@@ -228,5 +243,9 @@ def _lower_bound(known: Sequence[Observation], work: Workload) -> int | None:
             if not o.censored and (o.batch_size, o.pixels) == (work.batch_size, work.pixels)
         ]
         if len(since) < MANY and not any(o.peak_bytes >= censored.peak_bytes for o in since):
-            bounds.append(censored.peak_bytes * CENSORED_PERCENT // 100)
-    return max(bounds, default=None)
+            bounds.append(censored.peak_bytes)
+    if not bounds:
+        return None
+    # Attempts that ran beside each other with the same estimate tell no more than one.
+    again = max(bounds) * 100 >= min(bounds) * CENSORED_PERCENT
+    return max(bounds) * (CENSORED_AGAIN_PERCENT if again else CENSORED_PERCENT) // 100

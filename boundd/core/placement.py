@@ -142,10 +142,14 @@ class Ledger:
         self._shelve(self.state.devices[attempt.device])
 
     def room_when_empty(self, uuid: str) -> int:
-        """What the device would have to give once what is ours has left it."""
+        """What the device would have to give once what is ours has left it.
+
+        What an attempt held that has ended since the reading is no foreign process's.
+        """
         device = self.state.devices[uuid]
         total = device.reading.total_bytes or 0
-        return total - foreign_bytes(device, self._on[uuid]) - self.state.rules.margin_bytes
+        left = sum(held or 0 for attempt, held in device.observed_bytes.items() if attempt not in self.live)
+        return total - max(0, foreign_bytes(device, self._on[uuid]) - left) - self.state.rules.margin_bytes
 
     def hold(self, uuid: str, label: str) -> None:
         """Keep a device for this cell: nothing else is placed there in this step."""
@@ -171,6 +175,10 @@ class Ledger:
             return None
         _, left, uuid, need = min(found, key=lambda fit: fit[:3])
         return self._placement(self.state.devices[uuid], need, left)
+
+    def kinds(self) -> frozenset[Kind]:
+        """The kinds of devices that take cells of the matrix."""
+        return frozenset(self._kinds)
 
     def host_refusal(self, need: HostNeed) -> str:
         """Why the host can't take it; empty where it can, and where nobody read the host."""

@@ -3,14 +3,17 @@
 Cells that need the same stand in one queue (`table`), and queues are taken in this order: those that were passed over
 for too long, longest first; those that died quickly on some device, because where they run tells what was to blame;
 those that must be alone, because big rocks go in first and draining a device later costs
-more; then the longest expected, so that the end is no lone straggler. Among about equally long ones, a model whose
-files the host has in its page cache goes first. A queue whose first cell must be alone, or was passed over for too
-long, and finds no place has a device emptied for it: it drains one rather than starving.
+more; then those of the largest expected area (bytes x seconds), so that small cells are left to fill what the large
+ones leave, and the end is no lone straggler. Among about equally large ones, a model whose files the host has in its
+page cache goes first. Before all that, one cell, the shortest, goes ahead of each kind of work whose memory is a guess.
+A queue whose first cell must be alone, was passed over for too long, or goes ahead of its kind, and finds no place has
+a device emptied for it: it drains one rather than starving.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -28,8 +31,8 @@ from boundd.core.workload import subject_on, workload_of
 PATIENCE = 32
 PATIENCE_PER_DEVICE = 8
 """A queue that was refused for `PATIENCE` completions, and so many more for each device, comes first."""
-LENGTH_CLASSES = 4
-"""Classes of expected durations for each doubling: within one, a model that is in the page cache goes first."""
+AREA_CLASSES = 4
+"""Classes of expected bytes x seconds for each doubling: within one, a model that is in the page cache goes first."""
 
 
 Refused = set[Requirement]
@@ -92,18 +95,25 @@ def plan(state: State, now: Now) -> Plan:
         return Plan(_explained(state, now, {}), (), (), None)
     overdue = passed_over(state)
     filling = _Filling(state, now, overdue)
-    queues = ranked(state)
-    scouts = scouted(state, queues)
+    queues = ranked(state, filling.ledger)
+    # Where a device takes one cell at a time, nobody waits to know how much another needs.
+    crowded = not all(kind.single for kind in filling.ledger.kinds())
+    scouts = scouted(state, queues) if crowded else []
     for needs in queues:
         if needs in overdue:
             filling.fill(needs)
-    for needs in queues:
-        if needs in scouts:
-            filling.fill(needs, most=1)
-    # A guess that is too high keeps others out, one that is too low wastes what ran: what is known goes first.
+    for needs in scouts:
+        filling.fill(needs, most=1, wanted=True)
+    # A guess that is too high keeps others out, one that is too low wastes what ran: what is known goes first. Of the
+    # kinds that are being learned, the shortest: they leave room when the sizes of the rest are known.
     names = device_names(state)
-    guessed = frozenset(needs for needs in queues if is_guessed(state, needs, names))
-    for needs in (*(n for n in queues if n not in guessed), *(n for n in queues if n in guessed)):
+    guessed = [needs for needs in queues if is_guessed(state, needs, names)]
+    learning = _subjects(state) | {needs.work.subject for needs in scouts}
+    unknown = frozenset(guessed)
+    for needs in queues:
+        if needs not in unknown:
+            filling.fill(needs)
+    for needs in sorted(guessed, key=lambda n: _amount(n) if n.work.subject in learning else 0):
         filling.fill(needs)
     return filling.plan()
 
@@ -126,44 +136,66 @@ def is_guessed(state: State, needs: Requirement, names: frozenset[str]) -> bool:
         return False
     if any(known.method == needs.work.method for known in state.durations.about(needs.work.model)):
         return False  # its like succeeded and reported no peak: no other will, and there is nothing to wait for
-    return not any(state.observations.about(subject_on(needs.work, name)) for name in names)
+    return not any(
+        not seen.censored for name in names for seen in state.observations.about(subject_on(needs.work, name))
+    )
 
 
-def scouted(state: State, queues: Sequence[Requirement]) -> frozenset[Requirement]:
-    """The first queue of each kind of work whose memory is guessed, and of which nothing runs.
+def scouted(state: State, queues: Sequence[Requirement]) -> list[Requirement]:
+    """The shortest queue of each kind of work whose memory is guessed, and of which nothing runs.
 
-    One of its cells goes ahead of all others: what it takes is learned once, and not by ten that fail together.
+    One of its cells goes ahead of all others, and has a device emptied for it: what it takes is learned once and early,
+    and not by ten that fail together, and the rest is packed with known sizes. What has a single cell teaches nobody.
     """
-    seen = {workload_of(state.cells[attempt.key]).subject for attempt in state.attempts.values()}
-    found, names = [], device_names(state)
+    seen = _subjects(state)
+    found: dict[str, Requirement] = {}
+    names = device_names(state)
+    waiting = Counter[str]()
     for needs in queues:
-        if needs.work.subject not in seen and is_guessed(state, needs, names):
-            seen.add(needs.work.subject)
-            found.append(needs)
-    return frozenset(found)
+        waiting[needs.work.subject] += len(state.cells.queues[needs])
+    for needs in queues:
+        if waiting[needs.work.subject] > 1 and needs.work.subject not in seen and is_guessed(state, needs, names):
+            before = found.get(needs.work.subject)
+            if before is None or _amount(needs) < _amount(before):
+                found[needs.work.subject] = needs
+    return list(found.values())
 
 
-def ranked(state: State) -> list[Requirement]:
+def _subjects(state: State) -> set[str]:
+    """The kinds of work that run."""
+    return {workload_of(state.cells[attempt.key]).subject for attempt in state.attempts.values()}
+
+
+def _amount(needs: Requirement) -> int:
+    """What a cell's duration goes with, for cells of one kind."""
+    return needs.work.steps * needs.work.samples
+
+
+def ranked(state: State, ledger: Ledger) -> list[Requirement]:
     """The queues, in the order in which they are served."""
     name = matrix_device_model(state) or next((d.reading.name for d in state.devices_by_index()), "")
     warm = {workload_of(state.cells[attempt.key]).model for attempt in state.attempts.values()}
     warm.add(state.last_model)
     expectations = Expectations(state.durations, name)
     passed = passed_over(state)
+    kinds = ledger.kinds()
+
+    def size_of(needs: Requirement) -> int:
+        first = state.cells[next(state.cells.queues[needs].entries())]
+        return max((ledger.need(first, kind).needed_bytes for kind in kinds), default=1)
 
     def rank(needs: Requirement) -> tuple[object, ...]:
         overdue = needs in passed
         alone = needs.policy.must_be_alone or needs.alone
-        wall_s = expectations.of(needs.work).wall_s
-        length = math.floor(math.log2(wall_s) * LENGTH_CLASSES)
+        area = expectations.of(needs.work).wall_s * size_of(needs)
         return (
             not overdue,
             state.refused_since[needs] if overdue else 0,
             not needs.avoid,
             not alone,
-            -length,
+            -math.floor(math.log2(area) * AREA_CLASSES),
             needs.work.model not in warm,
-            -wall_s,
+            -area,
             first_place(state.cells, needs),
         )
 
@@ -193,13 +225,18 @@ class _Filling:
         self.refused_since = state.refused_since
         self.last_model = state.last_model
         self.emptying: dict[str, str] = {}
+        self.wanting: set[str] = set()
+        """Cells that found no place in this step and for which a device may stay empty."""
         for uuid, key in state.emptying.items():
             record = state.cells.get(key)
             if record is not None and record.state is CellState.PENDING and self._may_hold(record, uuid):
                 self._hold(record, uuid)
 
-    def fill(self, needs: Requirement, most: int | None = None) -> None:
-        """Start cells of one queue until one finds no place, or `most` were started."""
+    def fill(self, needs: Requirement, most: int | None = None, *, wanted: bool = False) -> None:
+        """Start cells of one queue until one finds no place, or `most` were started.
+
+        With `wanted`, a device is emptied for one that finds no place, as for cells that must be alone.
+        """
         if needs in self.refused or needs not in self.cells.queues:
             return
         touched, left = False, most
@@ -212,9 +249,10 @@ class _Filling:
             record = self.cells[key]
             if record.not_before_boot_s > self.now.boot_s:
                 continue
+            self._take_over(needs, record)
             placement = self.ledger.best(record)
             if placement is None:
-                self._refused(needs, record)
+                self._refused(needs, record, wanted=wanted)
                 break
             self._place(record, placement)
             touched, left = True, None if left is None else left - 1
@@ -243,7 +281,7 @@ class _Filling:
             attempts=attempts,
             refused_since=self.refused_since,
             last_model=self.last_model,
-            emptying={uuid: key for uuid, key in self.emptying.items() if self.cells[key].state is CellState.PENDING},
+            emptying={uuid: key for uuid, key in self.emptying.items() if key in self.wanting},
         )
         state = _explained(state, self.now, self.ledger.held)
         return Plan(
@@ -254,11 +292,20 @@ class _Filling:
             self.reasons,
         )
 
-    def _refused(self, needs: Requirement, record: CellRecord) -> None:
+    def _take_over(self, needs: Requirement, record: CellRecord) -> None:
+        """A device that is being emptied for a cell of the queue is for whichever is first: they need the same."""
+        for uuid, key in self.emptying.items():
+            if key != record.cell.key and self.cells.waits_in(needs, key):
+                self._hold(record, uuid)
+
+    def _refused(self, needs: Requirement, record: CellRecord, *, wanted: bool) -> None:
         self.refused.add(needs)
         if needs not in self.refused_since:
             self.refused_since = self.refused_since.set(needs, self.before.completions)
-        if needs in self.overdue or (self.ledger.is_alone(record) and not self.ledger.held):
+        overdue = needs in self.overdue
+        if overdue or wanted or self.ledger.is_alone(record):
+            self.wanting.add(record.cell.key)
+        if overdue or ((wanted or self.ledger.is_alone(record)) and not self.ledger.held):
             self._hold_one(record)
 
     def _hold_one(self, record: CellRecord) -> None:

@@ -4,7 +4,7 @@
 | ------------------------------------ | -------------------------------------- | ----------------------------- |
 | lost                                 | again at once                          | nobody, `FREE_LIMIT` times    |
 | out of memory by pressure            | alone on its device                    | nobody, `FREE_LIMIT` times    |
-| out of memory, estimate too low      | half as much again, then alone         | nobody, `FREE_LIMIT` times    |
+| out of memory, estimate too low      | x 1.5, then x 2, then alone            | nobody, `FREE_LIMIT` times    |
 | out of memory, too big               | the next smaller batch of the ladder   | a rung                        |
 | timeout, killed by a signal, other   | once more, after a backoff             | the cell                      |
 | model, data, result, not started     | none until a person says `retry`       | the cell                      |
@@ -25,7 +25,8 @@ from boundd.core.workload import subject_on, workload_of
 
 FREE_LIMIT = 10
 """Free attempts are bounded too, so that a cell that kills its machine ends."""
-LEVELS = 1
+CURES = ("half as much again is reserved", "twice as much is reserved")
+LEVELS = len(CURES)
 """How often a too low estimate is raised; after that the cell has a device to itself until its like is learned."""
 ONCE_MORE = frozenset({ErrorKind.TIMEOUT, ErrorKind.KILLED_BY_SIGNAL, ErrorKind.OTHER})
 
@@ -131,7 +132,7 @@ def _out_of_memory(record: CellRecord, attempt: Attempt, cause: MemoryCause | No
     if cause is MemoryCause.PRESSURE:
         return _free(replace(record, alone=True), "others took its memory: again, alone on its device")
     level = record.memory_level + 1
-    cure = "half as much again is reserved" if level <= LEVELS else "a device to itself"
+    cure = CURES[level - 1] if level <= LEVELS else "a device to itself"
     return _free(replace(record, memory_level=level), f"the estimate was too low: {cure}")
 
 

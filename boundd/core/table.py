@@ -46,6 +46,10 @@ class Queue:
     returned: tuple[tuple[int, str], ...] = ()
     """Places in the matrix and keys of cells that wait again: they have waited longest, so they are first."""
 
+    def __len__(self) -> int:
+        """How many cells wait in it at most: stale entries count until they are trimmed."""
+        return len(self.returned) + len(self.keys) - self.head
+
     def entries(self) -> Iterator[str]:
         """The keys, first come first."""
         for _, key in self.returned:

@@ -14,7 +14,8 @@ from benchmarks.packing.policies import POLICIES, one_a_gpu, sequential
 from benchmarks.packing.simulated import CLAIRVOYANT, OURS, scores, with_first_failures
 from benchmarks.packing.traces import TRACES, Trace
 from boundd.core.attempts import CellState
-from boundd.sim import simulate
+from boundd.core.outcomes import Outcome
+from boundd.sim import AttemptTrace, MemoryEnd, simulate
 
 
 def short(name: str, cells: int = 12, seed: int = 77) -> Trace:
@@ -84,3 +85,27 @@ def test_first_failures_are_given_once_a_kind_of_work() -> None:
     burdened = with_first_failures(trace.world, ours.attempts)
     given = sum(len(cell.truth.mishaps) for cell in burdened.cells)
     assert 0 < given <= ours.counts.out_of_memory
+
+
+def test_a_whole_device_is_given_once_a_kind_of_work() -> None:
+    """A batch may be cut only after it was tried with a whole device, whatever was seen with less: that one is given,
+    beside the very first. Seen to fail without `tried_whole` in `with_first_failures`.
+    """
+    trace = short("wrong", 60)
+    huge = [cell.cell for cell in trace.world.cells if cell.cell.parameters["model"] == "huge-0"][:2]
+
+    def ran_out(cell: int, number: int, at_s: float, memory: MemoryEnd) -> AttemptTrace:
+        whole = memory is MemoryEnd.TOO_BIG
+        return AttemptTrace(
+            f"{cell}.{number}", huge[cell].key, huge[cell].label, number, "GPU-0", at_s, at_s + 10.0, 1, 1, 4,
+            exclusive=whole, had_company=not whole, peak_bytes=1, outcome=Outcome.OUT_OF_MEMORY, memory=memory,
+        )  # fmt: skip
+
+    ends = [
+        ran_out(0, 1, 0.0, MemoryEnd.OWN_CAP),
+        ran_out(0, 2, 20.0, MemoryEnd.OWN_CAP),
+        ran_out(0, 3, 40.0, MemoryEnd.TOO_BIG),
+        ran_out(1, 1, 60.0, MemoryEnd.TOO_BIG),
+    ]
+    burdened = with_first_failures(trace.world, ends)
+    assert {cell.cell.key: len(cell.truth.mishaps) for cell in burdened.cells if cell.truth.mishaps} == {huge[0].key: 2}

@@ -140,7 +140,7 @@ def test_too_big_only_alone_with_the_whole_device(make_cell: MakeCell, make_stat
 
 
 def test_a_low_estimate_is_learned_by_all_of_its_like(make_cell: MakeCell, make_state: MakeState) -> None:
-    """Half as much again for the cell and its like at once; the second time the cell is alone."""
+    """Half as much again for the cell and its like at once, then twice as much; the third time the cell is alone."""
     cells = [make_cell(steps=2), make_cell(steps=1)]
     state = make_state(cells, [80], policy=CellPolicy(footprint_bytes=8 * GIB))
     state, _ = step(state, Wake(), Now(1, 1))
@@ -151,6 +151,11 @@ def test_a_low_estimate_is_learned_by_all_of_its_like(make_cell: MakeCell, make_
     assert again is not None
     assert again.reservation_bytes == 12 * GIB
     state, _ = step(state, AttemptEnded(again.id, ran_out(GIB, 30 * GIB)), Now(4, 4))
+    state, _ = step(state, Wake(), Now(4, 4))
+    twice = state.attempt_of(cells[0].key)
+    assert twice is not None
+    assert (twice.reservation_bytes, twice.exclusive) == (24 * GIB, False)
+    state, _ = step(state, AttemptEnded(twice.id, ran_out(GIB, 30 * GIB)), Now(4, 4))
     assert state.cells[cells[0].key].memory_level == LEVELS + 1
     (left,) = state.attempts.values()
     measured = Measurement(2.0, 1.5, None, Isolation.EXCLUSIVE)

@@ -90,6 +90,91 @@ def test_longest_expected_first_and_alone_before_all() -> None:
     assert order == ["SD1.5/9", "SD2.1/3", "SD1.5/1", "SD1.5/0", "SD1.5/2"]
 
 
+def known(cells: list[tuple[Cell, CellPolicy]], state: State, gib: int) -> State:
+    """The state of these cells, of which each was seen to take so many GiB."""
+    works = {workload_of(state.cells[cell.key]) for cell, _ in cells}
+    seen = [Observation(subject_on(work, "Fake"), work.batch_size, gib * GIB, pixels=work.pixels) for work in works]
+    return replace(state, observations=Observations.of([*state.observations, *seen]))
+
+
+def test_the_largest_area_goes_first() -> None:
+    """Bytes x seconds: a large cell goes before a longer small one, which fills what the large ones leave. Seen to
+    fail with the length alone in `planner.ranked`.
+    """
+    large, little = small(0, model="large", steps=20), small(1, model="little", steps=50)
+    state = loaded([little, large], [24], Rules(max_cells=1))
+    state = known([little], known([large], state, 12), 1)
+    of_length = Durations.of(
+        [Duration("large", "tome", "Fake", 20, 32, 1, 300.0), Duration("little", "tome", "Fake", 50, 32, 1, 900.0)]
+    )
+    (attempt,) = plan(replace(state, durations=of_length), at(1)).started
+    assert attempt.label == "large/0"
+
+
+def test_the_shortest_of_an_unknown_kind_goes_ahead_and_gets_room() -> None:
+    """What it takes is known sooner; and a device is emptied for it, or small cells that are known would be in its way
+    for as long as there are any. Seen to fail with the first queue instead of the shortest in `planner.scouted`, and
+    without `wanted=True` in `planner.plan`.
+    """
+    fillers = [small(n, 4, steps=30) for n in range(9)]
+    state = known(fillers, loaded(fillers, [24]), 4)
+    state, _ = run(state, 1, Wake())
+    assert len(state.attempts) == 5
+    guesses = [small(10 + steps, 20, model="mine", steps=steps) for steps in (50, 20, 30)]
+    state, _ = step(state, MatrixLoaded((*fillers, *guesses)), at(2))
+    clock = 2
+    while not any(attempt.label.startswith("mine") for attempt in state.attempts.values()):
+        first = min(state.attempts.values(), key=lambda attempt: attempt.label)
+        state, _ = run(state, clock, AttemptEnded(first.id, GOOD))
+        clock += 1
+        assert clock < 12, "it waits for ever"
+    assert [attempt.label for attempt in state.attempts.values()] == ["mine/30"]
+    assert state.count_by_state()[CellState.PENDING] == 6, "four of the small ones wait behind it"
+
+
+def test_what_is_guessed_fills_with_the_shortest() -> None:
+    """While a kind is being learned, its short cells fill what is left: when its size is known, there is room again.
+    Seen to fail with the queues' own order for the guessed ones in `planner.plan`.
+    """
+    cells = [small(steps, 4, model="mine", steps=steps) for steps in (50, 20, 40, 30)]
+    planned = plan(loaded(cells, [14]), at(1))
+    assert [attempt.label for attempt in planned.started] == ["mine/20", "mine/30", "mine/40"]
+
+
+def test_a_device_stays_with_the_queue_that_it_is_emptied_for() -> None:
+    """Whichever of its cells is first gets it, also when another than the one that was refused has come back: a device
+    that was kept for one that nobody asked for any more stayed empty for hours. Seen to fail without `_take_over`.
+    """
+    alone = CellPolicy(exclusive=True)
+    others = [(small(n, steps=10)[0], alone) for n in (1, 2)]
+    state = loaded([small(0), *others], [24])
+    state = known([small(0)], state, 4)
+    held = replace(state, emptying={"GPU-0": others[1][0].key})
+    (attempt,) = plan(held, at(1)).started
+    assert attempt.key == others[0][0].key
+    late = replace(held.cells[others[1][0].key], not_before_boot_s=100.0)
+    waits = replace(held, cells=held.cells.set(late.cell.key, late))
+    only = replace(
+        waits,
+        cells=waits.cells.set(others[0][0].key, replace(waits.cells[others[0][0].key], state=CellState.CANCELLED)),
+    )
+    assert plan(plan(only, at(1)).state, at(2)).started, "who rests doesn't keep a device empty"
+
+
+def test_what_has_ended_since_the_reading_is_nobody_elses() -> None:
+    """Memory of an attempt that has just ended is in the reading still: a device doesn't lose whom it is emptied for
+    over that. Seen to fail without what `Ledger.room_when_empty` leaves out.
+    """
+    large = small(9, 20, model="large")
+    state = loaded([small(0), large], [24])
+    reading = DeviceReading("GPU-0", 0, "Fake", total_bytes=24 * GIB, free_bytes=4 * GIB)
+    state, _ = step(state, DevicesRead((reading,), {"GPU-0": {"gone.1": 20 * GIB}}), at(1))
+    ledger = Ledger(state, 1.0)
+    assert ledger.room_when_empty("GPU-0") == 24 * GIB - state.rules.margin_bytes
+    foreign, _ = step(state, DevicesRead((reading,), {}), at(1))
+    assert Ledger(foreign, 1.0).room_when_empty("GPU-0") == 4 * GIB - state.rules.margin_bytes
+
+
 def test_a_model_in_the_page_cache_goes_first_among_equals() -> None:
     """Of about equally long ones, the model that ran last; a much longer one still goes before it."""
     known = [Duration(model, "tome", "Fake", 20, 32, 1, 100.0) for model in ("a", "b")]

@@ -98,7 +98,7 @@ def test_pressure_is_cured_by_being_alone(record: CellRecord) -> None:
 
 def test_a_low_estimate_is_raised_once_and_then_it_is_alone(record: CellRecord) -> None:
     """It hit its own cap: same batch, first a larger reservation, then a device to itself; free of charge."""
-    for level, cure in ((1, "half as much again"), (2, "a device to itself")):
+    for level, cure in ((1, "half as much again"), (2, "twice as much"), (3, "a device to itself")):
         decision = decide(record, attempt_of(record, had_company=True), TOO_LOW, Rules())
         assert decision.again
         assert (decision.record.memory_level, decision.record.wanted_batch_size) == (level, 4)
