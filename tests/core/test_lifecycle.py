@@ -176,7 +176,8 @@ def test_step_obeys_the_tables(
                 if (live.state, trigger) in ATTEMPT_TRANSITIONS
             }
             assert there_attempt is live.state or there_attempt in ways, (event, live.state, there_attempt)
-            if there_attempt is not live.state:
+            # That an attempt runs is not kept: the next daemon sees it for itself.
+            if there_attempt is not live.state and not isinstance(event, ev.AttemptStarted):
                 kind = SaveEnd if there_attempt is AttemptState.ENDED else SaveAttempt
                 assert any(isinstance(record, kind) for record in saved), event
 

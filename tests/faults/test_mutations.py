@@ -290,16 +290,16 @@ def test_store_files(tmp_path: Path, report: campaign.Report, points: int) -> No
 
 DOCUMENTS: dict[str, dict[str, Any]] = {
     shim.OUTCOME: {
-        "format": shim.FORMAT, "exit_status": 0, "signal": None, "timed_out": False, "ended_on_request": False,
+        "format": shim.OUTCOME_FORMAT, "exit_status": 0, "signal": None, "timed_out": False, "ended_on_request": False,
         "start_error": "", "wall_s": 1234.567, "lease_waited_s": 1.5, "host_peak_bytes": 2**31, "oom_killed": 0,
         "over_memory_max": False, "machine_oom_kills": 0,
     },
     shim.SHIM: {
-        "format": shim.FORMAT, "boot_id": "0d2b7f9e-7f0c-4a35-9b1c-3f6f2f0c9a11", "pid": 4711, "start_ticks": 123456,
+        "format": shim.SHIM_FORMAT, "boot_id": "0d2b7f9e-7f0c-4a35-9b1c-3f6f2f0c9a11", "pid": 4711, "start_ticks": 123456,
         "worker_pid": 4712, "worker_start_ticks": 123460, "cgroup": "/sys/fs/cgroup/boundd/a.1",
     },
     shim.SPEC: {
-        "format": shim.FORMAT, "argv": ["python", "-m", "boundd.worker", "--steps", "20"], "env": {"PATH": "/usr/bin"},
+        "format": shim.SPEC_FORMAT, "argv": ["python", "-m", "boundd.worker", "--steps", "20"], "env": {"PATH": "/usr/bin"},
         "cwd": "/srv", "timeout_s": 3600.0, "grace_s": 10.0, "cgroup": "", "log_limit_bytes": 2**24,
     },
 }  # fmt: skip
@@ -320,7 +320,7 @@ def test_documents(tmp_path: Path, report: campaign.Report, points: int) -> None
     bad: list[str] = []
     whole: dict[str, bytes] = {}
     truth: dict[str, object] = {}
-    others = [json.dumps({"format": shim.FORMAT}).encode(), b"[]", b"null"]
+    others = [json.dumps({"format": shim.SPEC_FORMAT}).encode(), b"[]", b"null"]
     for name, document in DOCUMENTS.items():
         place = str(tmp_path / name)
         shim.write_atomically(place, shim.checked(place, document))

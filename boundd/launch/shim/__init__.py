@@ -26,6 +26,7 @@ from .files import (
     SPEC_FORMAT,
     check_of,
     checked,
+    read_spec,
     write_atomically,
 )
 from .identity import (
@@ -70,6 +71,7 @@ __all__ = [
     "open_verified",
     "read_keyed",
     "read_number",
+    "read_spec",
     "remove_cgroup",
     "run_attempt",
     "signal_verified",
