@@ -40,12 +40,12 @@ def hold(state_dir: Path) -> Iterator[None]:
         StoreBusyError: the disk is full or failing.
         OSError: the folder isn't there, or can't be written to.
     """
-    folder = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = _opened(state_dir, os.O_RDONLY | os.O_DIRECTORY)
     with ExitStack() as stack:
         stack.callback(os.close, folder)
         identity = _identity(folder)
         if identity not in _held:
-            file = _lock_file(state_dir / LOCK_NAME)
+            file = _opened(state_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT)
             stack.callback(os.close, file)
             _take(folder, file, state_dir)
             _take(file, file, state_dir)
@@ -57,9 +57,9 @@ def hold(state_dir: Path) -> Iterator[None]:
         yield
 
 
-def _lock_file(path: Path) -> int:
+def _opened(path: Path, flags: int) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        return os.open(path, flags | os.O_CLOEXEC, 0o640)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise

@@ -296,11 +296,13 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
     },
     shim.SHIM: {
         "format": shim.SHIM_FORMAT, "boot_id": "0d2b7f9e-7f0c-4a35-9b1c-3f6f2f0c9a11",
-        "pid": 4711, "start_ticks": 123456, "worker_pid": 4712, "worker_start_ticks": 123460, "cgroup": "/sys/fs/cgroup/boundd/a.1",
+        "pid": 4711, "start_ticks": 123456, "worker_pid": 4712, "worker_start_ticks": 123460,
+        "cgroup": "/sys/fs/cgroup/boundd/a.1",
     },
     shim.SPEC: {
         "format": shim.SPEC_FORMAT, "argv": ["python", "-m", "boundd.worker", "--steps", "20"],
-        "env": {"PATH": "/usr/bin"}, "cwd": "/srv", "timeout_s": 3600.0, "grace_s": 10.0, "cgroup": "", "log_limit_bytes": 2**24,
+        "env": {"PATH": "/usr/bin"}, "cwd": "/srv", "timeout_s": 3600.0, "grace_s": 10.0, "cgroup": "",
+        "log_limit_bytes": 2**24,
     },
 }  # fmt: skip
 
