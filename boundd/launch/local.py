@@ -6,6 +6,7 @@ keeps nothing that a second one, in the next daemon, would have to be told.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -176,13 +177,18 @@ class LocalLauncher:
     def pids_of(self, attempt_ids: Iterable[str]) -> dict[str, frozenset[int]]:
         """The same of many attempts, in one look at the machine's processes."""
         wanted = list(attempt_ids)
-        records = {each: record for each in wanted if (record := self._record(each)) and record.of_this_boot()}
-        shims = {each: (record, self._folder(each) / shim.LOCK) for each, record in records.items()}
+        shims = {}
+        for each in wanted:
+            # A file that can't be read now tells nothing now; the next look is a second away.
+            with contextlib.suppress(OSError):
+                if (record := self._record(each)) and record.of_this_boot():
+                    shims[each] = (record, self._folder(each) / shim.LOCK)
         found = processes.trees(shims)
         # Looking for what a dead shim left reads every process's descriptors: for when something is to be found.
-        for attempt_id in records:
-            if not found[attempt_id] and self.is_alive(attempt_id):
-                found[attempt_id] = frozenset(stat.pid for stat in self._remnants(attempt_id))
+        for each in shims:
+            with contextlib.suppress(OSError):
+                if not found[each] and self.is_alive(each):
+                    found[each] = frozenset(stat.pid for stat in self._remnants(each))
         return {each: found.get(each, frozenset()) for each in wanted}
 
     def results_path(self, attempt_id: str) -> Path:

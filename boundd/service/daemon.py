@@ -284,7 +284,7 @@ class Daemon:
             async with anyio.create_task_group() as group:
                 self._group = group
                 for attempt in tuple(self._state.attempts.values()):
-                    self.tell(_adopted(attempt, self.launcher.trouble(attempt.id)))
+                    self.tell(_adopted(attempt, self._trouble(attempt.id)))
                     group.start_soon(self._watcher().adopt, attempt.id)
                 group.start_soon(self._probe_devices)
                 group.start_soon(self._wake_on_time)
@@ -476,6 +476,12 @@ class Daemon:
         self._state = replace(self._state, devices=devices)
         if first:
             self.tell(Note(Action.DEVICE_UNAVAILABLE, f"no device can be read: {why}", "error"))
+
+    def _trouble(self, attempt_id: str) -> str:
+        """Why an attempt can only be waited for; a disk that doesn't tell now is told of by who watches it."""
+        with suppress(OSError):
+            return self.launcher.trouble(attempt_id)
+        return ""
 
     def _pids(self) -> Mapping[str, frozenset[int]]:
         """The processes of each live attempt."""

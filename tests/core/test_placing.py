@@ -142,8 +142,8 @@ def test_what_is_guessed_fills_with_the_shortest() -> None:
 
 
 def test_a_device_stays_with_the_queue_that_it_is_emptied_for() -> None:
-    """Whichever of its cells is first gets it, also when another than the one that was refused has come back: a device
-    that was kept for one that nobody asked for any more stayed empty for hours. Seen to fail without `_take_over`.
+    """The cell that was refused gets it, and where that one rests, the next of its queue: a device that was kept for
+    one that nobody asked for any more stayed empty for hours. Seen to fail without `_take_over`.
     """
     alone = CellPolicy(exclusive=True)
     others = [(small(n, steps=10)[0], alone) for n in (1, 2)]
@@ -151,7 +151,9 @@ def test_a_device_stays_with_the_queue_that_it_is_emptied_for() -> None:
     state = known([small(0)], state, 4)
     held = replace(state, emptying={"GPU-0": others[1][0].key})
     (attempt,) = plan(held, at(1)).started
-    assert attempt.key == others[0][0].key
+    assert (attempt.key, attempt.device) == (others[1][0].key, "GPU-0"), (
+        "the one that it was emptied for, while it waits"
+    )
     late = replace(held.cells[others[1][0].key], not_before_boot_s=100.0)
     waits = replace(held, cells=held.cells.set(late.cell.key, late))
     only = replace(

@@ -90,7 +90,8 @@ class Round:
             assert stat is not None
             record["start_ticks" if self.role == "shim" else "worker_start_ticks"] = stat.start_ticks
             record["boot_id"] = "another" if "another" in self.record else record["boot_id"]
-            (folder / shim.SHIM).write_text(json.dumps(record))
+            place = folder / shim.SHIM
+            place.write_text(json.dumps(shim.checked(str(place), record)))
         return stranger
 
     async def adopt(self) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from boundd.store import seals
 from tests.faults import audit
 from tests.faults.daemons import Box
 
@@ -45,6 +46,7 @@ def sql(*statements: str) -> Plant:
 
     def plant(box: Box) -> None:
         with closing(sqlite3.connect(box.store, isolation_level=None)) as connection:
+            seals.register(connection)
             ids = dict(connection.execute("SELECT replace(label, '/0', ''), id FROM attempts WHERE number = 1"))
             for statement in statements:
                 connection.execute(statement.format(**ids))

@@ -45,7 +45,8 @@ mkdir -p "$root/run/systemd/system" "$root/run/lock" "$root/run/was"
 for folder in "$@"; do mkdir -p "$root$folder"; mount --rbind "$folder" "$root$folder"; done
 for unit in $MASKED; do ln -s /dev/null "$root/run/systemd/system/$unit"; done
 mkdir -p "$root/var/lib/boundd"
-mount -t tmpfs -o size=16m tmpfs "$root/var/lib/boundd"
+# Small, for it is filled up, but well above the 64 MiB (daemon.disk_reserve) below which nothing is started.
+mount -t tmpfs -o size=128m tmpfs "$root/var/lib/boundd"
 ip link set lo up || true
 cd "$root"
 pivot_root . run/was
