@@ -46,7 +46,7 @@ def test_status_for_people_and_programs(running: Running) -> None:
 
 
 def test_status_answers_at_once(running: Running) -> None:
-    """The target is 150 ms; here the proportion to a Python that only imports an HTTP client counts, the best of several
+    """The target is 150 ms; here the proportion to a Python that only imports an HTTP client counts, the best of some
     turns of each: a heavy import would be seen, a busy machine is not.
     """
     times, bare = [], []
