@@ -61,6 +61,7 @@ bench-dispatch: $(STAMP) ## 300 cells of no length, beside a bare subprocess loo
 
 bench-shim: $(STAMP) ## What starting a shim takes, and the memory of one, beside peers
 	$(BIN)/python -m benchmarks.shim
+
 bench-recovery: $(STAMP) ## A start with 10,000 cells and 50,000 attempts in the store, until it answers
 	$(BIN)/python -m benchmarks.recovery
 

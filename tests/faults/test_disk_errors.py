@@ -7,7 +7,7 @@ its shims. A point that failed is run again by `--only SCENARIO,KIND,NTH,ERROR,L
   was opened for reading alone.
 - Without the checkpoint in `migrate._create`, a store is renamed into place without its log: `unclear` (damaged).
 - `LaunchError.passing` always False: `lost` (`not_started`) in `attempts_alone`.
-- Without `CappedLog._unwritten` in boundd/launch/shim.py, the line with the result is lost: `lost` in `shims`.
+- Without `CappedLog._unwritten` in boundd/launch/shim/log.py, the line with the result is lost: `lost` in `shims`.
 - `AttemptWatcher.adopt` without its `except OSError`: `unclear` (an internal error) in `adoption`.
 """
 

@@ -4,7 +4,7 @@ A real store, real shims, exports, the state's lock, and in every fifth cut the 
 down at a random instant without its journal being flushed (`tests/faults/power.py`). To see it fail:
 
 - `synchronous = NORMAL` in `boundd.store.queries.PRAGMAS` is the control below, and loses commits at nearly every cut.
-- Without `_sync_written` in `Shim.run`, outcomes that say 0 stand beside results that are gone: `results_lost`.
+- Without `sync_written` in `Shim.run`, outcomes that say 0 stand beside results that are gone: `results_lost`.
 """
 
 from __future__ import annotations
