@@ -109,10 +109,10 @@ def cannot_open(path: Path, error: sqlite3.Error | OSError) -> StoreError | Stor
     """The port's error for one of opening a store: a full or failing disk passes, all else is for a person."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     # SQLite doesn't say why, and opens for reading what it can't open for both: where the permissions are as they
-    # should be, it was the disk.
+    # should be, it was the disk. A store that is still to be made has none of its own.
     by_the_disk = (
         code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
-        and os.access(path, os.R_OK | os.W_OK)
+        and (os.access(path, os.R_OK | os.W_OK) or not os.path.lexists(path))
         and os.access(path.parent, os.W_OK)
     )
     if by_the_disk or code in _PASSING or (isinstance(error, OSError) and error.errno in _PASSING_ERRNOS):
