@@ -12,11 +12,12 @@ import pytest
 
 import boundd
 from boundd.core.records import SavePaused
-from boundd.ports import StoreError
+from boundd.ports import StoreBusyError, StoreError
 from boundd.store import seals
 from boundd.store.migrate import (
     Migration,
     apply,
+    cannot_open,
     migrations_folder,
     prepare,
     read_migrations,
@@ -252,6 +253,17 @@ def test_a_path_with_odd_characters(tmp_path: Path) -> None:
     prepare(path)
     prepare(path)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_what_cant_be_opened_just_now(tmp_path: Path, exists: bool) -> None:
+    """SQLite doesn't say why a file can't be opened; where no permission is missing, the disk is asked again."""
+    path = tmp_path / "boundd.db"
+    if exists:
+        path.touch()
+    with pytest.raises(sqlite3.OperationalError, match="unable to open") as refused:
+        sqlite3.connect(tmp_path)
+    assert isinstance(cannot_open(path, refused.value), StoreBusyError)
 
 
 @pytest.mark.parametrize("names", [[], ["0002_b.sql"], ["0001_a.sql", "0003_c.sql"], ["0001_a.sql", "0001_b.sql"]])
