@@ -37,7 +37,7 @@ from boundd.control.client import Client, NoDaemonError, RequestError, cell_path
 MIB = 1024**2
 HOUR_S = 3600.0
 CELLS = 96
-"""So many that none gets hundreds of attempts: each of its answers lists them all."""
+"""So many that most get a few hundred attempts in an hour. Eleven get thousands, and each answer lists them all."""
 BLOCKS = 24
 """So many means: neighbouring samples say the same, and would make the standard errors look small."""
 WARM_UP_SHARE, WARM_UP_S, MOST_WARM_UP_SHARE = 0.25, 900.0, 0.5
@@ -202,6 +202,7 @@ class Soak:
         self._over = threading.Event()
         self._counts: Counter[str] = Counter()
         self._errors: list[str] = []
+        self._begun_s = time.monotonic()
         (folder / "worker.py").write_text(WORKER)
         (folder / "config.toml").write_text(_config(0))
 
@@ -285,7 +286,7 @@ class Soak:
                 act(rng)
             except NoDaemonError as error:
                 if not self._over.is_set():
-                    self._errors.append(f"the daemon went away: {error}")
+                    self._errors.append("; ".join([f"the daemon went away: {error}", *getattr(error, "__notes__", ())]))
                     return
             except RequestError as error:
                 self._errors.append(f"refused: {error}")
@@ -302,7 +303,11 @@ class Soak:
     def _ask(self, rng: random.Random) -> None:
         label = f"none/{rng.randrange(CELLS)}"
         path = rng.choice(["/v1/status", "/v1/cells", "/v1/devices", "/v1/plan", "/v1/footprints", cell_path(label)])
-        self._client.get(path)
+        try:
+            self._client.get(path)
+        except NoDaemonError as error:
+            error.add_note(f"asked for {path}, {time.monotonic() - self._begun_s:.0f} s after the beginning")
+            raise
         self._did("requests", rng.uniform(0, 2 * PAUSE_S))
 
     def _follow(self, rng: random.Random) -> None:

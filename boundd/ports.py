@@ -236,8 +236,8 @@ class Store(Protocol):
     async def attempts_of(self, key: str) -> tuple[EndedAttempt, ...]:
         """Every attempt of a cell, oldest first."""
 
-    async def points_of(self, attempt_id: str) -> tuple[PointRecord, ...]:
-        """The points that an attempt measured, in order."""
+    async def points_of(self, key: str) -> Mapping[str, tuple[PointRecord, ...]]:
+        """The points that a cell's attempts measured, in order, by the attempt's id."""
 
     async def answer_of(self, uid: int, key: str, oldest_unix_s: float) -> KeptAnswer | None:
         """What was kept by a `SaveAnswer` of this user and key, if not before `oldest_unix_s`."""

@@ -136,9 +136,8 @@ class Reads:
         """GET /v1/cells/{id}."""
         record = cell_of(self.service.state, request.path_params["id"])
         store = self.service.store
-        history = [
-            (ended, await store.points_of(ended.attempt.id)) for ended in await store.attempts_of(record.cell.key)
-        ]
+        attempts, points = await store.attempts_of(record.cell.key), await store.points_of(record.cell.key)
+        history = [(ended, points.get(ended.attempt.id, ())) for ended in attempts]
         state = self.service.state
         return _json(views.cell_details(state, state.cells[record.cell.key], history, self.tools.is_stale))
 

@@ -179,8 +179,11 @@ LOAD_ATTEMPTS_OF = "SELECT * FROM attempts WHERE key = :key ORDER BY number"
 LOAD_ENDS_OF = "SELECT ends.* FROM ends JOIN attempts ON attempts.id = ends.attempt_id WHERE attempts.key = :key"
 """The ends of a cell's attempts."""
 
-LOAD_POINTS_OF = "SELECT * FROM points WHERE attempt_id = :attempt_id ORDER BY idx"
-"""The points of an attempt, in the order in which they were measured."""
+LOAD_POINTS_OF = (
+    "SELECT points.* FROM points JOIN attempts ON attempts.id = points.attempt_id WHERE attempts.key = :key "
+    "ORDER BY attempts.number, points.idx"
+)
+"""The points of a cell's attempts, in the order in which they were measured."""
 
 LOAD_HISTORY = "SELECT number, name, sha256 FROM migrations ORDER BY number"
 """The migrations that made this store what it is."""

@@ -182,17 +182,24 @@ class SqliteStore:
         ends = dict(found)
         return tuple(EndedAttempt(attempt, *ends.get(attempt.id, (None, None))) for attempt in attempts)
 
-    async def points_of(self, attempt_id: str) -> tuple[PointRecord, ...]:
-        """The points that an attempt measured, in order.
+    async def points_of(self, key: str) -> dict[str, tuple[PointRecord, ...]]:
+        """The points that a cell's attempts measured, in order, by the attempt's id.
+
+        All at once: the history is checked whole, and a question for each attempt would check it as many times.
 
         Raises:
             StoreBusyError: it can't be read now.
             StoreError: it can't be read at all.
         """
         async with self._lock:
-            points = await self._read(queries.LOAD_POINTS_OF, rows.point_of, {"attempt_id": attempt_id})
-            await self._check_digest(attempt_id.partition(".")[0])
-            return points
+            points = await self._read(
+                queries.LOAD_POINTS_OF, lambda row: (str(row["attempt_id"]), rows.point_of(row)), {"key": key}
+            )
+            await self._check_history(key, {attempt_id.partition(".")[0] for attempt_id, _ in points})
+        found: dict[str, list[PointRecord]] = {}
+        for attempt_id, point in points:
+            found.setdefault(attempt_id, []).append(point)
+        return {attempt_id: tuple(each) for attempt_id, each in found.items()}
 
     async def answer_of(self, uid: int, key: str, oldest_unix_s: float) -> KeptAnswer | None:
         """What was kept by a `SaveAnswer` of this user and key, if not before `oldest_unix_s`.

@@ -61,6 +61,7 @@ class MemoryStore:
     history: dict[str, tuple[EndedAttempt, ...]] = field(default_factory=dict)
     points: dict[str, tuple[PointRecord, ...]] = field(default_factory=dict)
     answers: dict[tuple[int, str], KeptAnswer] = field(default_factory=dict)
+    asked_for_points: int = 0
 
     async def attempts_of(self, key: str) -> tuple[EndedAttempt, ...]:
         """Every attempt of a cell."""
@@ -77,9 +78,10 @@ class MemoryStore:
         known = self.answers.get((uid, key))
         return known if known is not None and known.at_unix_s >= oldest_unix_s else None
 
-    async def points_of(self, attempt_id: str) -> tuple[PointRecord, ...]:
-        """The points of an attempt."""
-        return self.points.get(attempt_id, ())
+    async def points_of(self, key: str) -> dict[str, tuple[PointRecord, ...]]:
+        """The points of a cell's attempts."""
+        self.asked_for_points += 1
+        return {ended.attempt.id: self.points.get(ended.attempt.id, ()) for ended in self.history.get(key, ())}
 
 
 @dataclass

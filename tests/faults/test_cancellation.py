@@ -51,14 +51,13 @@ async def backed_up(store: SqliteStore, _number: int) -> None:
 
 
 KEY = Cell.of({"model": "SD1.5", "steps": 22, "method": "tome", "batch_size": 4}, ("model", "steps")).key
-ATTEMPT = f"{Cell.of({'model': 'SD1.5', 'steps': 22, 'method': 'tome', 'batch_size': 4}, ('model', 'steps')).digest}.1"
 OPERATIONS: dict[str, Operation] = {
     "commit": lambda store, number: store.commit(cordons(number)),
     "remember": lambda store, number: store.remember("fact", str(number)),
     "load": lambda store, _: store.load(),
     "recall": lambda store, _: store.recall("fact"),
     "attempts_of": lambda store, _: store.attempts_of(KEY),
-    "points_of": lambda store, _: store.points_of(ATTEMPT),
+    "points_of": lambda store, _: store.points_of(KEY),
     "back_up": backed_up,
     "aclose": lambda store, _: store.aclose(),
 }

@@ -74,7 +74,7 @@ async def shown(path: Path) -> Truth:
         known = await store.load()
         parameters = [dict(record.cell.parameters) for record in known.cells]
         history = [await store.attempts_of(record.cell.key) for record in known.cells]
-        points = [await store.points_of(ended.attempt.id) for attempts in history for ended in attempts]
+        points = [await store.points_of(record.cell.key) for record in known.cells]
         return known, parameters, history, points, await store.recall("export-digests")
     finally:
         await store.aclose()

@@ -101,7 +101,7 @@ async def test_a_new_store_is_empty(path: Path) -> None:
         port: Store = store
         assert await port.load() == Snapshot()
         assert await port.attempts_of("nothing") == ()
-        assert await port.points_of("nothing") == ()
+        assert await port.points_of("nothing") == {}
         await port.commit([])
     assert sorted(p.name for p in path.parent.iterdir()) == ["boundd.db", "boundd.db.commits"]
 
@@ -205,7 +205,7 @@ async def test_points_round_trip(path: Path) -> None:
     async with opened(path) as store:
         await store.commit([SaveCell(record()), SaveAttempt(attempt()), *reversed(saves)])
         await store.commit(saves)
-        assert await store.points_of(attempt().id) == tuple(points)
+        assert await store.points_of(attempt().key) == {attempt().id: tuple(points)}
 
 
 async def test_observations_cordons_and_pause_round_trip(path: Path) -> None:
@@ -377,7 +377,7 @@ async def test_records_of_a_commit_may_come_in_any_order(path: Path) -> None:
     point = PointRecord({}, 1.0, None, Isolation.UNKNOWN)
     async with opened(path) as store:
         await store.commit([SavePoint(attempt().id, 0, point), SaveAttempt(attempt()), SaveCell(record())])
-        assert await store.points_of(attempt().id) == (point,)
+        assert await store.points_of(attempt().key) == {attempt().id: (point,)}
 
 
 def whole(snapshot: Snapshot, count: int) -> bool:
