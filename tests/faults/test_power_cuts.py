@@ -1,10 +1,16 @@
 """Power cuts: what was acknowledged is there afterwards, and nothing is there by half.
 
 A real store, real shims, exports, the state's lock, and in every fifth cut the daemon itself, on an ext4 that is shut
-down at a random instant without its journal being flushed (`tests/faults/power.py`). To see it fail:
+down at a random instant without its journal being flushed (`tests/faults/power.py`). Seen to fail:
 
 - `synchronous = NORMAL` in `boundd.store.queries.PRAGMAS` is the control below, and loses commits at nearly every cut.
 - Without `sync_written` in `Shim.run`, outcomes that say 0 stand beside results that are gone: `results_lost`.
+- Without the fsync of the file in `write_outcome`, all outcomes are empty: `outcomes_torn`; without that of the folder,
+  `outcomes_lost` 3 in 20 cuts.
+- Without the fsync of the file in `telemetry.files._write_whole`, every export is empty: `exports_torn`; without
+  `_sync_folder` in `write_export`, `exports_lost` 5 in 20 cuts.
+
+BOUNDD_CAMPAIGN_SEED=N cuts after the same waits again; what is under way then is the machine's to say.
 """
 
 from __future__ import annotations
@@ -25,8 +31,8 @@ from tests.faults.campaign import Report, sizes
 ROOT = Path(__file__).parents[2]
 NAMESPACES = ("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc")
 MUST_BE_NONE = (
-    *("commits_lost", "stores_refused", "exports_torn", "exports_lost", "outcomes_torn", "results_lost", "ends_lost"),
-    "runs_unfinished",
+    *("commits_lost", "stores_refused", "exports_torn", "exports_lost", "outcomes_torn", "outcomes_lost"),
+    *("results_lost", "ends_lost", "runs_unfinished"),
 )
 
 
@@ -59,7 +65,7 @@ def cut(folder: Path, cuts: int, seed: int, *options: str) -> dict[str, Any]:
 @sizes("cuts", short=20, long=1000)
 def test_what_was_acknowledged_survives_a_power_cut(disk_folder: Path, cuts: int, report: Report) -> None:
     """No acknowledged commit, end or export is lost; no outcome, result or export is there by half."""
-    seed = random.SystemRandom().randrange(2**32)
+    seed = int(os.environ.get("BOUNDD_CAMPAIGN_SEED", random.randrange(2**32)))
     answer = cut(disk_folder, cuts, seed)
     counts = answer["counts"]
     done = {name: counts.pop(name, 0) for name in ("cuts", "daemon_cuts", "commits", "outcomes", "exports", "ends")}
@@ -73,7 +79,7 @@ def test_what_was_acknowledged_survives_a_power_cut(disk_folder: Path, cuts: int
 @sizes("cuts", short=20, long=100)
 def test_synchronous_normal_is_caught(disk_folder: Path, cuts: int, report: Report) -> None:
     """The control: a store that doesn't sync each commit loses some, and the campaign sees it."""
-    seed = random.SystemRandom().randrange(2**32)
+    seed = int(os.environ.get("BOUNDD_CAMPAIGN_SEED", random.randrange(2**32)))
     counts = cut(disk_folder, cuts, seed, "--synchronous", "NORMAL", "--store-alone")["counts"]
     lost = counts.get("commits_lost", 0)
     report("power cuts with synchronous=NORMAL", cuts=cuts, commits=counts["commits"], lost_and_caught=lost, seed=seed)

@@ -2,10 +2,11 @@
 
 strace is attached to a process that makes or upgrades a store and kills it as it enters its n-th call of a kind, for
 every n until the process ends by itself; then a second start has to succeed, with the data of the first, and to leave
-nothing half-made.
+nothing half-made. After every second kill of an upgrade that start is by the release before, as long as that can read
+the store: whoever gives an upgrade up finds no rest of it either.
 
-To see it fail: let `migrate._create` make the store at `path` itself instead of `temporary` (a kill leaves what the
-next start refuses), or take the loop over `.before-*.new` out of `_sweep` (leftovers).
+Seen to fail: `migrate._create` that makes the store at `path` itself instead of `temporary` (a kill leaves what the
+next start refuses: 32 of 61 points); without the loop over `.before-*.new` in `_sweep` (halves of copies are left).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from boundd.store.migrate import prepare
+from boundd.ports import StoreError
+from boundd.store.migrate import migrations_folder, prepare, read_migrations
 from tests.faults import campaign
 from tests.store.test_released import RELEASED, rows
 
@@ -89,17 +91,30 @@ def sweep(folder: Path, begin: Path | None, stride: int) -> tuple[int, list[str]
             continue
         count += 1
         try:
-            prepare(path)
+            start_again(path, begin, gives_up=count % 2 == 1)
             wrong += [f"{call} {number}: {problem}" for problem in problems(path, before)]
         except Exception as error:
             wrong.append(f"{call} {number}: {type(error).__name__}: {error}")
     return count, wrong
 
 
+def start_again(path: Path, begin: Path | None, *, gives_up: bool) -> None:
+    """The second start: by this release, or by the one that made `begin`, where it still can."""
+    if begin is not None and gives_up:
+        try:
+            prepare(path, read_migrations(migrations_folder())[: int(begin.stem)])
+        except StoreError as error:
+            if "made by a newer boundd" not in str(error):
+                raise
+        else:
+            return
+    prepare(path)
+
+
 def problems(path: Path, before: dict[str, list[dict[str, object]]] | None) -> list[str]:
     """What a second start should not have left, or lost."""
     left = sorted(each.name for each in path.parent.iterdir() if each != path)
-    copies = [name for name in left if ".before-" in name and not name.endswith(".new")]
+    copies = [name for name in left if ".before-" in name and ".new" not in name]
     found = [f"left {name}" for name in left if name not in copies and not name.endswith(("-wal", "-shm"))]
     for name in (path.name, *copies):
         # A copy from between two migrations has columns more, and no row and no value less.
