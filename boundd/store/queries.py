@@ -15,9 +15,6 @@ COMMIT = "COMMIT"
 ROLLBACK = "ROLLBACK"
 """Forget the transaction."""
 
-NOTHING = "SELECT 1"
-"""Touches no table: once it returns, every statement queued before it has been run."""
-
 PRAGMAS = (
     "PRAGMA busy_timeout = 5000",
     "PRAGMA synchronous = FULL",

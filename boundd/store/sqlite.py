@@ -1,9 +1,9 @@
 """The store: one connection, one lock, one short transaction at a time.
 
-Rules: aiosqlite runs statements in a thread, in the order in which they were asked for, whatever becomes of who asked.
-So a cancelled BEGIN would leave a transaction open and a cancelled COMMIT may have committed: a commit is therefore one
-shielded unit, nothing is awaited inside but the database, and whatever ends it early waits for the thread and leaves no
-transaction open. All values are made into rows before the transaction begins.
+Rules: aiosqlite runs what it is asked for in a thread, in the order in which it was asked, whatever becomes of who
+asked. A transaction asked for statement by statement could be left open by a cancellation between two of them, so that
+it is one function, which the thread runs from BEGIN to COMMIT or ROLLBACK; whoever waits for it is shielded, to hear
+what came of it. All values are made into rows before the transaction begins.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import aiosqlite
 import anyio
@@ -49,9 +49,7 @@ _DISTRUSTED = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.
 """Primary result codes after which the connection is given up: SQLite takes pages that can't be read for damage, and
 whether there is any is told by looking at the file again."""
 
-_ACKNOWLEDGE = "boundd_acknowledge"
-"""Writes a commit's number beside the store, in the connection's own thread: a slow disk must not stop the loop."""
-
+_A = TypeVar("_A")
 _T = TypeVar("_T")
 
 
@@ -125,7 +123,6 @@ class SqliteStore:
             for sql in (queries.LOAD_STORE_ID, queries.LOAD_NUMBER)
         ]
         acknowledged = await anyio.to_thread.run_sync(Acknowledged, path, Mark(str(store), int(number)))
-        await connection.create_function(_ACKNOWLEDGE, 1, acknowledged.note)
         columns = {
             name: tuple(str(row["name"]) for row in await connection.execute_fetchall(queries.LOAD_COLUMNS, (name,)))
             for name in seals.HISTORY_IDS
@@ -366,37 +363,28 @@ class SqliteStore:
                 if self._distrusted:
                     await self._mend()
                 try:
-                    await self._transaction(statements)
+                    await self._in_thread(self._transact, statements)
                 except sqlite3.Error as error:
                     raise await self._after(error) from error
                 except (OverflowError, UnicodeEncodeError) as error:
                     raise InvariantError(f"a record can't be kept: {error}") from error
 
-    async def _transaction(self, statements: Sequence[Statement]) -> None:
-        """Run the statements between BEGIN and COMMIT; whatever goes wrong, no transaction is left open."""
-        # A task cancelled from outside anyio (`Task.cancel`) isn't held off by the shield, and twice cancelled may
-        # not even have finished undoing.
-        await self._undo()
-        try:
-            await self._connection.execute_fetchall(queries.BEGIN)
-            # Neighbours of one text go to the thread in one journey: a new matrix is thousands of cells.
-            for sql, run in itertools.groupby(statements, key=lambda statement: statement[0]):
-                await (await self._connection.executemany(sql, [values for _, values in run])).close()
-            (counted,) = await self._connection.execute_fetchall(queries.COUNT_COMMIT)
-            await self._connection.execute_fetchall(queries.COMMIT)
-        except BaseException:
-            await self._undo()
-            raise
-        await self._connection.execute_fetchall(f"SELECT {_ACKNOWLEDGE}(?)", (counted["number"],))
+    async def _in_thread(self, function: Callable[[sqlite3.Connection, _A], _T], argument: _A) -> _T:
+        """Call a function with the connection, in its thread: for this aiosqlite has no public way."""
+        run: Any = self._connection._execute  # noqa: SLF001
+        return cast("_T", await run(function, self._connection._conn, argument))  # noqa: SLF001
 
-    async def _undo(self) -> None:
-        """Leave no transaction open."""
-        # Only once the thread has run what was queued does `in_transaction` tell the truth. After SQLITE_FULL and
-        # SQLITE_IOERR SQLite has rolled back by itself, and a ROLLBACK would be an error of its own.
-        await self._connection.execute_fetchall(queries.NOTHING)
-        if self._connection.in_transaction:
-            with contextlib.suppress(sqlite3.Error):
-                await self._connection.execute_fetchall(queries.ROLLBACK)
+    def _transact(self, connection: sqlite3.Connection, statements: Sequence[Statement]) -> None:
+        """One transaction, and the number of its commit to the mark beside the store."""
+        assert self._opened is not None
+        try:
+            number = transaction(connection, statements)
+        except sqlite3.Error as error:
+            # Here, because whoever asked may have been cancelled and never hears of it.
+            self._distrusted |= _primary_code(error) in _DISTRUSTED
+            raise
+        # In the thread too: a slow disk must not stop the loop.
+        self._opened.acknowledged.note(number)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -424,6 +412,29 @@ class SqliteStore:
         if code in _PASSING:
             return StoreBusyError(f"{self._path}: nothing was kept, a later commit may be: {error}")
         return StoreError(f"{self._path}: the store can't be used any more: {error}. Restore a backup of it.")
+
+
+def transaction(connection: sqlite3.Connection, statements: Sequence[Statement]) -> int:
+    """Run statements as one transaction; returns the number of its commit. Whatever goes wrong, none is left open.
+
+    Raises:
+        sqlite3.Error: nothing was kept.
+        OverflowError, UnicodeEncodeError: a value can't be kept; nothing was.
+    """
+    connection.execute(queries.BEGIN)
+    try:
+        # Neighbours of one text are one call: a new matrix is thousands of cells.
+        for sql, run in itertools.groupby(statements, key=lambda statement: statement[0]):
+            connection.executemany(sql, [values for _, values in run])
+        ((number,),) = connection.execute(queries.COUNT_COMMIT).fetchall()
+        connection.execute(queries.COMMIT)
+    except BaseException:
+        # After SQLITE_FULL and SQLITE_IOERR SQLite has rolled back by itself, and a ROLLBACK would be an error.
+        if connection.in_transaction:
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute(queries.ROLLBACK)
+        raise
+    return int(number)
 
 
 def _primary_code(error: sqlite3.Error) -> int:

@@ -5,8 +5,8 @@ for: by an anyio scope, by `Task.cancel()`, and by that twice in a row, for n fr
 turn comes. After each point: no transaction is open, what was
 committed is there whole or not at all, the next operation works, and nothing hangs.
 
-To see it fail: take the `_undo()` at the beginning of `SqliteStore._transaction` and the one in its `except` out (open
-transactions), or the BEGIN and the COMMIT (halves).
+To see it fail: let `SqliteStore._write` ask the thread for BEGIN, for each statement and for COMMIT one by one, instead
+of for the whole transaction: transactions stay open, and without BEGIN and COMMIT halves are kept.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ To see it fail, take out one of these:
   executed counts as lost, or as rejected because it "is alive already";
 - in `LocalLauncher`, let `is_alive` return False, `_until_shim_gone` return at once for what isn't in `_ours`, and
   `_until_nothing_left` kill nothing: attempts that run count as lost, and their cells are executed again beside them;
-- in `SqliteStore._transaction`, leave out the COMMIT, and begin only where no transaction is open: nothing is kept.
+- in `transaction` of boundd/store/sqlite.py, leave out the COMMIT, and begin only where no transaction is
+  open: nothing is kept.
 """
 
 from __future__ import annotations
