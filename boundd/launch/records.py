@@ -150,9 +150,13 @@ def _count(value: Json) -> int | None:
 def _read(path: Path) -> tuple[str, Mapping[str, Json]] | None:
     try:
         with path.open("rb") as file:
-            text = file.read(_MOST_BYTES).decode(errors="replace")
+            content = file.read(_MOST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    text = content.decode(errors="replace")
+    # Every release writes ASCII. Noise in a string could otherwise swallow the check, and pass for a release without.
+    if not content.isascii():
+        raise RecordError(f"{path.name} is damaged (it holds bytes that no shim writes): {_quoted(text)}")
     try:
         value = loads(text)
     except StrictJsonError as error:

@@ -1,7 +1,7 @@
 """A full disk, for real: the daemon's state on a tmpfs of a few MiB that is filled while it works.
 
 Nothing new is started, what runs is seen to its end, everybody who asks is told, and once there is room it goes on by
-itself. To see it fail: `State.disk_shortage` made to return '' starts attempts below the reserve; without
+itself. Seen to fail: `State.disk_shortage` made to return '' starts attempts below the reserve; without
 `Daemon._try_the_store` the trouble is told for ever after the disk has room; `_wind_down` without its patience hangs.
 """
 
@@ -249,6 +249,18 @@ def test_a_disk_without_a_byte(make: Callable[[str], Daemon], report: Report) ->
     filler.unlink()
     check_well(daemon)
     finish(daemon)
+
+
+def test_a_trouble_that_nothing_waits_for_ends_too(make: Callable[[str], Daemon]) -> None:
+    """A request is refused, and nothing else wants to be stored: the daemon tries by itself whether it can."""
+    daemon = make("0MiB")
+    until(lambda: daemon.counts()["running"] == 1, "a cell runs")
+    filler = daemon.fill()
+    assert daemon.ctl("pause").returncode != 0, "what can't be stored is refused"
+    check_told(daemon, "nothing can be stored")
+    filler.unlink()
+    check_well(daemon)
+    assert daemon.counts()["running"] == 1
 
 
 def test_it_can_be_stopped_on_a_full_disk(make: Callable[[str], Daemon]) -> None:

@@ -19,7 +19,8 @@ that became another number is believed. Once it was read, the store's seals cove
 
 To see it fail: return [] from `seals.broken` at once (bits in rows), return from `acknowledged.check` at once (older
 copies, logs cut short), return [] from `seals.compared_history` (histories), or drop the comparison in
-`records._read` and `shim.read_spec` (outcomes); leave the -shm file in `migrate._looked_into` (overwritten).
+`records._checked` and `shim.read_spec` (outcomes), or the refusal of what isn't ASCII in `records._read` (noise); leave
+the -shm file in `migrate._looked_into` (overwritten).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import pytest
 
 from boundd.core.attempts import AttemptState, CellRecord, CellState
 from boundd.core.cells import Cell, CellPolicy
@@ -353,3 +355,14 @@ def test_documents(tmp_path: Path, report: campaign.Report, points: int) -> None
         silently_accepted=found["silently accepted"],
     )
     assert not bad, "\n".join(bad[:20])
+
+
+def test_noise_in_a_string_does_not_swallow_the_check(tmp_path: Path) -> None:
+    """A record whose last string took in the check would pass for one of a release that wrote none (seed 31203)."""
+    place = tmp_path / shim.SHIM
+    shim.write_atomically(str(place), shim.checked(str(place), DOCUMENTS[shim.SHIM]))
+    written = place.read_bytes()
+    before, after = written.index(b'", "check": "'), written.rindex(b'"}')
+    place.write_bytes(written[:before] + b"\xb5\xf6$" + written[after:])
+    with pytest.raises(RecordError, match="damaged"):
+        read_shim(tmp_path)
