@@ -1,8 +1,8 @@
 """Strings of a config, a worker and a request that would like to be commands, paths, lines or cursor movements.
 
-A real daemon runs a matrix of them. Seen to fail: a label used as a folder's name is refused by the launcher, and nothing
-runs; `printable` returning what it is given puts escapes onto the terminal and into the console's log. The JSON log has
-two protections, each of which is enough: strings are made safe, and the renderer writes ASCII.
+A real daemon runs a matrix of them. Seen to fail: a label used as a folder's name is refused by the launcher, and
+nothing runs; `printable` returning what it is given puts escapes onto the terminal and into the console's log. The JSON
+log has two protections, each of which is enough: strings are made safe, and the renderer writes ASCII.
 """
 
 from __future__ import annotations
