@@ -1,9 +1,9 @@
 """The socket itself, bad clients, and bad bodies.
 
-Each bound is seen to matter by taking it out, and the test of its name then fails: `Connection._arm` and `_watch` that
-start no timer, `fail_after(None)` around a body, `Followers.one_more` that never raises, `Crowd._make_room` that
-returns False, `_without_descriptors` that keeps its spare one, `eof_received` that returns False, `send_400_response`
-deleted, `_excess` left out of the gate.
+Bounds that were taken out, and the test of the name then failed (docs/faults.md has those that no test misses):
+`Connection._arm` and `_watch` that start no timer, `fail_after(None)` around a body, `Followers.one_more` that never
+raises, `Crowd._make_room` that returns False, `_without_descriptors` that keeps its spare one, `eof_received` that
+returns False, `send_400_response` deleted, `_excess` left out of the gate.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A full disk, for real: the daemon's state on a tmpfs of a few MiB that is filled while it works.
 
 Nothing new is started, what runs is seen to its end, everybody who asks is told, and once there is room it goes on by
-itself. Seen to fail: `State.disk_shortage` made to return '' starts attempts below the reserve; without
+itself. Seen to fail: `State.disk_shortage` made to return '': the shortage is never told; without
 `Daemon._try_the_store` the trouble is told for ever after the disk has room; `_wind_down` without its patience hangs.
 """
 

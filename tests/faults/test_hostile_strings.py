@@ -1,8 +1,9 @@
 """Strings of a config, a worker and a request that would like to be commands, paths, lines or cursor movements.
 
 A real daemon runs a matrix of them. Seen to fail: a label used as a folder's name is refused by the launcher, and
-nothing runs; `printable` returning what it is given puts escapes onto the terminal and into the console's log. The JSON
-log has two protections, each of which is enough: strings are made safe, and the renderer writes ASCII.
+nothing runs; a worker's command given to a shell makes the canary; `telemetry.text.printable` returning what it is
+given puts escapes into the console's log, `cli.text.safe` onto the terminal; unescaped labels of metrics add series.
+The test passes with `ensure_ascii=False` in the JSON log: it doesn't show that this is needed.
 """
 
 from __future__ import annotations
