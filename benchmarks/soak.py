@@ -37,7 +37,7 @@ from boundd.control.client import Client, NoDaemonError, RequestError, cell_path
 MIB = 1024**2
 HOUR_S = 3600.0
 CELLS = 96
-"""So many that most get a few hundred attempts in an hour. Eleven get thousands, and each answer lists them all."""
+"""An answer about one lists all its attempts; the eleven that `*/1*` names get several times as many as others."""
 BLOCKS = 24
 """So many means: neighbouring samples say the same, and would make the standard errors look small."""
 WARM_UP_SHARE, WARM_UP_S, MOST_WARM_UP_SHARE = 0.25, 900.0, 0.5
@@ -202,7 +202,7 @@ class Soak:
         self._over = threading.Event()
         self._counts: Counter[str] = Counter()
         self._errors: list[str] = []
-        self._begun_s = time.monotonic()
+        self._begun_s = 0.0
         (folder / "worker.py").write_text(WORKER)
         (folder / "config.toml").write_text(_config(0))
 
@@ -244,10 +244,10 @@ class Soak:
             if daemon.poll() is not None or time.monotonic() > until_s:
                 raise RuntimeError(f"the daemon doesn't answer: {(self._folder / 'log.jsonl').read_text()[-2000:]}")
             time.sleep(PAUSE_S)
+        samples, self._begun_s = [], time.monotonic()
         for each in people:
             each.start()
-        samples, begun_s = [], time.monotonic()
-        while (at_s := time.monotonic() - begun_s) < duration_s and daemon.poll() is None:
+        while (at_s := time.monotonic() - self._begun_s) < duration_s and daemon.poll() is None:
             with contextlib.suppress(NoDaemonError):
                 samples.append(self._sample(psutil.Process(daemon.pid), at_s))
             time.sleep(min(SAMPLE_S, duration_s / 40))
@@ -286,7 +286,7 @@ class Soak:
                 act(rng)
             except NoDaemonError as error:
                 if not self._over.is_set():
-                    self._errors.append("; ".join([f"the daemon went away: {error}", *getattr(error, "__notes__", ())]))
+                    self._errors.append(f"after {time.monotonic() - self._begun_s:.0f} s the daemon went away: {error}")
                     return
             except RequestError as error:
                 self._errors.append(f"refused: {error}")
@@ -306,8 +306,7 @@ class Soak:
         try:
             self._client.get(path)
         except NoDaemonError as error:
-            error.add_note(f"asked for {path}, {time.monotonic() - self._begun_s:.0f} s after the beginning")
-            raise
+            raise NoDaemonError([(path, str(error))]) from error
         self._did("requests", rng.uniform(0, 2 * PAUSE_S))
 
     def _follow(self, rng: random.Random) -> None:

@@ -197,6 +197,8 @@ class EndedAttempt:
     attempt: Attempt
     verdict: Verdict | None
     ended_unix_s: float | None
+    points: tuple[PointRecord, ...] = ()
+    """What it measured, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,10 +236,7 @@ class Store(Protocol):
         """
 
     async def attempts_of(self, key: str) -> tuple[EndedAttempt, ...]:
-        """Every attempt of a cell, oldest first."""
-
-    async def points_of(self, key: str) -> Mapping[str, tuple[PointRecord, ...]]:
-        """The points that a cell's attempts measured, in order, by the attempt's id."""
+        """Every attempt of a cell with its points, oldest first."""
 
     async def answer_of(self, uid: int, key: str, oldest_unix_s: float) -> KeptAnswer | None:
         """What was kept by a `SaveAnswer` of this user and key, if not before `oldest_unix_s`."""

@@ -135,9 +135,7 @@ class Reads:
     async def cell(self, request: Request) -> Response:
         """GET /v1/cells/{id}."""
         record = cell_of(self.service.state, request.path_params["id"])
-        store = self.service.store
-        attempts, points = await store.attempts_of(record.cell.key), await store.points_of(record.cell.key)
-        history = [(ended, points.get(ended.attempt.id, ())) for ended in attempts]
+        history = await self.service.store.attempts_of(record.cell.key)
         state = self.service.state
         return _json(views.cell_details(state, state.cells[record.cell.key], history, self.tools.is_stale))
 

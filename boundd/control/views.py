@@ -161,7 +161,7 @@ def cell(record: CellRecord, is_stale: Callable[[CellRecord], bool]) -> models.C
 def cell_details(
     state: State,
     record: CellRecord,
-    history: Sequence[tuple[EndedAttempt, Sequence[PointRecord]]],
+    history: Sequence[EndedAttempt],
     is_stale: Callable[[CellRecord], bool],
 ) -> models.CellDetails:
     """A cell with its attempts, each with its points."""
@@ -182,11 +182,11 @@ def cell_details(
             footprint_bytes=policy.footprint_bytes,
         ),
         measurement=measurement_info(record.measurement),
-        history=[attempt_info(ended, points) for ended, points in history],
+        history=[attempt_info(ended) for ended in history],
     )
 
 
-def attempt_info(ended: EndedAttempt, points: Sequence[PointRecord]) -> models.AttemptInfo:
+def attempt_info(ended: EndedAttempt) -> models.AttemptInfo:
     """An attempt and how it ended; the outcome is null while it is live."""
     attempt, verdict = ended.attempt, ended.verdict
     return models.AttemptInfo(
@@ -208,7 +208,7 @@ def attempt_info(ended: EndedAttempt, points: Sequence[PointRecord]) -> models.A
         peak_reserved_bytes=verdict.peak_reserved_bytes if verdict else None,
         error=error_info(verdict.error) if verdict else None,
         measurement=measurement_info(verdict.measurement) if verdict else None,
-        points=[point_info(point) for point in latest(points)],
+        points=[point_info(point) for point in latest(ended.points)],
     )
 
 

@@ -91,6 +91,8 @@ def cut_siblings(state: State, attempt: Attempt) -> tuple[State, list[SaveCell]]
             cut = replace(cells[key], batch_size=max(smaller), memory_level=LEVELS + 1)
             cells = cells.set(key, cut)
             saved.append(SaveCell(cut))
+        # What is left of the queue would rank as the one that its cells are in now, and a map's order decide.
+        cells = cells.trimmed(needs)
     saved.sort(key=lambda save: cells.places[save.record.cell.key])  # the queues' own order is no order
     return replace(state, cells=cells), saved
 

@@ -162,7 +162,9 @@ class SqliteStore:
         await self._write(statements)
 
     async def attempts_of(self, key: str) -> tuple[EndedAttempt, ...]:
-        """Every attempt of a cell, oldest first.
+        """Every attempt of a cell with its points, oldest first.
+
+        All in one reading: the history is checked whole, which a question for each attempt would do as many times.
 
         Raises:
             StoreBusyError: it can't be read now.
@@ -175,28 +177,19 @@ class SqliteStore:
                 lambda row: (str(row["attempt_id"]), (rows.verdict_of(row), float(row["ended_unix_s"]))),
                 {"key": key},
             )
-            await self._check_history(key, {attempt.id.partition(".")[0] for attempt in attempts})
-        ends = dict(found)
-        return tuple(EndedAttempt(attempt, *ends.get(attempt.id, (None, None))) for attempt in attempts)
-
-    async def points_of(self, key: str) -> dict[str, tuple[PointRecord, ...]]:
-        """The points that a cell's attempts measured, in order, by the attempt's id.
-
-        All at once: the history is checked whole, and a question for each attempt would check it as many times.
-
-        Raises:
-            StoreBusyError: it can't be read now.
-            StoreError: it can't be read at all.
-        """
-        async with self._lock:
-            points = await self._read(
+            measured = await self._read(
                 queries.LOAD_POINTS_OF, lambda row: (str(row["attempt_id"]), rows.point_of(row)), {"key": key}
             )
-            await self._check_history(key, {attempt_id.partition(".")[0] for attempt_id, _ in points})
-        found: dict[str, list[PointRecord]] = {}
-        for attempt_id, point in points:
-            found.setdefault(attempt_id, []).append(point)
-        return {attempt_id: tuple(each) for attempt_id, each in found.items()}
+            await self._check_history(key, {attempt.id.partition(".")[0] for attempt in attempts})
+        ends = dict(found)
+        points: dict[str, list[PointRecord]] = {attempt.id: [] for attempt in attempts}
+        for attempt_id, point in measured:
+            points[attempt_id].append(point)
+        return tuple(
+            EndedAttempt(attempt, verdict, ended_unix_s, tuple(points[attempt.id]))
+            for attempt in attempts
+            for verdict, ended_unix_s in [ends.get(attempt.id, (None, None))]
+        )
 
     async def answer_of(self, uid: int, key: str, oldest_unix_s: float) -> KeptAnswer | None:
         """What was kept by a `SaveAnswer` of this user and key, if not before `oldest_unix_s`.

@@ -59,9 +59,7 @@ class MemoryStore:
     """A history for `show`."""
 
     history: dict[str, tuple[EndedAttempt, ...]] = field(default_factory=dict)
-    points: dict[str, tuple[PointRecord, ...]] = field(default_factory=dict)
     answers: dict[tuple[int, str], KeptAnswer] = field(default_factory=dict)
-    asked_for_points: int = 0
 
     async def attempts_of(self, key: str) -> tuple[EndedAttempt, ...]:
         """Every attempt of a cell."""
@@ -77,11 +75,6 @@ class MemoryStore:
         """An answer that was kept."""
         known = self.answers.get((uid, key))
         return known if known is not None and known.at_unix_s >= oldest_unix_s else None
-
-    async def points_of(self, key: str) -> dict[str, tuple[PointRecord, ...]]:
-        """The points of a cell's attempts."""
-        self.asked_for_points += 1
-        return {ended.attempt.id: self.points.get(ended.attempt.id, ()) for ended in self.history.get(key, ())}
 
 
 @dataclass
@@ -264,7 +257,6 @@ def populated(folder: Path) -> Iterator[Running]:
         (folder / f"{cell.digest}.1.log").write_text("first line\n\x1b[31msecond\x1b[0m\n")
         ended = replace(live_attempt(), id=f"{CELLS[2].digest}.1", key=CELLS[2].key, label=CELLS[2].label)
         verdict = Verdict(Outcome.SUCCEEDED, MEASURED, exit_status=0, wall_s=60.0)
-        server.service.store.history[CELLS[2].key] = (EndedAttempt(ended, verdict, 1_700_000_000.0),)
         point = PointRecord({"cache_interval": 3}, 2.0, 0.004, Isolation.EXCLUSIVE)
-        server.service.store.points[ended.id] = (point,)
+        server.service.store.history[CELLS[2].key] = (EndedAttempt(ended, verdict, 1_700_000_000.0, (point,)),)
         yield server

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +62,6 @@ def test_a_cell_by_each_of_its_names(running: Running, name: str) -> None:
     assert (cell["label"], cell["canonical_key"], cell["stale"]) == (LABELS[2], CELLS[2].key, True)
     (attempt,) = cell["history"]
     assert (attempt["outcome"], attempt["points"][0]["score_loss"]) == ("succeeded", 0.004)
-
-
-def test_a_cell_of_many_attempts_is_read_at_once(running: Running) -> None:
-    """A store checks a cell's history whenever it reads of it: asking by attempt would cost attempts x history."""
-    store, cell = running.service.store, CELLS[2]
-    (ended,) = store.history[cell.key]
-    many = [replace(ended, attempt=replace(ended.attempt, id=f"{cell.digest}.{n}", number=n)) for n in range(1, 41)]
-    store.history[cell.key] = tuple(many)
-    store.asked_for_points = 0
-    found = running.client.get(cell_path(cell.digest))["history"]
-    assert [len(each["points"]) for each in found] == [1] + 39 * [0]
-    assert store.asked_for_points == 1
 
 
 def test_curl_takes_a_label_with_its_slashes(running: Running) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,9 @@ SHARE_VARIABLE = "BOUNDD_CAMPAIGN_SHARE"
 """A share of the long size, 0.1 say, for a machine that has an hour and not a night."""
 RECORD_VARIABLE = "BOUNDD_CAMPAIGN_RECORD"
 """A file that every campaign's figures are appended to, a JSON line each."""
+
+SEED_VARIABLE = "BOUNDD_CAMPAIGN_SEED"
+"""The seed of a run before, to draw its points again."""
 
 Report = Callable[..., None]
 """`report("kill -9 of the daemon", points=100, lost=0, ...)`: the denominators first, then what must be 0."""
@@ -29,6 +33,11 @@ def sizes(name: str, *, short: int, long: int) -> pytest.MarkDecorator:
             pytest.param(whole, id="long", marks=[pytest.mark.campaign, pytest.mark.timeout(0)]),
         ],
     )
+
+
+def drawn_seed() -> int:
+    """The seed of a campaign's points: a new one, or the one that the environment names. Figures tell it."""
+    return int(os.environ.get(SEED_VARIABLE, random.SystemRandom().randrange(2**32)))
 
 
 def line(campaign: str, figures: dict[str, object]) -> str:

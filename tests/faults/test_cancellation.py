@@ -36,7 +36,7 @@ FEWEST_POINTS = 20
 
 
 def cordons(number: int) -> list[Record]:
-    """Records of several kinds, which are several journeys to the thread, that belong together: one `number`."""
+    """Records of several kinds, which are several statements, that belong together: one `number`."""
     cells = [Cell.of({"number": number, "half": half}, ("number", "half")) for half in range(4)]
     return [
         SaveCordon(f"first-{number}", "x"),
@@ -57,7 +57,6 @@ OPERATIONS: dict[str, Operation] = {
     "load": lambda store, _: store.load(),
     "recall": lambda store, _: store.recall("fact"),
     "attempts_of": lambda store, _: store.attempts_of(KEY),
-    "points_of": lambda store, _: store.points_of(KEY),
     "back_up": backed_up,
     "aclose": lambda store, _: store.aclose(),
 }

@@ -38,7 +38,7 @@ import pytest
 
 from boundd.control.client import Client, NoDaemonError
 from tests.faults import audit
-from tests.faults.campaign import Report, sizes
+from tests.faults.campaign import Report, drawn_seed, sizes
 from tests.faults.daemons import PATIENCE_S, Box, wait_for
 
 pytestmark = pytest.mark.timeout(1200)
@@ -232,7 +232,7 @@ def _runs(*command: str) -> bool:
 @sizes("episodes", short=10, long=200)
 def test_clocks(episodes: int, tmp_path: Path, sleepy: Path, report: Report) -> None:
     """Whatever the clocks do, a timeout is one by the time that the worker had, and everything else is as ever."""
-    seed = random.SystemRandom().randrange(2**32)
+    seed = drawn_seed()
     tally, lock = Tally(), threading.Lock()
     names = [name for name in NAMES if _can(name)]
 

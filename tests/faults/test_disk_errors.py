@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -27,7 +26,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.campaign import Report, sizes
+from tests.faults.campaign import Report, drawn_seed, sizes
 
 pytestmark = pytest.mark.timeout(1200)
 ROOT = Path(__file__).parents[2]
@@ -81,7 +80,7 @@ def answer_of(process: subprocess.Popen[str]) -> dict[str, Any]:
 @sizes("points", short=100, long=EXHAUSTIVE)
 def test_no_error_of_the_disk_wedges_or_loses(points: int, library: Path, tmp_path: Path, report: Report) -> None:
     """A hundred points drawn over all scenarios; the long size is every one of them, each error at each call."""
-    seed = random.SystemRandom().randrange(2**32)
+    seed = drawn_seed()
     running = [
         start(
             *(library, tmp_path / f"{part}", "--points", str(0 if points >= EXHAUSTIVE else -(-points // SHARES))),

@@ -25,7 +25,6 @@ To see it fail, take out one of these:
 from __future__ import annotations
 
 import collections
-import os
 import random
 import re
 import shutil
@@ -42,12 +41,11 @@ import pytest
 
 from boundd.control.client import Client, NoDaemonError, cell_path, why_not
 from tests.faults import audit
-from tests.faults.campaign import Report, sizes
+from tests.faults.campaign import Report, drawn_seed, sizes
 from tests.faults.daemons import Box, Nursery, finish, kill_at, record_calls, wait_for
 
 pytestmark = [pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace"), pytest.mark.timeout(1200)]
 
-SEED_VARIABLE = "BOUNDD_CAMPAIGN_SEED"
 SYSCALLS = (
     *("pwrite64", "fdatasync", "fsync", "ftruncate", "rename", "unlink", "openat", "mkdir", "flock", "fcntl", "close"),
     *("sendmsg", "sendto", "recvfrom", "write", "read", "vfork", "clone3", "pidfd_open", "bind", "socket", "accept4"),
@@ -287,7 +285,7 @@ def _change(act: str, client: Client, asked: audit.Asked) -> None:
 @sizes("number", short=100, long=10_000)
 def test_kill_the_daemon(number: int, tmp_path: Path, report: Report) -> None:
     """Whenever the daemon is killed: nothing is lost, doubled or left behind, and every cell comes to its end."""
-    seed = int(os.environ.get(SEED_VARIABLE, random.SystemRandom().randrange(2**32)))
+    seed = drawn_seed()
     tally = Campaign(tmp_path, number, seed).run()
     killed = tally.killed
     report(

@@ -76,8 +76,7 @@ async def shown(path: Path) -> Truth:
         known = await store.load()
         parameters = [dict(record.cell.parameters) for record in known.cells]
         history = [await store.attempts_of(record.cell.key) for record in known.cells]
-        points = [await store.points_of(record.cell.key) for record in known.cells]
-        return known, parameters, history, points, await store.recall("export-digests")
+        return known, parameters, history, await store.recall("export-digests")
     finally:
         await store.aclose()
 

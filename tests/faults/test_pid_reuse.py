@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -35,7 +34,7 @@ UNSHARE = shutil.which("unshare")
 @campaign.sizes("rounds", short=20, long=1000)
 def test_a_stranger_with_the_same_pid_is_left_alone(rounds: int, tmp_path: Path, report: campaign.Report) -> None:
     """Neither signalled nor waited for, whatever else it has in common with the dead."""
-    seed = int(os.environ.get("BOUNDD_CAMPAIGN_SEED", random.randrange(2**32)))
+    seed = campaign.drawn_seed()
     command = [sys.executable, "-m", "tests.faults.pid_reuse", str(tmp_path), str(rounds), str(seed)]
     ran = subprocess.run(
         [str(UNSHARE), "--pid", "--fork", "--mount-proc", "--kill-child", *command],

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.campaign import Report, sizes
+from tests.faults.campaign import Report, drawn_seed, sizes
 
 ROOT = Path(__file__).parents[2]
 NAMESPACES = ("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -65,7 +64,7 @@ def cut(folder: Path, cuts: int, seed: int, *options: str) -> dict[str, Any]:
 @sizes("cuts", short=20, long=1000)
 def test_what_was_acknowledged_survives_a_power_cut(disk_folder: Path, cuts: int, report: Report) -> None:
     """No acknowledged commit, end or export is lost; no outcome, result or export is there by half."""
-    seed = int(os.environ.get("BOUNDD_CAMPAIGN_SEED", random.randrange(2**32)))
+    seed = drawn_seed()
     answer = cut(disk_folder, cuts, seed)
     counts = answer["counts"]
     done = {name: counts.pop(name, 0) for name in ("cuts", "daemon_cuts", "commits", "outcomes", "exports", "ends")}
@@ -79,7 +78,7 @@ def test_what_was_acknowledged_survives_a_power_cut(disk_folder: Path, cuts: int
 @sizes("cuts", short=20, long=100)
 def test_synchronous_normal_is_caught(disk_folder: Path, cuts: int, report: Report) -> None:
     """The control: a store that doesn't sync each commit loses some, and the campaign sees it."""
-    seed = int(os.environ.get("BOUNDD_CAMPAIGN_SEED", random.randrange(2**32)))
+    seed = drawn_seed()
     counts = cut(disk_folder, cuts, seed, "--synchronous", "NORMAL", "--store-alone")["counts"]
     lost = counts.get("commits_lost", 0)
     report("power cuts with synchronous=NORMAL", cuts=cuts, commits=counts["commits"], lost_and_caught=lost, seed=seed)

@@ -275,7 +275,7 @@ class Points:
 @campaign.sizes("points", short=50, long=1000)
 def test_kills_of_shims_and_workers(points: int, tmp_path: Path, report: campaign.Report) -> None:
     """Every attempt ends, once, with nothing left of it, and what is told of it is so."""
-    seed = int(os.environ.get("BOUNDD_CAMPAIGN_SEED", random.randrange(2**32)))
+    seed = campaign.drawn_seed()
     run = Points(tmp_path, seed)
 
     async def main() -> None:

@@ -31,7 +31,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import audit
-from tests.faults.campaign import Report, sizes
+from tests.faults.campaign import Report, drawn_seed, sizes
 from tests.faults.daemons import PATIENCE_S, Box, wait_for
 
 pytestmark = pytest.mark.timeout(1200)
@@ -223,7 +223,7 @@ def _can_mount() -> bool:
 @sizes("rounds", short=5, long=1000)
 def test_one_owner(rounds: int, daemons: int, tmp_path: Path, report: Report) -> None:
     """At any time at most one of them has the store; the others say whose it is and do no harm."""
-    seed = random.SystemRandom().randrange(2**32)
+    seed = drawn_seed()
     rng, tally = random.Random(seed), Tally()
     # The two sizes begin elsewhere, so that short runs of both see every variant.
     kinds = list(variants(rounds + 2))[2 if daemons == 2 else 0 :][:rounds]

@@ -159,7 +159,7 @@ def test_a_worker_of_the_protocol(tmp_path: Path) -> None:
                 assert record.measurement is not None
                 assert record.measurement.max_speedup_within_tolerance == 2.0
                 (ended,) = await store.attempts_of(record.cell.key)
-                assert len((await store.points_of(record.cell.key))[ended.attempt.id]) == 3
+                assert len(ended.points) == 3
             assert heard.actions().count(Action.POINT_MEASURED) == 6
             assert len((await store.load()).observations) == 2
         finally:
@@ -188,7 +188,7 @@ def test_what_is_wrong_with_a_result_is_said(tmp_path: Path, script: str, kind: 
             assert record.error.kind == kind
             assert record.attempts == 1
             (ended,) = await store.attempts_of(record.cell.key)
-            assert len((await store.points_of(record.cell.key))[ended.attempt.id]) == 3
+            assert len(ended.points) == 3
         finally:
             await store.aclose()
 

@@ -34,8 +34,11 @@ def test_a_thousand_seeds(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_replay_is_the_same_in_another_process() -> None:
-    """Also where strings hash differently, which is the order of many a set and map."""
-    seeds = range(12)
+    """Also where strings hash differently, which is the order of many a set and map.
+
+    In the last of these worlds a cut batch once left two queues of one rank.
+    """
+    seeds = [*range(12), 1124]
     script = "import sys; from tests.sim.test_campaign import digest; print(*map(digest, map(int, sys.argv[1:])))"
     told = [
         subprocess.run(

@@ -101,7 +101,6 @@ async def test_a_new_store_is_empty(path: Path) -> None:
         port: Store = store
         assert await port.load() == Snapshot()
         assert await port.attempts_of("nothing") == ()
-        assert await port.points_of("nothing") == {}
         await port.commit([])
     assert sorted(p.name for p in path.parent.iterdir()) == ["boundd.db", "boundd.db.commits"]
 
@@ -205,7 +204,22 @@ async def test_points_round_trip(path: Path) -> None:
     async with opened(path) as store:
         await store.commit([SaveCell(record()), SaveAttempt(attempt()), *reversed(saves)])
         await store.commit(saves)
-        assert await store.points_of(attempt().key) == {attempt().id: tuple(points)}
+        assert [ended.points for ended in await store.attempts_of(attempt().key)] == [tuple(points)]
+
+
+async def test_a_history_is_read_and_checked_once(path: Path) -> None:
+    """However many attempts there are: a question for each would check the whole history as many times."""
+    async with opened(path) as store:
+        asked: dict[int, list[str]] = {}
+        for count in (2, 40):
+            attempts = [attempt(number=n) for n in range(1, count + 1)]
+            points = [SavePoint(each.id, 0, PointRecord({}, 1.0, None, Isolation.UNKNOWN)) for each in attempts]
+            await store.commit([SaveCell(record()), *map(SaveAttempt, attempts), *points])
+            statements = asked[count] = []
+            await store._connection.set_trace_callback(statements.append)
+            assert [len(ended.points) for ended in await store.attempts_of(record().cell.key)] == count * [1]
+            await store._connection.set_trace_callback(lambda _: None)
+    assert len(asked[40]) == len(asked[2])
 
 
 async def test_observations_cordons_and_pause_round_trip(path: Path) -> None:
@@ -377,7 +391,7 @@ async def test_records_of_a_commit_may_come_in_any_order(path: Path) -> None:
     point = PointRecord({}, 1.0, None, Isolation.UNKNOWN)
     async with opened(path) as store:
         await store.commit([SavePoint(attempt().id, 0, point), SaveAttempt(attempt()), SaveCell(record())])
-        assert await store.points_of(attempt().key) == {attempt().id: (point,)}
+        assert [ended.points for ended in await store.attempts_of(attempt().key)] == [(point,)]
 
 
 def whole(snapshot: Snapshot, count: int) -> bool:
