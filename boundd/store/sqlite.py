@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import aiosqlite
 import anyio
@@ -49,7 +49,6 @@ _DISTRUSTED = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.
 """Primary result codes after which the connection is given up: SQLite takes pages that can't be read for damage, and
 whether there is any is told by looking at the file again."""
 
-_A = TypeVar("_A")
 _T = TypeVar("_T")
 
 
@@ -355,29 +354,26 @@ class SqliteStore:
             with anyio.CancelScope(shield=True):
                 if self._distrusted:
                     await self._mend()
+                assert self._opened is not None
+                # To call a function in its thread, aiosqlite has no public way.
+                call: Any = self._opened.connection._execute  # noqa: SLF001
                 try:
-                    await self._in_thread(self._transact, statements)
+                    await call(self._transact, self._opened, statements)
                 except sqlite3.Error as error:
                     raise await self._after(error) from error
                 except (OverflowError, UnicodeEncodeError) as error:
                     raise InvariantError(f"a record can't be kept: {error}") from error
 
-    async def _in_thread(self, function: Callable[[sqlite3.Connection, _A], _T], argument: _A) -> _T:
-        """Call a function with the connection, in its thread: for this aiosqlite has no public way."""
-        run: Any = self._connection._execute  # noqa: SLF001
-        return cast("_T", await run(function, self._connection._conn, argument))  # noqa: SLF001
-
-    def _transact(self, connection: sqlite3.Connection, statements: Sequence[Statement]) -> None:
-        """One transaction, and the number of its commit to the mark beside the store."""
-        assert self._opened is not None
+    def _transact(self, opened: _Opened, statements: Sequence[Statement]) -> None:
+        """One transaction, and the number of its commit to the mark beside the store. In the connection's thread."""
         try:
-            number = transaction(connection, statements)
+            number = transaction(opened.connection._conn, statements)  # noqa: SLF001
         except sqlite3.Error as error:
             # Here, because whoever asked may have been cancelled and never hears of it.
             self._distrusted |= _primary_code(error) in _DISTRUSTED
             raise
         # In the thread too: a slow disk must not stop the loop.
-        self._opened.acknowledged.note(number)
+        opened.acknowledged.note(number)
 
     def _check_open(self) -> None:
         if self._closed:
