@@ -37,7 +37,6 @@ from boundd.control.client import Client, NoDaemonError, RequestError, cell_path
 MIB = 1024**2
 HOUR_S = 3600.0
 CELLS = 96
-"""An answer about one lists all its attempts; the eleven that `*/1*` names get several times as many as others."""
 BLOCKS = 24
 """So many means: neighbouring samples say the same, and would make the standard errors look small."""
 WARM_UP_SHARE, WARM_UP_S, MOST_WARM_UP_SHARE = 0.25, 900.0, 0.5

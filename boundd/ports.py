@@ -235,8 +235,10 @@ class Store(Protocol):
             StoreBusyError: nothing was kept; try again later.
         """
 
-    async def attempts_of(self, key: str) -> tuple[EndedAttempt, ...]:
-        """Every attempt of a cell with its points, oldest first."""
+    async def attempts_of(
+        self, key: str, *, limit: int | None = None, before: int | None = None
+    ) -> tuple[EndedAttempt, ...]:
+        """A cell's attempts with their points, oldest first: the latest `limit` of those numbered below `before`."""
 
     async def answer_of(self, uid: int, key: str, oldest_unix_s: float) -> KeptAnswer | None:
         """What was kept by a `SaveAnswer` of this user and key, if not before `oldest_unix_s`."""

@@ -63,15 +63,17 @@ def cells(talk: Talk, query: tuple[str, ...]) -> None:
 
 @click.command()
 @cell_argument
+@click.option("--limit", type=click.IntRange(0, 1000), metavar="N", help="At most so many attempts.  [default: 50]")
+@click.option("--before", type=click.IntRange(min=1), metavar="N", help="Only attempts with a lower number.")
 @talking
-def show(talk: Talk, cell: str) -> None:
-    """A cell: its result or error, and every attempt.
+def show(talk: Talk, cell: str, limit: int | None, before: int | None) -> None:
+    """A cell: its result or error, and its latest attempts.
 
     \b
     Example:
       boundctl show SD1.5/DDIM/20/deepcache
     """
-    answer = talk.client.get(cell_path(cell))
+    answer = talk.client.get(cell_path(cell), {"limit": limit, "before": before})
     talk.say(answer, lambda: text.cell_text(answer))
 
 

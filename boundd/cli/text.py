@@ -235,6 +235,9 @@ def cell_text(cell: dict[str, Any]) -> str:
     if rows:
         headings = ("ATTEMPT", "OUTCOME", "DEVICE", "BATCH", "RESERVED", "TOOK", "POINTS", "STARTED", "ERROR")
         lines += ["", table(headings, rows, right=("ATTEMPT", "BATCH", "RESERVED", "TOOK", "POINTS"))]
+        first = cell["history"][0]["number"]
+        if first > 1:
+            lines.append(f"{first - 1} earlier: --before {first}")
     return "\n".join(lines)
 
 

@@ -35,7 +35,7 @@ from boundd.control.exports import ExportText, ImportPreview, Tools
 from boundd.control.gate import Followers, Following, Gate
 from boundd.control.openapi import openapi_json
 from boundd.control.peers import AccessRules
-from boundd.control.routes import FORMATS, ROUTES, Doc
+from boundd.control.routes import FORMATS, HISTORY_DEFAULT, HISTORY_LIMIT, ROUTES, Doc
 from boundd.control.streams import OpenFileResponse, events, log_size, read_log
 from boundd.core.attempts import CellRecord, CellState, attempt_id
 from boundd.core.query import Query
@@ -135,7 +135,12 @@ class Reads:
     async def cell(self, request: Request) -> Response:
         """GET /v1/cells/{id}."""
         record = cell_of(self.service.state, request.path_params["id"])
-        history = await self.service.store.attempts_of(record.cell.key)
+        limit = integer_of(request, "limit", 0, HISTORY_LIMIT)
+        history = await self.service.store.attempts_of(
+            record.cell.key,
+            limit=HISTORY_DEFAULT if limit is None else limit,
+            before=integer_of(request, "before", 1, LARGEST),
+        )
         state = self.service.state
         return _json(views.cell_details(state, state.cells[record.cell.key], history, self.tools.is_stale))
 

@@ -293,7 +293,7 @@ class AttemptInfo(BaseModel):
 
 
 class CellDetails(CellInfo):
-    """A cell with all that is known of it."""
+    """A cell with all that is known of it. The history is its latest attempts, oldest first; `attempts` counts all."""
 
     canonical_key: str
     in_matrix: bool

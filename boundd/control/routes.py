@@ -39,6 +39,8 @@ class Doc:
 
 QUERY = Parameter(*Q, {"type": "array", "items": {"type": "string"}})
 FORMATS = ("json", "legacy", "search-params", "csv")
+HISTORY_DEFAULT, HISTORY_LIMIT = 50, 1000
+"""Attempts in an answer about a cell: one that was retried for months must not cost the daemon ever more memory."""
 NATURAL = {"type": "integer", "minimum": 0}
 FLAG = {"type": "boolean", "default": False}
 
@@ -92,10 +94,18 @@ ROUTES: tuple[Doc, ...] = (
         "GET",
         "/v1/cells/{id}",
         "cell",
-        "A cell with its attempts, their verdicts and the points they measured. The id"
+        "A cell with its latest attempts, their verdicts and the points they measured. The id"
         " is a digest's first characters, a label or the canonical key, percent-encoded.",
         models.CellDetails,
-        errors=(404, 409),
+        parameters=(
+            Parameter(
+                "limit",
+                f"At most so many attempts; {HISTORY_DEFAULT} where left out.",
+                {**NATURAL, "maximum": HISTORY_LIMIT},
+            ),
+            Parameter("before", "Only attempts with a lower number.", {"type": "integer", "minimum": 1}),
+        ),
+        errors=(400, 404, 409),
     ),
     Doc("GET", "/v1/devices", "devices", "The devices, by index.", models.DeviceInfo, many=True),
     Doc(

@@ -170,17 +170,22 @@ LOAD_META = "SELECT value FROM meta WHERE name = :name"
 LOAD_FACT = "SELECT value FROM facts WHERE name = :name"
 """A fact; no row where it was never remembered."""
 
-LOAD_ATTEMPTS_OF = "SELECT * FROM attempts WHERE key = :key ORDER BY number"
-"""Every attempt of a cell, oldest first."""
+_PAGE = """
+SELECT * FROM attempts WHERE key = :key AND (:before IS NULL OR number < :before) ORDER BY number DESC LIMIT :limit
+"""
+"""The latest attempts of a cell, of those before a number if one is given; all of them with a negative limit."""
 
-LOAD_ENDS_OF = "SELECT ends.* FROM ends JOIN attempts ON attempts.id = ends.attempt_id WHERE attempts.key = :key"
-"""The ends of a cell's attempts."""
+LOAD_ATTEMPTS_OF = f"SELECT * FROM ({_PAGE}) ORDER BY number"  # noqa: S608
+"""A page of a cell's attempts, oldest first."""
+
+LOAD_ENDS_OF = f"SELECT ends.* FROM ends JOIN ({_PAGE}) AS page ON page.id = ends.attempt_id"  # noqa: S608
+"""The ends of these attempts."""
 
 LOAD_POINTS_OF = (
-    "SELECT points.* FROM points JOIN attempts ON attempts.id = points.attempt_id WHERE attempts.key = :key "
-    "ORDER BY attempts.number, points.idx"
+    f"SELECT points.* FROM points JOIN ({_PAGE}) AS page ON page.id = points.attempt_id "  # noqa: S608
+    "ORDER BY page.number, points.idx"
 )
-"""The points of a cell's attempts, in the order in which they were measured."""
+"""The points of these attempts, in the order in which they were measured."""
 
 LOAD_HISTORY = "SELECT number, name, sha256 FROM migrations ORDER BY number"
 """The migrations that made this store what it is."""

@@ -25,6 +25,7 @@ FUNCTION = "boundd_checksum"
 """What the triggers call: the table's name and the row's values, in the order of the columns."""
 MASK = 2**62 - 1
 """Sums stay below 2**62, so that adding two of them never leaves SQLite's integers."""
+HALF_BITS = 31
 HISTORY_IDS = {"attempts": "id", "ends": "attempt_id", "points": "attempt_id"}
 """The tables that make up a cell's history, and their column that begins with the cell's digest and a dot."""
 UNSEALED = ("seals", "commits")
@@ -106,23 +107,29 @@ def broken(connection: sqlite3.Connection, *, histories: bool) -> list[str]:
 def broken_history(connection: sqlite3.Connection, digest: str) -> list[str]:
     """Whether the attempts, ends and points of the cells with this digest fit their seal; nothing where they do."""
     seal = connection.execute(queries.LOAD_HISTORY_SEAL, {"digest": digest}).fetchone()
-    sums = connection.execute(history_query(tables(connection)), {"digest": digest}).fetchall()
-    return compared_history(digest, seal, [total for (total,) in sums])
+    found = connection.execute(history_query(tables(connection)), {"digest": digest}).fetchone()
+    return compared_history(digest, seal, found)
 
 
-def compared_history(digest: str, seal: Sequence[int] | None, checksums: Iterable[int]) -> list[str]:
-    """The same, of checksums that have been read already."""
-    found = tuple(checksums)
-    return _compared(f"history of cell {digest}", seal, (len(found), sum(found) & MASK))
+def compared_history(digest: str, seal: Sequence[int] | None, found: Sequence[int]) -> list[str]:
+    """The same, of what `history_query` has answered already."""
+    rows, low, high = found
+    return _compared(f"history of cell {digest}", seal, (rows, (low + (high << HALF_BITS)) & MASK))
 
 
 def history_query(found: dict[str, tuple[str, ...]]) -> str:
-    """The query that answers with the checksum of every row of a `:digest`'s history."""
-    return " UNION ALL ".join(
+    """The query that answers with one row for a `:digest`'s history.
+
+    It is how many rows the history has, and the sums of the lower and of the higher half of their checksums: whole
+    ones would leave SQLite's integers.
+    """
+    every = " UNION ALL ".join(
         # '/' is the character after '.', so this is every id that begins with the digest and a dot.
-        f"SELECT {_call(name, found[name])} FROM {name} WHERE {id_} >= :digest || '.' AND {id_} < :digest || '/'"
+        f"SELECT {_call(name, found[name])} AS c FROM {name} WHERE {id_} >= :digest || '.' AND {id_} < :digest || '/'"
         for name, id_ in HISTORY_IDS.items()
     )
+    low, high = f"c & {(1 << HALF_BITS) - 1}", f"c >> {HALF_BITS}"
+    return f"SELECT count(*), coalesce(sum({low}), 0), coalesce(sum({high}), 0) FROM ({every})"
 
 
 def _broken_histories(connection: sqlite3.Connection) -> list[str]:

@@ -160,8 +160,10 @@ class SqliteStore:
             raise InvariantError(f"a record can't be kept: {error}") from error
         await self._write(statements)
 
-    async def attempts_of(self, key: str) -> tuple[EndedAttempt, ...]:
-        """Every attempt of a cell with its points, oldest first.
+    async def attempts_of(
+        self, key: str, *, limit: int | None = None, before: int | None = None
+    ) -> tuple[EndedAttempt, ...]:
+        """A cell's attempts with their points, oldest first: the latest `limit` of those numbered below `before`.
 
         All in one reading: the history is checked whole, which a question for each attempt would do as many times.
 
@@ -169,15 +171,16 @@ class SqliteStore:
             StoreBusyError: it can't be read now.
             StoreError: it can't be read at all.
         """
+        page = {"key": key, "limit": -1 if limit is None else limit, "before": before}
         async with self._lock:
-            attempts = await self._read(queries.LOAD_ATTEMPTS_OF, rows.attempt_of, {"key": key})
+            attempts = await self._read(queries.LOAD_ATTEMPTS_OF, rows.attempt_of, page)
             found = await self._read(
                 queries.LOAD_ENDS_OF,
                 lambda row: (str(row["attempt_id"]), (rows.verdict_of(row), float(row["ended_unix_s"]))),
-                {"key": key},
+                page,
             )
             measured = await self._read(
-                queries.LOAD_POINTS_OF, lambda row: (str(row["attempt_id"]), rows.point_of(row)), {"key": key}
+                queries.LOAD_POINTS_OF, lambda row: (str(row["attempt_id"]), rows.point_of(row)), page
             )
             await self._check_history(key, {attempt.id.partition(".")[0] for attempt in attempts})
         ends = dict(found)
@@ -341,7 +344,7 @@ class SqliteStore:
         seal = await self._read(queries.LOAD_HISTORY_SEAL, tuple, {"digest": digest})
         await self._ready()
         assert self._opened is not None
-        found = await self._read(self._opened.history_query, lambda row: int(row[0]), {"digest": digest})
+        (found,) = await self._read(self._opened.history_query, tuple, {"digest": digest})
         wrong = seals.compared_history(digest, seal[0] if seal else None, found)
         if wrong:
             raise StoreError(f"{self._path}: the store is damaged: {wrong[0]}. Restore a backup of it.")

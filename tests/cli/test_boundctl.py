@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,10 @@ def test_show_explain_and_what_is_not_found(running: Running) -> None:
     assert "2.50x" in shown.stdout
     assert "cache_interval=3" in shown.stdout
     assert GPU in boundctl(running, "explain", LABELS[1]).stdout
+    (ended,) = running.service.store.history[CELLS[2].key]
+    running.service.store.history[CELLS[2].key] = (replace(ended, attempt=replace(ended.attempt, number=8)),)
+    assert "7 earlier: --before 8" in boundctl(running, "show", LABELS[2], "--limit", "3").stdout
+    assert "earlier" not in boundctl(running, "show", LABELS[2], "--before", "8").stdout
     missing = boundctl(running, "show", "no/such/cell")
     assert (missing.returncode, missing.stdout) == (1, "")
     assert "no cell is called" in missing.stderr

@@ -61,9 +61,12 @@ class MemoryStore:
     history: dict[str, tuple[EndedAttempt, ...]] = field(default_factory=dict)
     answers: dict[tuple[int, str], KeptAnswer] = field(default_factory=dict)
 
-    async def attempts_of(self, key: str) -> tuple[EndedAttempt, ...]:
-        """Every attempt of a cell."""
-        return self.history.get(key, ())
+    async def attempts_of(
+        self, key: str, *, limit: int | None = None, before: int | None = None
+    ) -> tuple[EndedAttempt, ...]:
+        """The latest attempts of a cell."""
+        found = [ended for ended in self.history.get(key, ()) if before is None or ended.attempt.number < before]
+        return tuple(found if limit is None else found[len(found) - min(limit, len(found)) :])
 
     async def commit(self, records: Sequence[Record]) -> None:
         """Keep answers."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,27 @@ def test_a_cell_by_each_of_its_names(running: Running, name: str) -> None:
     assert (cell["label"], cell["canonical_key"], cell["stale"]) == (LABELS[2], CELLS[2].key, True)
     (attempt,) = cell["history"]
     assert (attempt["outcome"], attempt["points"][0]["score_loss"]) == ("succeeded", 0.004)
+
+
+def test_a_history_is_bounded(running: Running) -> None:
+    """Fifty attempts unless asked for more or fewer; the earlier ones by a number; nonsense is a 400."""
+    key, path = CELLS[2].key, cell_path(LABELS[2])
+    (ended,) = running.service.store.history[key]
+    running.service.store.history[key] = tuple(
+        replace(ended, attempt=replace(ended.attempt, number=number)) for number in range(1, 81)
+    )
+
+    def numbers(**page: int) -> list[int]:
+        return [attempt["number"] for attempt in running.client.get(path, page)["history"]]
+
+    assert numbers() == list(range(31, 81))
+    assert numbers(before=31) == list(range(1, 31))
+    assert numbers(limit=2, before=10) == [8, 9]
+    assert len(numbers(limit=1000)) == 80
+    for page in ({"limit": 1001}, {"limit": -1}, {"before": 0}):
+        with pytest.raises(RequestError) as caught:
+            running.client.get(path, page)
+        assert caught.value.status == 400
 
 
 def test_curl_takes_a_label_with_its_slashes(running: Running) -> None:

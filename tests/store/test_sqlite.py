@@ -207,6 +207,30 @@ async def test_points_round_trip(path: Path) -> None:
         assert [ended.points for ended in await store.attempts_of(attempt().key)] == [tuple(points)]
 
 
+async def test_a_history_is_read_by_the_page(path: Path) -> None:
+    """The latest attempts, the latest below a number, none; each with its own end and points."""
+    attempts = [attempt(number=n) for n in range(1, 6)]
+    points = [SavePoint(each.id, 0, PointRecord({}, each.number, None, Isolation.UNKNOWN)) for each in attempts]
+    ends = [SaveEnd(each, Verdict(Outcome.LOST, wall_s=each.number), float(each.number)) for each in attempts]
+    async with opened(path) as store:
+        await store.commit([SaveCell(record()), *map(SaveAttempt, attempts), *points, *ends])
+
+        async def numbers(**page: int) -> list[int]:
+            found = await store.attempts_of(record().cell.key, **page)
+            for each in found:
+                number = each.attempt.number
+                assert each.verdict is not None
+                assert (each.verdict.wall_s, each.ended_unix_s) == (number, number)
+                assert [point.speedup for point in each.points] == [number]
+            return [each.attempt.number for each in found]
+
+        assert await numbers() == [1, 2, 3, 4, 5]
+        assert await numbers(limit=2) == [4, 5]
+        assert await numbers(limit=2, before=4) == [2, 3]
+        assert await numbers(before=3) == [1, 2]
+        assert await numbers(limit=0) == await numbers(before=1) == []
+
+
 async def test_a_history_is_read_and_checked_once(path: Path) -> None:
     """However many attempts there are: a question for each would check the whole history as many times."""
     async with opened(path) as store:
