@@ -101,12 +101,22 @@ class Evidence:
 
 def classify(evidence: Evidence, at_unix_s: float) -> Verdict:
     """The verdict on an attempt; `at_unix_s` is when it ended, UTC."""
-    measurement = stdout_measurement(evidence) if evidence.from_stdout else evidence.measurement
-    ended_well = evidence.exit_status == 0 and not (evidence.timed_out or evidence.lost or evidence.start_error)
-    if ended_well and measurement is not None and not evidence.malformed and evidence.worker_error is None:
+    measurement = _success(evidence)
+    if measurement is not None:
         return _verdict(evidence, Outcome.SUCCEEDED, measurement=measurement)
     outcome, error = _failure(evidence, at_unix_s)
     return _verdict(evidence, outcome, error=error)
+
+
+def asks_for_output(evidence: Evidence) -> bool:
+    """Whether the verdict depends on what was printed: a result that the worker wrote speaks for itself."""
+    return evidence.from_stdout or _success(evidence) is None
+
+
+def _success(evidence: Evidence) -> Measurement | None:
+    measurement = stdout_measurement(evidence) if evidence.from_stdout else evidence.measurement
+    ended_well = evidence.exit_status == 0 and not (evidence.timed_out or evidence.lost or evidence.start_error)
+    return measurement if ended_well and not evidence.malformed and evidence.worker_error is None else None
 
 
 def stdout_measurement(evidence: Evidence) -> Measurement | None:

@@ -12,10 +12,11 @@ from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from boundd.core.attempts import Attempt, CellRecord
 from boundd.core.devices import Device, DeviceState
-from boundd.core.footprint import CONTEXT_BYTES, LARGEST_PERCENT, Estimate, estimate
+from boundd.core.footprint import CONTEXT_BYTES, LARGEST_PERCENT, Estimate, estimate_of
 from boundd.core.headroom import foreign_bytes, headroom_bytes
 from boundd.core.history import Observation
 from boundd.core.host import HostLedger, HostNeed, host_need
@@ -23,7 +24,7 @@ from boundd.core.retry import LEVELS
 from boundd.core.state import NoRoom, Rules, State
 from boundd.core.suspicion import rests
 from boundd.core.table import Requirement, requirement_of
-from boundd.core.workload import subject_on, workload_of
+from boundd.core.workload import subject_on
 
 LEAST_BYTES = 2 * CONTEXT_BYTES
 """Nothing is placed with less: the context would leave its allocator no room, and the two would outgrow it."""
@@ -99,9 +100,9 @@ def matrix_device_model(state: State) -> str | None:
     return min(names, key=lambda name: (-names[name], name), default=None)
 
 
-def must_be_alone(record: CellRecord) -> bool:
+def must_be_alone(needs: Requirement) -> bool:
     """By rule, by a worker that doesn't know the lease, or because it ran out of memory beside others."""
-    return record.policy.must_be_alone or record.alone
+    return needs.policy.must_be_alone or needs.alone
 
 
 class Ledger:
@@ -162,7 +163,7 @@ class Ledger:
         for kind, shelf in self._shelves.items():
             if shelf.most_bytes < 1:
                 continue  # as in most plans of a full box: then nobody needs to know what the cell needs
-            need = self.need(record, kind)
+            need = self.need(requirement_of(record), kind)
             if self.host_refusal(need.host):
                 continue
             answer = self._on_shelf(record, kind, shelf, need)
@@ -184,9 +185,9 @@ class Ledger:
         """Why the host can't take it; empty where it can, and where nobody read the host."""
         return "" if self._host is None else self._host.refusal(need)
 
-    def is_alone(self, record: CellRecord) -> bool:
-        """Whether the cell must be alone, by rule or by need, on some kind of device that there is."""
-        return must_be_alone(record) or any(self.need(record, kind).alone for kind in self._kinds)
+    def is_alone(self, needs: Requirement) -> bool:
+        """Whether such cells must be alone, by rule or by need, on some kind of device that there is."""
+        return must_be_alone(needs) or any(self.need(needs, kind).alone for kind in self._kinds)
 
     def reasons(self, record: CellRecord) -> tuple[NoRoom, ...] | Placement:
         """Why each device doesn't take the cell, in the order that people see; or where it would go."""
@@ -195,28 +196,27 @@ class Ledger:
             return fit
         return tuple(self._reason(record, device) for device in self.state.devices_by_index())
 
-    def need(self, record: CellRecord, kind: Kind) -> Need:
-        """What the cell needs on devices of a kind."""
-        requirement = requirement_of(record)
-        seen = self.state.observations.about(subject_on(requirement.work, kind.name))
-        known = _NEEDS.get((requirement, kind))
+    def need(self, needs: Requirement, kind: Kind) -> Need:
+        """What such cells need on devices of a kind."""
+        seen = self.state.observations.about(subject_on(needs.work, kind.name))
+        known = _NEEDS.get((needs, kind))
         # The same objects hold the same values: none of them is ever changed.
         if known is None or known[0] is not seen or known[1] is not self.state.rules:
             if len(_NEEDS) >= NEEDS_KEPT:
                 _NEEDS.clear()
-            known = _NEEDS[requirement, kind] = (seen, self.state.rules, self._need(record, kind))
+            known = _NEEDS[needs, kind] = (seen, self.state.rules, self._need(needs, kind))
         return known[2]
 
-    def _need(self, record: CellRecord, kind: Kind) -> Need:
-        state = self.state
-        expected = estimate(record, kind.name, state.observations, state.rules.torch)
+    def _need(self, needs: Requirement, kind: Kind) -> Need:
+        state, policy, work = self.state, needs.policy, needs.work
+        expected = estimate_of(work, policy.footprint_bytes, kind.name, state.observations, state.rules.torch)
         largest = max(0, kind.total_bytes - state.rules.margin_bytes) * LARGEST_PERCENT // 100
         size = expected.size_bytes
-        raised = record.memory_level > LEVELS and not expected.learned
-        alone = must_be_alone(record) or raised or size is None or size >= largest
+        raised = needs.memory_level > LEVELS and not expected.learned
+        alone = must_be_alone(needs) or raised or size is None or size >= largest
         host = HostNeed(0, 0, "its device is the host")
         if kind.backend != "cpu":
-            host = host_need(record.policy, workload_of(record), kind.name, state.observations)
+            host = host_need(policy, work, kind.name, state.observations)
         # Nobody knows how much it takes: it gets what there is, once the device is its own.
         least = 1 if kind.backend == "cpu" else min(LEAST_BYTES, largest)
         return Need(expected, least if size is None else max(least, min(size, largest)), alone, host)
@@ -291,7 +291,7 @@ class Ledger:
         device = self.state.devices[uuid]
         if self._closed(device):
             return None
-        need = self.need(record, kind_of(device))
+        need = self.need(requirement_of(record), kind_of(device))
         room = headroom_bytes(device, self._on[uuid], self.state.rules.margin_bytes)
         crowded = (need.alone or kind_of(device).single) and self._on[uuid]
         if crowded or room < max(1, need.needed_bytes) or self.host_refusal(need.host):
@@ -332,12 +332,13 @@ class Ledger:
             closed = "the cell died quickly there, and is tried elsewhere"
         if closed:
             return NoRoom(device.uuid, closed, held_by=labels)
-        need = self.need(record, kind_of(device))
+        needs = requirement_of(record)
+        need = self.need(needs, kind_of(device))
         room = headroom_bytes(device, attempts, self.state.rules.margin_bytes)
         foreign = foreign_bytes(device, attempts)
         if need.alone and attempts:
             by_need = f"needs the device to itself: {_why_alone(need)}"
-            why = "the cell must be alone" if must_be_alone(record) else by_need
+            why = "the cell must be alone" if must_be_alone(needs) else by_need
             reason = f"{why}, and {len(attempts)} attempt(s) run there"
         elif room < need.needed_bytes or room <= 0:
             reason = f"{need.needed_bytes - room:,} bytes short: needs {need.needed_bytes:,} ({need.expected.source}), "
@@ -365,7 +366,11 @@ def limit_of(state: State, device: Device) -> int | None:
 def kind_of(device: Device) -> Kind:
     """What a device is, for placement."""
     reading = device.reading
-    return Kind(reading.name, reading.total_bytes or 0, reading.max_cells == 1, reading.backend)
+    return _kind(reading.name, reading.total_bytes or 0, reading.max_cells == 1, reading.backend)
+
+
+_kind = lru_cache(maxsize=1024)(Kind)
+"""The same value each time, so that comparing two is a look at one address."""
 
 
 def cap_of(reservation_bytes: int) -> int:

@@ -16,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from boundd.core.attempts import Attempt, CellRecord, CellState, attempt_id
 from boundd.core.devices import DeviceState
@@ -25,7 +26,7 @@ from boundd.core.lifecycle import Trigger, next_cell_state
 from boundd.core.placement import Ledger, Placement, kind_of, matrix_device_model
 from boundd.core.state import Deferral, State
 from boundd.core.suspicion import next_rest_end, seen_running
-from boundd.core.table import Cells, Requirement
+from boundd.core.table import Cells, Requirement, requirement_of
 from boundd.core.workload import subject_on, workload_of
 
 PATIENCE = 32
@@ -181,8 +182,7 @@ def ranked(state: State, ledger: Ledger) -> list[Requirement]:
     kinds = ledger.kinds()
 
     def size_of(needs: Requirement) -> int:
-        first = state.cells[next(state.cells.queues[needs].entries())]
-        return max((ledger.need(first, kind).needed_bytes for kind in kinds), default=1)
+        return max([ledger.need(needs, kind).needed_bytes for kind in kinds], default=1)
 
     def rank(needs: Requirement) -> tuple[object, ...]:
         overdue = needs in passed
@@ -225,6 +225,8 @@ class _Filling:
         self.refused_since = state.refused_since
         self.last_model = state.last_model
         self.emptying: dict[str, str] = {}
+        self.emptying_for: set[Requirement] = set()
+        """The queues of the cells that devices are being emptied for: most have none, and need not look for it."""
         self.wanting: set[str] = set()
         """Cells that found no place in this step and for which a device may stay empty."""
         for uuid, key in state.emptying.items():
@@ -266,11 +268,11 @@ class _Filling:
 
         A cell that comes back stands before it, and would be refused the device for ever that is kept for the other.
         """
+        entries = self.cells.queues[needs].entries()
+        if needs not in self.emptying_for:
+            return entries
         first = [key for key in self.emptying.values() if self.cells.waits_in(needs, key)]
-        yield from first
-        for key in self.cells.queues[needs].entries():
-            if key not in first:
-                yield key
+        return chain(first, (key for key in entries if key not in first))
 
     def plan(self) -> Plan:
         """What came of it."""
@@ -294,7 +296,7 @@ class _Filling:
 
     def _take_over(self, needs: Requirement, record: CellRecord) -> None:
         """A device that is being emptied for a cell of the queue is for whichever is first: they need the same."""
-        for uuid, key in self.emptying.items():
+        for uuid, key in self.emptying.items() if needs in self.emptying_for else ():
             if key != record.cell.key and self.cells.waits_in(needs, key):
                 self._hold(record, uuid)
 
@@ -303,9 +305,10 @@ class _Filling:
         if needs not in self.refused_since:
             self.refused_since = self.refused_since.set(needs, self.before.completions)
         overdue = needs in self.overdue
-        if overdue or wanted or self.ledger.is_alone(record):
-            self.wanting.add(record.cell.key)
-        if overdue or ((wanted or self.ledger.is_alone(record)) and not self.ledger.held):
+        if not (overdue or wanted or self.ledger.is_alone(needs)):
+            return
+        self.wanting.add(record.cell.key)
+        if overdue or not self.ledger.held:
             self._hold_one(record)
 
     def _hold_one(self, record: CellRecord) -> None:
@@ -328,6 +331,7 @@ class _Filling:
     def _hold(self, record: CellRecord, uuid: str) -> None:
         self.ledger.hold(uuid, record.cell.label)
         self.emptying[uuid] = record.cell.key
+        self.emptying_for.add(requirement_of(record))
 
     def _may_hold(self, record: CellRecord, uuid: str) -> bool:
         device = self.before.devices.get(uuid)
@@ -345,7 +349,7 @@ class _Filling:
     def _could_take(self, record: CellRecord, uuid: str) -> bool:
         """Whether the device would take the cell once what is ours has left it; what others hold may not leave."""
         device = self.before.devices[uuid]
-        need = self.ledger.need(record, kind_of(device))
+        need = self.ledger.need(requirement_of(record), kind_of(device))
         return self.ledger.room_when_empty(uuid) >= max(1, need.needed_bytes)
 
     def _place(self, record: CellRecord, placement: Placement) -> None:

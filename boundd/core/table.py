@@ -159,7 +159,7 @@ class Cells:
             and record.alone == needs.alone
             and record.avoid == needs.avoid
             and (record.policy is needs.policy or record.policy == needs.policy)
-            and workload_of(record) == needs.work
+            and ((work := workload_of(record)) is needs.work or work == needs.work)
         )
 
     def trimmed(self, needs: Requirement) -> Cells:

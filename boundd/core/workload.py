@@ -68,13 +68,14 @@ class Workload:
 
 def workload_of(record: CellRecord, batch_size: int | None = None) -> Workload:
     """The work of the cell's next attempt, or of one with another batch."""
-    batch = batch_size if batch_size is not None else record.wanted_batch_size
-    return _workload(record.cell, record.policy.dtype, record.policy.architecture, batch or 1)
+    batch = batch_size if batch_size is not None else record.batch_size
+    return _workload(record.cell, record.policy.dtype, record.policy.architecture, batch)
 
 
 @lru_cache(maxsize=KEPT)
-def _workload(cell: Cell, policy_dtype: str, policy_architecture: str, batch_size: int) -> Workload:
+def _workload(cell: Cell, policy_dtype: str, policy_architecture: str, batch_size: int | None) -> Workload:
     """A pure function of its arguments (a cell's key says all its parameters), asked for many times in each plan."""
+    batch_size = batch_size if batch_size is not None else cell.batch_size
     parameters = cell.parameters
     dtype = str(parameters.get("dtype", policy_dtype))
     architecture = policy_architecture or str(parameters.get("model", ""))
@@ -85,7 +86,7 @@ def _workload(cell: Cell, policy_dtype: str, policy_architecture: str, batch_siz
         architecture=architecture,
         method=str(parameters.get("method", "")),
         dtype=dtype,
-        batch_size=batch_size,
+        batch_size=batch_size or 1,
         pixels=_pixels(parameters, architecture),
         steps=_whole(parameters, "steps", DEFAULT_STEPS),
         samples=_whole(parameters, "num_samples", DEFAULT_SAMPLES),

@@ -51,10 +51,14 @@ class LocalLauncher:
         """The attempts launched here and not seen to end."""
         self._failures: dict[str, int] = {}
         """How shims of ours ended that should not have: a status, or a signal's number below 0."""
+        self._pipes: dict[str, int] = {}
+        """What shims of ours said READY on: a pipe that ends with the shim, and that nobody has waited for yet."""
 
     def close(self) -> None:
         """End what starts shims; attempts go on."""
         self._spawner.close()
+        while self._pipes:
+            os.close(self._pipes.popitem()[1])
 
     async def launch(self, spec: LaunchSpec) -> None:
         """Start the attempt's shim; returns once it has taken over: from then on this process may die.
@@ -68,13 +72,16 @@ class LocalLauncher:
         with anyio.CancelScope(shield=True):
             ready = await to_thread.run_sync(self._spawn, spec)
             self._ours.add(spec.attempt_id)
+        said = b""
         try:
             await anyio.wait_readable(ready)
             said = os.read(ready, _TOLD_BYTES)
             if said == shim.READY:
+                self._pipes[spec.attempt_id] = ready
                 return
         finally:
-            os.close(ready)
+            if said != shim.READY:
+                os.close(ready)
         how = _ending(await self._failure(spec.attempt_id))
         self._failures.pop(spec.attempt_id, None)
         why = said.decode(errors="replace") or _last_words(spec.folder)
@@ -269,6 +276,19 @@ class LocalLauncher:
         return pidfd
 
     async def _until_shim_gone(self, attempt_id: str) -> None:
+        # One that we started ourselves needs no looking up, and can't be mistaken for another.
+        pipe = self._pipes.pop(attempt_id, None)
+        if pipe is not None:
+            try:
+                await anyio.wait_readable(pipe)
+            finally:
+                os.close(pipe)
+            # An ending process closes its descriptors in no order that is promised: the lock may be the last of them.
+            pause_s = _FIRST_PAUSE_S
+            while pause_s < _LONGEST_PAUSE_S and self.is_alive(attempt_id):
+                await anyio.sleep(pause_s)
+                pause_s *= 2
+            return
         pause_s = _FIRST_PAUSE_S
         while True:
             # Read once: a record that appears between two looks would make a starting shim seem a dead one.

@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 
 from boundd.core.attempts import Attempt, EndReason
-from boundd.core.classify import Evidence, Printed, WorkerError, classify
+from boundd.core.classify import Evidence, Printed, WorkerError, asks_for_output, classify
 from boundd.core.effects import Action, Note
 from boundd.core.events import AttemptEnded, AttemptProgressed, AttemptStarted, Event, PointMeasured
 from boundd.core.outcomes import ErrorKind, Isolation, Measurement, PointRecord, Verdict
@@ -194,7 +194,7 @@ class AttemptWatcher:
                 more = await self._read_chunk(attempt_id, collected, RESULTS_LIMIT_BYTES)
 
     async def _read_chunk(self, attempt_id: str, collected: Collected, until_bytes: int, *, tell: bool = True) -> bool:
-        """Whether there was anything to be read below `until_bytes`; nothing is after a malformed line."""
+        """Whether there may be more to be read below `until_bytes`; nothing is after a malformed line."""
         if collected.malformed:
             return False
         path, most = self._launcher.results_path(attempt_id), until_bytes - collected.read_bytes
@@ -208,7 +208,7 @@ class AttemptWatcher:
         for event in collected.take(attempt_id, data):
             if tell:
                 await self._submit(event)
-        return bool(data)
+        return 0 < len(data) < most
 
     async def _read_to_the_end(self, attempt_id: str, collected: Collected, end: ProcessEnd) -> Collected:
         """All that the worker wrote; what something else appended after its end doesn't count."""
@@ -228,7 +228,6 @@ class AttemptWatcher:
 
     async def _verdict(self, attempt_id: str, end: ProcessEnd, collected: Collected) -> Verdict:
         attempt = self._attempt_now(attempt_id)
-        log, printed = await anyio.to_thread.run_sync(self._read_log, self._launcher.log_path(attempt_id))
         memory = collected.memory
         evidence = Evidence(
             exit_status=end.exit_status,
@@ -244,8 +243,6 @@ class AttemptWatcher:
             worker_error=collected.error,
             malformed=collected.malformed,
             host_memory=end.host_memory,
-            log_text=log,
-            printed=printed,
             from_stdout=self._from_stdout,
             ran_alone=not attempt.had_company,
             foreign_seen=attempt.foreign_seen,
@@ -253,6 +250,9 @@ class AttemptWatcher:
             peak_reserved_bytes=memory.peak_reserved_bytes if memory else None,
             host_peak_bytes=_host_peak_bytes(memory),
         )
+        if asks_for_output(evidence):
+            log, printed = await anyio.to_thread.run_sync(self._read_log, self._launcher.log_path(attempt_id))
+            evidence = replace(evidence, log_text=log, printed=printed)
         verdict = classify(evidence, self._clock.now().unix_s)
         if verdict.host_peak_bytes is None:
             # The worker knows better: its cgroup's peak has the page cache of every file that it read in it.

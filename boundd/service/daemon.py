@@ -62,9 +62,9 @@ from boundd.service.processes import attempts_by_device, foreign_on, observed_in
 
 PROBE_INTERVAL_S = 1.0
 """Memory is read about once a second: a reading costs microseconds, but it holds a driver-wide lock."""
-PROBE_REST_S = 0.05
+PROBE_REST_S = 0.25
 """At least so long between readings: what an ended attempt held is seen at once, and not by a reading for each of many
-short ones."""
+short ones, which walks through /proc and plans."""
 STORE_RETRY_S = 2.0
 EXPORT_RETRY_S = 5.0
 """How long after an export that failed the next one is tried, whether or not there are new results."""

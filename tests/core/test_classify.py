@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from boundd.core.classify import Evidence, WorkerError, classify
+from boundd.core.classify import Evidence, Printed, WorkerError, asks_for_output, classify
 from boundd.core.outcomes import ErrorKind, Isolation, Measurement, Outcome
 
 MEASURED = Measurement(2.0, 1.5, None, Isolation.EXCLUSIVE)
@@ -101,6 +104,22 @@ def test_each_kind_of_failure(evidence: Evidence, kind: ErrorKind) -> None:
     assert verdict.error.kind is kind
     assert verdict.error.message
     assert verdict.measurement is None
+
+
+@pytest.mark.parametrize("from_stdout", [False, True])
+@pytest.mark.parametrize("measurement", [None, MEASURED])
+@pytest.mark.parametrize("status", [0, 1, None])
+@pytest.mark.parametrize("ill", [{}, {"timed_out": True}, {"lost": "gone"}, {"malformed": "line 1"}])
+def test_output_that_is_not_asked_for_changes_nothing(
+    from_stdout: bool, measurement: Measurement | None, status: int | None, ill: dict[str, Any]
+) -> None:
+    """Only a result that the worker wrote itself needs no look at what was printed, and that one doesn't."""
+    evidence = Evidence(exit_status=status, measurement=measurement, from_stdout=from_stdout, **ill)
+    good = status == 0 and measurement is not None and not ill and not from_stdout
+    assert asks_for_output(evidence) is not good
+    if good:
+        for said in (*OUT_OF_MEMORY_TEXTS, "speedup: 3.0"):
+            assert classify(replace(evidence, log_text=said, printed=Printed.of(said)), 0.0) == classify(evidence, 0.0)
 
 
 def test_stdout_takes_the_largest_speedup() -> None:

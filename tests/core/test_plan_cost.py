@@ -129,7 +129,7 @@ def test_what_is_remembered_is_of_these_rules() -> None:
     run = Clocked()
     run.do(DevicesRead((DeviceReading("GPU-0", 0, "Simulated", 24 * GIB, 24 * GIB, {}, None),)))
     run.do(MatrixLoaded(((cell, replace(policy, footprint_bytes=20 * GIB)),)))
-    (record,) = run.state.matrix()
+    (needs,) = run.state.cells.queues
     for margin, alone in ((GIB // 2, False), (4 * GIB, True), (GIB // 2, False)):
         state = replace(run.state, rules=Rules(margin_bytes=margin))
-        assert placement.Ledger(state, 0.0).is_alone(record) is alone
+        assert placement.Ledger(state, 0.0).is_alone(needs) is alone

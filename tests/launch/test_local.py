@@ -1,5 +1,6 @@
 """The launcher and the shim, with real processes: how they end, what they leave behind, who finds them again."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -510,3 +511,28 @@ async def test_what_a_shim_costs(launcher: LocalLauncher, make_spec: MakeSpec) -
     ended_ms = (time.perf_counter() - started_s) * 1000
     print(f"shim: launched in {launched_ms:.0f} ms, ended in {ended_ms:.0f} ms, {private_kib} KiB of private memory")
     assert private_kib < 50_000
+
+
+async def test_attempts_leave_no_descriptor(launcher: LocalLauncher, make_spec: MakeSpec) -> None:
+    """Neither those that were waited for, by one, by two, by one who gave up, nor those that nobody waited for."""
+
+    def pipes() -> set[str]:
+        links = []
+        for path in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                links.append(str(path.readlink()))
+        return {link for link in links if link.startswith("pipe:")}
+
+    before = pipes()
+    for number in ("1", "2", "3", "4"):
+        await launcher.launch(make_spec("sleep", "0.3", attempt_id=number))
+    async with anyio.create_task_group() as group:
+        group.start_soon(launcher.wait, "1")
+        group.start_soon(launcher.wait, "2")
+        group.start_soon(launcher.wait, "2")
+        with anyio.move_on_after(0.05):
+            await launcher.wait("3")
+    assert (await launcher.wait("3")).exit_status == 0
+    assert not launcher.is_alive("1")
+    launcher.close()
+    assert pipes() <= before

@@ -183,6 +183,8 @@ class Shim:
             os.write(1, READY)
         except OSError:
             pass  # The launcher died; the next daemon finds shim.json.
+        # A copy stays open, which the worker, forked before, has not: its other end tells when this process has ended.
+        os.dup(1)
         nothing = os.open(os.devnull, os.O_RDWR)
         os.dup2(nothing, 1)
         os.close(nothing)
