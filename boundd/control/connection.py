@@ -119,11 +119,7 @@ class Connection(H11Protocol):
         if self._awaits_first_byte:
             self._awaits_first_byte = False
             self._arm(HEAD_TIMEOUT_S)
-        try:
-            super().data_received(data)
-        except h11.LocalProtocolError:
-            # A request that went wrong while its answer was on its way: there is nothing left to say to it.
-            self.transport.abort()
+        super().data_received(data)
         if self.under_way:
             self._disarm()
 
@@ -156,6 +152,8 @@ class Connection(H11Protocol):
         """An answer has been given: wait for the next request, or for the rest of this one's body."""
         body_is_whole = self.conn.their_state is not h11.SEND_BODY
         super().on_response_complete()
+        # uvicorn has a clock of its own for idle connections, a faster one than ours.
+        self._unset_keepalive_if_required()
         if self.transport.is_closing() or self.under_way:
             return
         self._awaits_first_byte = body_is_whole
@@ -173,19 +171,23 @@ class Connection(H11Protocol):
 
     def _refuse(self, status: int, kind: str, message: str) -> None:
         """Answer with an error, where no answer has been begun, and close."""
-        answered = self.cycle is not None and self.cycle.response_started and self.under_way
+        wants_body = True
         if self.under_way:
+            wants_body = self.cycle.scope["method"] != "HEAD"
+            # Who serves the request may be about to answer it: that would be a second answer, and h11 raises.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        if answered:
+        if not self._may_answer:
+            # Its answer is on its way, or was given before the body came that is wrong: there is nothing left to say.
             self.transport.abort()
             return
-        try:
-            self.transport.write(_answer(self.conn, status, kind, message))
-        except h11.LocalProtocolError:
-            self.transport.abort()
-            return
+        self.transport.write(_answer(self.conn, status, kind, message, wants_body=wants_body))
         self.transport.close()
+
+    @property
+    def _may_answer(self) -> bool:
+        """Whether no answer has been begun to what the client has sent."""
+        return self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE)
 
     def _arm(self, timeout_s: float) -> None:
         self._disarm()
@@ -201,7 +203,7 @@ class Connection(H11Protocol):
         if self.transport.is_closing() or self.under_way:
             return
         begun, _ = self.conn.trailing_data
-        if begun and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+        if begun and self._may_answer:
             self._refuse(408, "timeout", f"the request's head did not come within {HEAD_TIMEOUT_S:g} s")
         else:
             self.transport.close()
@@ -229,8 +231,8 @@ class Connection(H11Protocol):
             self._watch()
 
 
-def _answer(connection: h11.Connection, status: int, kind: str, message: str) -> bytes:
-    """An error as a whole answer, after which the connection is closed."""
+def _answer(connection: h11.Connection, status: int, kind: str, message: str, *, wants_body: bool) -> bytes:
+    """An error as a whole answer, after which the connection is closed; to HEAD, without its body."""
     body = error_body(kind, message)
     headers = [
         ("content-type", "application/json"),
@@ -239,7 +241,7 @@ def _answer(connection: h11.Connection, status: int, kind: str, message: str) ->
     ]
     reason = HTTPStatus(status).phrase.encode()
     response = h11.Response(status_code=status, headers=headers, reason=reason)
-    events = (response, h11.Data(data=body), h11.EndOfMessage())
+    events = (response, h11.Data(data=body if wants_body else b""), h11.EndOfMessage())
     return b"".join(connection.send(event) or b"" for event in events)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import select
+import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -218,6 +221,38 @@ def curl(running: Running, *arguments: str, **options: Any) -> subprocess.Comple
     """The real curl, on the server's socket."""
     command = ["curl", "-sS", "--max-time", "20", "--unix-socket", str(running.socket), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30, **options)
+
+
+def everything_of(plain: socket.socket) -> bytes:
+    """All that comes until the other side closes."""
+    got = b""
+    with contextlib.suppress(ConnectionResetError):
+        while data := plain.recv(65536):
+            got += data
+    return got
+
+
+def hung_up(plain: socket.socket) -> bool:
+    """Whether the other side has closed, without reading."""
+    poller = select.poll()
+    poller.register(plain, 0)
+    return bool(poller.poll(0))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Until it holds; a loaded machine has a minute."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.02)
+
+
+def connect(running: Running) -> socket.socket:
+    """A plain connection."""
+    plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    plain.settimeout(10)
+    plain.connect(str(running.socket))
+    return plain
 
 
 @contextlib.contextmanager
