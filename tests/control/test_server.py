@@ -272,6 +272,8 @@ def test_requests_under_way_are_not_driven_out(tmp_path: Path, monkeypatch: pyte
         assert not any(hung_up(follower) for follower in followers)
         followers[0].close()
         wait_for(lambda: curl(running, "http://localhost/healthz").stdout.startswith('{"ok":true'))
+        for follower in followers:
+            follower.close()
 
 
 @pytest.mark.parametrize("limit", ["FOLLOWERS", "FOLLOWERS_A_USER"])
@@ -285,10 +287,11 @@ def test_answers_that_go_on_are_counted(tmp_path: Path, monkeypatch: pytest.Monk
             assert follower.recv(65536).startswith(b"HTTP/1.1 200")
         for path in ("/v1/events", "/v1/wait"):
             with pytest.raises(RequestError, match="at most") as caught:
-                b"".join(running.client.stream(path))
+                next(running.client.stream(path))
             assert caught.value.status == 429
         followers[0].close()
         wait_for(lambda: may_wait(running))
+        followers[1].close()
 
 
 def may_wait(running: Running) -> bool:
