@@ -36,6 +36,8 @@ CROWDED_STALL_S = 5.0
 UNREAD_LIMIT_BYTES = 32 * 1024**2
 STALL_CHECKS = 24
 """So often the longest wait for a reader is looked at while it lasts."""
+GONE_POLL_S = 1.0
+"""So often one that sends no more is looked at, whether it still reads."""
 _HINTS = {431: (431, "too_large", "the request's head is too large")}
 
 _log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class Connection(H11Protocol):
         self._crowd = crowd
         self._deadline: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
+        self._half_closed: asyncio.TimerHandle | None = None
         self._unread_bytes = 0
         self._taken_at_s = 0.0
         self._awaits_first_byte = False
@@ -66,7 +69,7 @@ class Connection(H11Protocol):
     @property
     def unread_bytes(self) -> int:
         """What waits in our memory for the client to take it."""
-        return 0 if self.transport.is_closing() and self._stall is None else self.transport.get_write_buffer_size()
+        return self.transport.get_write_buffer_size()
 
     def waits_for_client(self, *, bodies: bool) -> bool:
         """Whether nothing happens here until the client sends; with `bodies`, the rest of a body counts too."""
@@ -112,6 +115,8 @@ class Connection(H11Protocol):
         self._unset_keepalive_if_required()
         self._disarm()
         self._stop_watching()
+        if self._half_closed is not None:
+            self._half_closed.cancel()
         self._crowd.left(self)
 
     def data_received(self, data: bytes) -> None:
@@ -125,10 +130,9 @@ class Connection(H11Protocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends no more. One that still reads gets the answer to a request that was whole."""
-        if self._gone(self.transport.get_extra_info("socket").fileno()):
-            return False
         if self.under_way and not self.cycle.more_body:
             self.cycle.keep_alive = False
+            self._look_whether_gone()
             return True
         begun, _ = self.conn.trailing_data
         if self.under_way or begun:
@@ -207,6 +211,13 @@ class Connection(H11Protocol):
             self._refuse(408, "timeout", f"the request's head did not come within {HEAD_TIMEOUT_S:g} s")
         else:
             self.transport.close()
+
+    def _look_whether_gone(self) -> None:
+        """Let go of a client that has sent its end and then closed: asyncio doesn't look at it any more by itself."""
+        if self._gone(self.transport.get_extra_info("socket").fileno()):
+            self.transport.abort()
+        else:
+            self._half_closed = self.loop.call_later(GONE_POLL_S, self._look_whether_gone)
 
     def _watch(self) -> None:
         self._stop_watching()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import select
 import socket
 import subprocess
@@ -15,6 +17,7 @@ from typing import Any
 
 import anyio
 import anyio.from_thread
+import pytest
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from boundd.control.api import ExportText, ImportPreview, create_app
@@ -298,3 +301,39 @@ def populated(folder: Path) -> Iterator[Running]:
         point = PointRecord({"cache_interval": 3}, 2.0, 0.004, Isolation.EXCLUSIVE)
         server.service.store.history[CELLS[2].key] = (EndedAttempt(ended, verdict, 1_700_000_000.0, (point,)),)
         yield server
+
+
+@contextlib.contextmanager
+def held_up(running: Running) -> Iterator[None]:
+    """The server's loop stands still for the time of the block, so that all that is sent is there at once."""
+    stands, goes_on = threading.Event(), threading.Event()
+
+    async def stand() -> None:
+        stands.set()
+        goes_on.wait(60)
+
+    thread = threading.Thread(target=running.call, args=(stand,))
+    thread.start()
+    assert stands.wait(60)
+    try:
+        yield
+    finally:
+        goes_on.set()
+        thread.join()
+
+
+def requests_under_way(running: Running) -> list[str]:
+    """The paths of the requests that the server serves, whether or not they have a connection."""
+
+    async def look() -> list[str]:
+        frames = [getattr(task.get_coro(), "cr_frame", None) for task in asyncio.all_tasks()]
+        cycles = [frame.f_locals["self"] for frame in frames if frame and frame.f_code.co_name == "run_asgi"]
+        return [cycle.scope["path"] for cycle in cycles]
+
+    found: list[str] = running.call(look)
+    return found
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What boundd would blame itself for: errors that libraries log."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]

@@ -9,23 +9,35 @@ Seen to fail with a protection of `boundd/control` taken out:
 - an answer that comes too late: `_refuse` without `cycle.disconnected = True`; the same with
   `cycle.message_event.set()` taken out keeps the request for as long as its body may take;
 - rubbish after an answer: `_refuse` without the question whether it may answer; an answer to HEAD with a body;
-- what is idle: `on_response_complete` without `_unset_keepalive_if_required`.
+- what is idle: `on_response_complete` without `_unset_keepalive_if_required`;
+- a reader that has caught up: `resume_writing` without `_stop_watching`; one that went away: `connection_lost` without;
+- who goes away: `eof_received` without `_look_whether_gone`, `connection_lost` without the end of that;
+- what a client does wrong: `bodies._read` without `except ClientDisconnect`, `server._worth_telling` that tells all.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import logging
 import os
 import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
 import pytest
-from control_server import CELLS, Running, connect, everything_of, hung_up, live_attempt, running_server, wait_for
+from control_server import (
+    CELLS,
+    Running,
+    connect,
+    errors,
+    everything_of,
+    held_up,
+    hung_up,
+    live_attempt,
+    requests_under_way,
+    running_server,
+    wait_for,
+)
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from boundd.control import api, bodies, connection, streams
@@ -33,42 +45,6 @@ from boundd.control import api, bodies, connection, streams
 MIB = 1024**2
 LONG_S = 600.0
 """More than any test takes."""
-
-
-@contextlib.contextmanager
-def held_up(running: Running) -> Iterator[None]:
-    """The server's loop stands still for the time of the block, so that all that is sent is there at once."""
-    stands, goes_on = threading.Event(), threading.Event()
-
-    async def stand() -> None:
-        stands.set()
-        goes_on.wait(60)
-
-    thread = threading.Thread(target=running.call, args=(stand,))
-    thread.start()
-    assert stands.wait(60)
-    try:
-        yield
-    finally:
-        goes_on.set()
-        thread.join()
-
-
-def requests_under_way(running: Running) -> list[str]:
-    """The paths of the requests that the server serves, whether or not they have a connection."""
-
-    async def look() -> list[str]:
-        frames = [getattr(task.get_coro(), "cr_frame", None) for task in asyncio.all_tasks()]
-        cycles = [frame.f_locals["self"] for frame in frames if frame and frame.f_code.co_name == "run_asgi"]
-        return [cycle.scope["path"] for cycle in cycles]
-
-    found: list[str] = running.call(look)
-    return found
-
-
-def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What boundd would blame itself for: errors that libraries log."""
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def before_each_look(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
@@ -135,6 +111,96 @@ def test_a_reader_is_cut_off_sooner_where_much_waits(tmp_path: Path, monkeypatch
         assert everything_of(left).count(b"\0") == 8 * MIB
         for reader in readers:
             reader.close()
+
+
+def test_a_reader_that_has_caught_up_is_not_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its clock stops: nobody takes anything of an answer in which nothing comes."""
+    monkeypatch.setattr(connection, "STALL_S", 0.24)
+    monkeypatch.setattr(streams, "CHUNK_BYTES", 4 * MIB)
+    with running_server(tmp_path) as running:
+        with running.service.launcher.log_path(live_attempt().id).open("wb") as log:
+            log.truncate(4 * MIB)
+        with connect(running) as plain:
+            path = f"/v1/cells/{CELLS[1].digest}/logs?follow=1".encode()
+            plain.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+            taken = 0
+            while taken < 4 * MIB:
+                taken += plain.recv(65536).count(b"\0")
+            # In the server's own loop: what was to happen within the quarter of a second has happened then.
+            running.call(anyio.sleep, 0.5)
+            assert not hung_up(plain)
+
+
+def test_a_reader_that_went_away_is_not_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log has readers that took nothing, not those that are gone."""
+    looks: list[None] = []
+    before_each_look(monkeypatch, lambda: looks.append(None))
+    monkeypatch.setattr(connection, "STALL_S", 0.24)
+    monkeypatch.setattr(streams, "CHUNK_BYTES", 4 * MIB)
+    with running_server(tmp_path) as running:
+        with reader_of_a_log(running, 4 * MIB):
+            wait_for(lambda: bool(looks))
+        wait_for(lambda: not requests_under_way(running))
+        running.call(anyio.sleep, 0.5)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("path", ["/v1/events", "/v1/wait?timeout=300"])
+@pytest.mark.parametrize("half", [False, True], ids=["closed", "half closed before"])
+def test_who_goes_away_is_not_waited_for(
+    running: Running, monkeypatch: pytest.MonkeyPatch, path: str, half: bool
+) -> None:
+    """A client that has closed is gone, not half closed and still reading; nor for ever where it was that before."""
+    monkeypatch.setattr(streams, "HEARTBEAT_S", LONG_S)
+    monkeypatch.setattr(connection, "GONE_POLL_S", 0.05)
+    with connect(running) as plain:
+        plain.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        wait_for(lambda: len(requests_under_way(running)) == 1)
+        if half:
+            plain.shutdown(socket.SHUT_WR)
+            running.call(anyio.sleep, 0.2)
+            assert len(requests_under_way(running)) == 1
+    wait_for(lambda: not requests_under_way(running))
+
+
+def test_who_has_sent_its_end_and_got_its_answer_is_forgotten(
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody looks whether it still reads, at a socket that there is no more."""
+    monkeypatch.setattr(connection, "GONE_POLL_S", 0.05)
+    with connect(running) as plain:
+        plain.sendall(b"GET /v1/wait?timeout=0.2 HTTP/1.1\r\nHost: x\r\n\r\n")
+        plain.shutdown(socket.SHUT_WR)
+        assert everything_of(plain).startswith(b"HTTP/1.1 200")
+    running.call(anyio.sleep, 0.2)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"no HTTP\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        b"POST /v1/retry HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{",
+        b"POST /v1/retry HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("reads", [True, False])
+def test_what_a_client_does_wrong_is_not_in_the_log(
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, sent: bytes, reads: bool
+) -> None:
+    """Bad requests and bodies that end in the middle: whoever may connect could fill the log, or have it cry wolf."""
+    monkeypatch.setattr(connection, "GONE_POLL_S", 0.05)
+    with connect(running) as plain:
+        plain.sendall(sent)
+        if reads:
+            plain.shutdown(socket.SHUT_WR)
+            assert plain.recv(65536)
+    wait_for(lambda: not requests_under_way(running))
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ Seen to fail: `TurnedAway.connection_made` that closes at once breaks the pipe o
 without its `write_eof` the client waits for an end that doesn't come; without its `abort` one that stays is never let
 go; without the comparison with `TURNED_AWAY` all are told, and without forgetting those that went, nobody any more.
 The limits themselves need several users: test_access.
+Of who makes room, `Connection.waits_for_client` fails the test of the name without `_silent`, and that without `_gone`;
+without the look at the write buffer; without `response_started`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from control_server import Running, connect, everything_of, hung_up, running_server, wait_for
+from control_server import Running, connect, everything_of, held_up, hung_up, running_server, wait_for
 
 from boundd.control import server
 from boundd.control.connection import TurnedAway
@@ -22,6 +24,8 @@ from boundd.control.connection import TurnedAway
 LONG_S = 600.0
 """More than any test takes."""
 TOLD = b"HTTP/1.1 503 Service Unavailable\r\n"
+GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+CLOSE = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
 @pytest.fixture
@@ -73,3 +77,53 @@ def test_no_more_than_some_are_told(full: Running, monkeypatch: pytest.MonkeyPat
                 return everything_of(plain).startswith(TOLD)
 
         wait_for(is_told)
+
+
+@pytest.fixture
+def single(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    """A server of which one user has one connection."""
+    monkeypatch.setattr(server, "CONNECTIONS", 2)
+    with running_server(tmp_path) as running:
+        yield running
+
+
+def test_who_has_sent_its_request_is_not_driven_out(single: Running) -> None:
+    """Also where we have not got round to reading it: the next one comes at the same moment."""
+    with contextlib.ExitStack() as held:
+        with held_up(single):
+            first, second = (held.enter_context(connect(single)) for _ in range(2))
+            first.sendall(CLOSE)
+            second.sendall(CLOSE)
+        assert everything_of(first).startswith(b"HTTP/1.1 200")
+
+
+def test_who_is_gone_makes_room(single: Running) -> None:
+    """Whatever it has sent before: one that is there comes first."""
+    with contextlib.ExitStack() as held:
+        with held_up(single):
+            first, second = (held.enter_context(connect(single)) for _ in range(2))
+            first.sendall(GET[:-2])
+            first.close()
+            second.sendall(CLOSE)
+        assert everything_of(second).startswith(b"HTTP/1.1 200")
+
+
+def test_who_has_not_taken_its_answer_keeps_its_place(single: Running) -> None:
+    """It would be out of the count with all that waits for it, and another could do the same in its place."""
+    single.service.store_problem = "x" * 4 * 1024**2
+    with connect(single) as first:
+        first.sendall(GET)
+        assert first.recv(1) == b"H"
+        with connect(single) as second:
+            assert b"too_many" in everything_of(second)
+        assert not hung_up(first)
+
+
+def test_an_answer_that_goes_on_is_not_cut_off_for_a_body_that_does_not_come(single: Running) -> None:
+    """What makes room is a request that waits for its body, not one that is being answered without."""
+    with connect(single) as first:
+        first.sendall(b"GET /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n")
+        assert first.recv(65536).startswith(b"HTTP/1.1 200")
+        with connect(single) as second:
+            assert b"too_many" in everything_of(second)
+        assert not hung_up(first)

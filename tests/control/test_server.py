@@ -2,9 +2,10 @@
 
 Bounds that were taken out, and the test of the name then failed: `Connection._arm` and `_watch` that start no timer,
 `fail_after(None)` around a body, each of the two limits in `Followers.one_more`, `Crowd._make_room` that returns False,
-`_without_descriptors` that keeps its spare one, `eof_received` that returns False, `send_400_response` deleted,
-`_excess` left out of the gate. One connection is tried further in test_connection, those that there is no room for in
-test_crowd, several users in test_access.
+`_without_descriptors` that keeps its spare one or never sets `_quiet_until_s`, `eof_received` that returns False,
+`send_400_response` deleted, `_excess` left out of the gate, `_worth_telling` that tells of what was cancelled. The file
+is tried further in test_bind, one connection in test_connection, those that there is no room for in test_crowd, several
+users in test_access.
 """
 
 from __future__ import annotations
@@ -57,14 +58,15 @@ def test_it_is_removed_at_the_end_and_signals_are_left_alone(tmp_path: Path) -> 
         running.client.get("/healthz")
 
 
-def test_a_follower_does_not_hold_up_the_end(tmp_path: Path) -> None:
-    """An endless answer is cut off."""
+def test_a_follower_does_not_hold_up_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An endless answer is cut off, and that is no error."""
     with running_server(tmp_path) as running:
         stream = running.client.stream("/v1/events")
         next(stream)
         began = time.monotonic()
     assert time.monotonic() - began < server.GRACE_S + 3
     assert list(stream) == []
+    assert not caplog.records
 
 
 def test_a_live_server_is_not_replaced_and_a_dead_one_is(running: Running, tmp_path: Path) -> None:
@@ -302,8 +304,8 @@ def may_wait(running: Running) -> bool:
         return False
 
 
-def test_without_descriptors_nobody_hangs(tmp_path: Path) -> None:
-    """A daemon that can open no more files closes who comes at once, and serves again when it can."""
+def test_without_descriptors_nobody_hangs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A daemon that can open no more files closes who comes at once, says so once, and serves again when it can."""
     with running_server(tmp_path) as running:
         assert running.client.get("/healthz")["ok"]
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -329,6 +331,8 @@ def test_without_descriptors_nobody_hangs(tmp_path: Path) -> None:
             for descriptor in filling:
                 os.close(descriptor)
         assert running.client.get("/healthz")["ok"]
+    said = [record.getMessage() for record in caplog.records]
+    assert [each.partition(":")[0] for each in said] == ["no connection can be taken"], said
 
 
 def test_a_half_closed_client_gets_its_answer(running: Running) -> None:
