@@ -12,12 +12,15 @@ Seen to fail with a protection of `boundd/control` taken out:
 - what is idle: `on_response_complete` without `_unset_keepalive_if_required`;
 - a reader that has caught up: `resume_writing` without `_stop_watching`; one that went away: `connection_lost` without;
 - who goes away: `eof_received` without `_look_whether_gone`, `connection_lost` without the end of that;
+- the rest of a body: `on_response_complete` with `body_is_whole` true; what has ended: `connection_lost` without
+  `_disarm`;
 - what a client does wrong: `bodies._read` without `except ClientDisconnect`, `server._worth_telling` that tells all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -176,6 +179,37 @@ def test_who_has_sent_its_end_and_got_its_answer_is_forgotten(
         assert everything_of(plain).startswith(b"HTTP/1.1 200")
     running.call(anyio.sleep, 0.2)
     assert not caplog.records
+
+
+def test_the_rest_of_a_body_starts_no_clock(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte more of it, after the answer, is not the first of a further request."""
+    monkeypatch.setattr(connection, "KEEP_ALIVE_S", 0.3)
+    with connect(running) as plain:
+        plain.sendall(b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+        assert plain.recv(65536).startswith(b"HTTP/1.1 404")
+        monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", LONG_S)
+        with contextlib.suppress(BrokenPipeError):
+            plain.sendall(b"x")
+        wait_for(lambda: hung_up(plain))
+
+
+def test_a_connection_that_has_ended_is_forgotten(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its clocks don't keep it: many short ones would be many that are kept."""
+    monkeypatch.setattr(connection, "KEEP_ALIVE_S", LONG_S)
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", LONG_S)
+
+    def kept() -> int:
+        gc.collect()
+        return sum(isinstance(each, connection.Connection) for each in gc.get_objects())
+
+    before = kept()
+    for sent in (b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /heal"):
+        for _ in range(5):
+            with connect(running) as plain:
+                plain.sendall(sent)
+                assert not sent.endswith(b"\r\n") or plain.recv(65536)
+    # The last one may still be named by something that is at work.
+    wait_for(lambda: kept() <= before + 1)
 
 
 @pytest.mark.parametrize(
