@@ -36,6 +36,8 @@ CROWDED_STALL_S = 5.0
 UNREAD_LIMIT_BYTES = 32 * 1024**2
 STALL_CHECKS = 24
 """So often the longest wait for a reader is looked at while it lasts."""
+GONE_POLL_S = 1.0
+"""So often one that sends no more is looked at, whether it still reads."""
 _HINTS = {431: (431, "too_large", "the request's head is too large")}
 
 _log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class Connection(H11Protocol):
         self._crowd = crowd
         self._deadline: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
+        self._half_closed: asyncio.TimerHandle | None = None
         self._unread_bytes = 0
         self._taken_at_s = 0.0
         self._awaits_first_byte = False
@@ -66,7 +69,7 @@ class Connection(H11Protocol):
     @property
     def unread_bytes(self) -> int:
         """What waits in our memory for the client to take it."""
-        return 0 if self.transport.is_closing() and self._stall is None else self.transport.get_write_buffer_size()
+        return self.transport.get_write_buffer_size()
 
     def waits_for_client(self, *, bodies: bool) -> bool:
         """Whether nothing happens here until the client sends; with `bodies`, the rest of a body counts too."""
@@ -112,6 +115,8 @@ class Connection(H11Protocol):
         self._unset_keepalive_if_required()
         self._disarm()
         self._stop_watching()
+        if self._half_closed is not None:
+            self._half_closed.cancel()
         self._crowd.left(self)
 
     def data_received(self, data: bytes) -> None:
@@ -119,20 +124,15 @@ class Connection(H11Protocol):
         if self._awaits_first_byte:
             self._awaits_first_byte = False
             self._arm(HEAD_TIMEOUT_S)
-        try:
-            super().data_received(data)
-        except h11.LocalProtocolError:
-            # A request that went wrong while its answer was on its way: there is nothing left to say to it.
-            self.transport.abort()
+        super().data_received(data)
         if self.under_way:
             self._disarm()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends no more. One that still reads gets the answer to a request that was whole."""
-        if self._gone(self.transport.get_extra_info("socket").fileno()):
-            return False
         if self.under_way and not self.cycle.more_body:
             self.cycle.keep_alive = False
+            self._look_whether_gone()
             return True
         begun, _ = self.conn.trailing_data
         if self.under_way or begun:
@@ -156,6 +156,8 @@ class Connection(H11Protocol):
         """An answer has been given: wait for the next request, or for the rest of this one's body."""
         body_is_whole = self.conn.their_state is not h11.SEND_BODY
         super().on_response_complete()
+        # uvicorn has a clock of its own for idle connections, a faster one than ours.
+        self._unset_keepalive_if_required()
         if self.transport.is_closing() or self.under_way:
             return
         self._awaits_first_byte = body_is_whole
@@ -173,19 +175,23 @@ class Connection(H11Protocol):
 
     def _refuse(self, status: int, kind: str, message: str) -> None:
         """Answer with an error, where no answer has been begun, and close."""
-        answered = self.cycle is not None and self.cycle.response_started and self.under_way
+        wants_body = True
         if self.under_way:
+            wants_body = self.cycle.scope["method"] != "HEAD"
+            # Who serves the request may be about to answer it: that would be a second answer, and h11 raises.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        if answered:
+        if not self._may_answer:
+            # Its answer is on its way, or was given before the body came that is wrong: there is nothing left to say.
             self.transport.abort()
             return
-        try:
-            self.transport.write(_answer(self.conn, status, kind, message))
-        except h11.LocalProtocolError:
-            self.transport.abort()
-            return
+        self.transport.write(_answer(self.conn, status, kind, message, wants_body=wants_body))
         self.transport.close()
+
+    @property
+    def _may_answer(self) -> bool:
+        """Whether no answer has been begun to what the client has sent."""
+        return self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE)
 
     def _arm(self, timeout_s: float) -> None:
         self._disarm()
@@ -201,10 +207,17 @@ class Connection(H11Protocol):
         if self.transport.is_closing() or self.under_way:
             return
         begun, _ = self.conn.trailing_data
-        if begun and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+        if begun and self._may_answer:
             self._refuse(408, "timeout", f"the request's head did not come within {HEAD_TIMEOUT_S:g} s")
         else:
             self.transport.close()
+
+    def _look_whether_gone(self) -> None:
+        """Let go of a client that has sent its end and then closed: asyncio doesn't look at it any more by itself."""
+        if self._gone(self.transport.get_extra_info("socket").fileno()):
+            self.transport.abort()
+        else:
+            self._half_closed = self.loop.call_later(GONE_POLL_S, self._look_whether_gone)
 
     def _watch(self) -> None:
         self._stop_watching()
@@ -229,8 +242,8 @@ class Connection(H11Protocol):
             self._watch()
 
 
-def _answer(connection: h11.Connection, status: int, kind: str, message: str) -> bytes:
-    """An error as a whole answer, after which the connection is closed."""
+def _answer(connection: h11.Connection, status: int, kind: str, message: str, *, wants_body: bool) -> bytes:
+    """An error as a whole answer, after which the connection is closed; to HEAD, without its body."""
     body = error_body(kind, message)
     headers = [
         ("content-type", "application/json"),
@@ -239,7 +252,7 @@ def _answer(connection: h11.Connection, status: int, kind: str, message: str) ->
     ]
     reason = HTTPStatus(status).phrase.encode()
     response = h11.Response(status_code=status, headers=headers, reason=reason)
-    events = (response, h11.Data(data=body), h11.EndOfMessage())
+    events = (response, h11.Data(data=body if wants_body else b""), h11.EndOfMessage())
     return b"".join(connection.send(event) or b"" for event in events)
 
 

@@ -125,10 +125,10 @@ class Following(StreamingResponse):
         self._request = request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer; or refuse where there are too many."""
-        try:
-            with self._followers.one_more(self._request):
-                await super().__call__(scope, receive, send)
-        except ApiError as error:
-            refusal = error_response(error.status, error.kind, error.message)
-            await refusal(scope, receive, send)
+        """Answer.
+
+        Raises:
+            ApiError: 429, there are too many.
+        """
+        with self._followers.one_more(self._request):
+            await super().__call__(scope, receive, send)

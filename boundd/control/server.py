@@ -278,7 +278,7 @@ def _clear(socket_path: Path) -> None:
             return
         except FileNotFoundError:
             return
-        except TimeoutError:
+        except (BlockingIOError, TimeoutError):
             pass  # Its queue is full: somebody listens.
     raise SocketError(f"{socket_path}: another server answers there")
 

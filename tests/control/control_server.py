@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
+import select
+import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +17,7 @@ from typing import Any
 
 import anyio
 import anyio.from_thread
+import pytest
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from boundd.control.api import ExportText, ImportPreview, create_app
@@ -220,6 +226,38 @@ def curl(running: Running, *arguments: str, **options: Any) -> subprocess.Comple
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30, **options)
 
 
+def everything_of(plain: socket.socket) -> bytes:
+    """All that comes until the other side closes."""
+    got = b""
+    with contextlib.suppress(ConnectionResetError):
+        while data := plain.recv(65536):
+            got += data
+    return got
+
+
+def hung_up(plain: socket.socket) -> bool:
+    """Whether the other side has closed, without reading."""
+    poller = select.poll()
+    poller.register(plain, 0)
+    return bool(poller.poll(0))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Until it holds; a loaded machine has a minute."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.02)
+
+
+def connect(running: Running) -> socket.socket:
+    """A plain connection."""
+    plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    plain.settimeout(10)
+    plain.connect(str(running.socket))
+    return plain
+
+
 @contextlib.contextmanager
 def running_server(
     folder: Path, service: MemoryService | None = None, rules: AccessRules | None = None
@@ -263,3 +301,39 @@ def populated(folder: Path) -> Iterator[Running]:
         point = PointRecord({"cache_interval": 3}, 2.0, 0.004, Isolation.EXCLUSIVE)
         server.service.store.history[CELLS[2].key] = (EndedAttempt(ended, verdict, 1_700_000_000.0, (point,)),)
         yield server
+
+
+@contextlib.contextmanager
+def held_up(running: Running) -> Iterator[None]:
+    """The server's loop stands still for the time of the block, so that all that is sent is there at once."""
+    stands, goes_on = threading.Event(), threading.Event()
+
+    async def stand() -> None:
+        stands.set()
+        goes_on.wait(60)
+
+    thread = threading.Thread(target=running.call, args=(stand,))
+    thread.start()
+    assert stands.wait(60)
+    try:
+        yield
+    finally:
+        goes_on.set()
+        thread.join()
+
+
+def requests_under_way(running: Running) -> list[str]:
+    """The paths of the requests that the server serves, whether or not they have a connection."""
+
+    async def look() -> list[str]:
+        frames = [getattr(task.get_coro(), "cr_frame", None) for task in asyncio.all_tasks()]
+        cycles = [frame.f_locals["self"] for frame in frames if frame and frame.f_code.co_name == "run_asgi"]
+        return [cycle.scope["path"] for cycle in cycles]
+
+    found: list[str] = running.call(look)
+    return found
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What boundd would blame itself for: errors that libraries log."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]

@@ -2,6 +2,9 @@
 
 Seen to matter: with `Gate._forbidden` returning None at once, or `AccessRules.access_of` returning CHANGE, strangers
 change things here; with `_groups_of` returning nothing, members of the group by a supplementary group can't.
+What is here of connections fails with each of the three limits in `Crowd.refusal` taken out, with its `_make_room`
+returning False, and with readers making room among all in place of among themselves; what is here of answers that go on
+fails with each limit in `Followers.one_more` taken out, and with the one in all compared with the user's own number.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from control_server import Running, running_server
+from control_server import Running, connect, hung_up, running_server, wait_for
 
 from boundd.control.peers import Access, AccessRules, Peer
 
@@ -129,30 +132,106 @@ def test_a_peer_is_who_connected(folder: Path) -> None:
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "200\n"
 
 
-def test_one_user_s_connections_lock_out_nobody_else(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stranger whose every connection serves a request has no more than a share, and the owner gets in."""
-    monkeypatch.setattr("boundd.control.server.CONNECTIONS", 16)
-    hold = """\
+HOLD = """\
 import os, socket, sys
-os.setgroups([]), os.setgid(61999), os.setuid(int(sys.argv[2]))
+path, count, uid, gid = sys.argv[1], *map(int, sys.argv[2:5])
+os.setgroups([]), os.setgid(gid), os.setuid(uid)
 held = []
-for _ in range(30):
+for _ in range(count):
     plain = socket.socket(socket.AF_UNIX)
-    plain.connect(sys.argv[1])
-    plain.sendall(b"GET /v1/events HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
-    held.append((plain, plain.recv(65536).split()[1]))
+    plain.connect(path)
+    plain.sendall(sys.argv[5].encode())
+    held.append((plain, plain.recv(65536)[9:12] if sys.argv[5].endswith("\\r\\n\\r\\n") else b""))
 print(sum(code == b"200" for _, code in held), flush=True)
-sys.stdin.read()
+for line in sys.stdin:
+    alive = 0
+    for plain, _ in held:
+        try:
+            plain.setblocking(False)
+            alive += plain.recv(65536) != b""
+        except BlockingIOError:
+            alive += 1
+        except OSError:
+            pass
+    print(alive, flush=True)
 """
+FOLLOWED = "GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n"
+BEGUN = "GET /v1/sta"
+
+
+class Holder:
+    """A process of a user that makes connections and keeps them."""
+
+    def __init__(self, running: Running, count: int, uid: int, gid: int = 61999, sends: str = FOLLOWED) -> None:
+        command = [sys.executable, "-I", "-S", "-c", HOLD, str(running.socket), str(count), str(uid), str(gid), sends]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.served = self._line()
+        """How many of them got an answer that goes on."""
+
+    def __enter__(self) -> Holder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def _line(self) -> int:
+        assert self._process.stdout is not None
+        return int(self._process.stdout.readline())
+
+    def left(self) -> int:
+        """How many have not been closed."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("?\n")
+        self._process.stdin.flush()
+        return self._line()
+
+
+def test_users_connections_are_limited(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serving requests, a user has half of them, readers three quarters, all together all; then there is a 503."""
+    monkeypatch.setattr("boundd.control.server.CONNECTIONS", 16)
     with running_server(folder, rules=rules(Access.READ)) as running:
-        command = [sys.executable, "-I", "-S", "-c", hold, str(running.socket), str(STRANGER)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as stranger:
-            assert stranger.stdout is not None
-            assert int(stranger.stdout.readline()) == 8
+        with Holder(running, 12, STRANGER) as one, Holder(running, 12, STRANGER + 1) as another:
+            assert (one.served, another.served) == (8, 4)
             assert ask(running, OWNER, *CHANGE)[0] == "200"
-            assert running.client.get("/healthz")["ok"]
-            assert stranger.stdin is not None
-            stranger.stdin.close()
+            with Holder(running, 8, MEMBER, GROUP.gr_gid) as member:
+                assert member.served == 4
+                code, body = ask(running, OWNER, *CHANGE)
+                assert (code, "16 connections have requests" in body) == ("503", True), body
+            wait_for(lambda: ask(running, OWNER, *CHANGE)[0] == "200")
+        assert len(running.service.submitted) == 1  # the second pause changes nothing
+
+
+def test_idle_connections_of_others_make_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the limit: readers' for readers, anybody's for all, the longest unanswered first."""
+    monkeypatch.setattr("boundd.control.server.CONNECTIONS", 16)
+    with running_server(folder, rules=rules(Access.READ)) as running, connect(running) as oldest:
+        oldest.sendall(BEGUN.encode())
+        with Holder(running, 8, STRANGER, sends=BEGUN) as idle, Holder(running, 8, STRANGER + 1) as reader:
+            assert reader.served == 8
+            assert idle.left() == 4
+            # Of whoever may change things none was closed for a reader, however old it is.
+            assert not hung_up(oldest)
+            with Holder(running, 6, MEMBER, GROUP.gr_gid) as member:
+                assert member.served == 6
+                assert hung_up(oldest)
+                assert idle.left() == 2
+                assert ask(running, OWNER, *CHANGE)[0] == "200"
+                assert idle.left() == 1
+
+
+def test_answers_that_go_on_are_limited_in_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past those that a user may have there are some for others, past those that all may have for nobody."""
+    monkeypatch.setattr("boundd.control.gate.FOLLOWERS", 3)
+    monkeypatch.setattr("boundd.control.gate.FOLLOWERS_A_USER", 2)
+    wait = "http://localhost/v1/wait?timeout=0"
+    with running_server(folder, rules=rules(Access.READ)) as running, Holder(running, 3, STRANGER) as one:
+        assert one.served == 2
+        assert ask(running, STRANGER + 1, wait)[0] == "200"
+        with Holder(running, 2, STRANGER + 1) as another:
+            assert another.served == 1
+            code, body = ask(running, OWNER, wait)
+            assert (code, "3 answers that go on" in body) == ("429", True), body
+        wait_for(lambda: ask(running, OWNER, wait)[0] == "200")
 
 
 def test_a_folder_that_they_can_not_enter_is_told(folder: Path) -> None:

@@ -14,7 +14,8 @@ from control_server import CELLS, GPU, LABELS, Running, curl, live_attempt
 
 from boundd.control.client import RequestError, cell_path
 from boundd.control.routes import ROUTES
-from boundd.core.events import AttemptEnded, CancelRequested, CordonRequested, ImportRequested, RetryRequested
+from boundd.core.effects import Action, Note
+from boundd.core.events import AttemptEnded, CancelRequested, CordonRequested, ImportRequested, Now, RetryRequested
 from boundd.core.outcomes import AttemptError, ErrorKind, Outcome, Verdict
 
 
@@ -147,6 +148,27 @@ def test_events_are_server_sent(running: Running) -> None:
     name, data = next(stream).decode().strip().split("\n")
     assert name == "event: run-paused"
     assert json.loads(data.removeprefix("data: "))["action"] == "run-paused"
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_an_event_of_any_text_is_one_event(running: Running) -> None:
+    """A lone surrogate, as a path of any bytes in a system's error has, doesn't end the stream, whose line is one.
+
+    Seen to fail with `ensure_ascii=False` in `streams._event`: UTF-8 refuses it, and nothing comes any more.
+    """
+    stream = running.client.stream("/v1/events")
+    next(stream)
+    text = "\udcff one\u2028two\x85three\x1cfour\n\ndata: five"
+
+    async def tell() -> None:
+        for listener in running.service.listeners:
+            listener.send_nowait((Note(Action.RUN_PAUSED, text), Now(0.0, 0.0)))
+
+    running.call(tell)
+    lines = next(stream, b"").decode().splitlines()
+    assert len(lines) == 3, lines
+    assert (lines[0], lines[2]) == ("event: run-paused", "")
+    assert json.loads(lines[1].removeprefix("data: "))["message"] == text
     stream.close()  # type: ignore[attr-defined]
 
 
