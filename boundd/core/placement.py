@@ -16,6 +16,7 @@ from functools import lru_cache
 
 from boundd.core.attempts import Attempt, CellRecord
 from boundd.core.devices import Device, DeviceState
+from boundd.core.durations import expected_left_s
 from boundd.core.footprint import CONTEXT_BYTES, LARGEST_PERCENT, Estimate, estimate_of
 from boundd.core.headroom import foreign_bytes, headroom_bytes
 from boundd.core.history import Observation
@@ -106,7 +107,7 @@ def must_be_alone(needs: Requirement) -> bool:
 
 
 class Ledger:
-    """Who holds what, during one step. `held` maps a device's UUID to the label of whom it is being emptied for."""
+    """Who holds what, during one step. `held` maps a device's UUID to the key of the cell that it is emptied for."""
 
     def __init__(self, state: State, boot_s: float, held: Mapping[str, str] | None = None) -> None:
         self.state = state
@@ -152,10 +153,33 @@ class Ledger:
         left = sum(held or 0 for attempt, held in device.observed_bytes.items() if attempt not in self.live)
         return total - max(0, foreign_bytes(device, self._on[uuid]) - left) - self.state.rules.margin_bytes
 
-    def hold(self, uuid: str, label: str) -> None:
-        """Keep a device for this cell: nothing else is placed there in this step."""
-        self._unshelve(self.state.devices[uuid])
-        self.held[uuid] = label
+    def hold(self, uuid: str, key: str) -> None:
+        """Keep a device for this cell: nothing else is placed there that would put off its start."""
+        device = self.state.devices[uuid]
+        self._unshelve(device)
+        self.held[uuid] = key
+        self._shelve(device)
+
+    def spare_bytes(self, uuid: str) -> int | None:
+        """What others may have of a device that is held for a cell; None where it is held for none.
+
+        That is what will be left beside the cell at the instant at which enough is expected to have ended for it:
+        whoever takes no more doesn't put that off, however long it stays.
+        """
+        key = self.held.get(uuid)
+        if key is None:
+            return None
+        device = self.state.devices[uuid]
+        need = self.need(requirement_of(self.state.cells[key]), kind_of(device))
+        if need.alone or kind_of(device).single:
+            return 0
+        left = headroom_bytes(device, self._on[uuid], self.state.rules.margin_bytes) - need.needed_bytes
+        ends = sorted((expected_left_s(self.state, each, self.boot_s), each.id, each) for each in self._on[uuid])
+        for _, _, attempt in ends:
+            if left >= 0:
+                break
+            left += attempt.reservation_bytes
+        return max(0, left)
 
     def best(self, record: CellRecord) -> Placement | None:
         """The best device for a cell: one without suspicion before one with, then the best fit in bytes."""
@@ -169,8 +193,8 @@ class Ledger:
             answer = self._on_shelf(record, kind, shelf, need)
             if answer is not None:
                 found.append((answer[1] in self._suspects, answer[0] - need.needed_bytes, answer[1], need))
-        label = record.cell.label
-        own = sorted(uuid for uuid, held_for in self.held.items() if held_for == label) if self.held else ()
+        key = record.cell.key
+        own = sorted(uuid for uuid, held_for in self.held.items() if held_for == key) if self.held else ()
         found += [fit for uuid in own if (fit := self._on_held(record, uuid)) is not None]
         if not found:
             return None
@@ -224,10 +248,13 @@ class Ledger:
     # The shelves
 
     def _shelve(self, device: Device) -> None:
-        if self._closed(device) or device.uuid in self.held:
+        if self._closed(device):
             return
         attempts = self._on[device.uuid]
         room = headroom_bytes(device, attempts, self.state.rules.margin_bytes)
+        spare = self.spare_bytes(device.uuid)
+        if spare is not None:
+            room = min(room, spare)
         self._room[device.uuid] = room
         shelf = self._shelves.setdefault(kind_of(device), Shelf())
         insort(shelf.joinable if attempts else shelf.empty, (room, device.uuid))
@@ -326,8 +353,6 @@ class Ledger:
         attempts = self._on[device.uuid]
         labels = tuple(attempt.label for attempt in attempts)
         closed = self._closed(device)
-        if not closed and self.held.get(device.uuid, record.cell.label) != record.cell.label:
-            closed = f"being emptied for {self.held[device.uuid]}"
         if not closed and device.uuid == record.avoid and self._elsewhere(record.avoid):
             closed = "the cell died quickly there, and is tried elsewhere"
         if closed:
@@ -343,6 +368,9 @@ class Ledger:
         elif room < need.needed_bytes or room <= 0:
             reason = f"{need.needed_bytes - room:,} bytes short: needs {need.needed_bytes:,} ({need.expected.source}), "
             reason += f"headroom {max(0, room):,}"
+        elif self.held.get(device.uuid, record.cell.key) != record.cell.key:
+            reason = f"being emptied for {self.state.cells[self.held[device.uuid]].cell.label}: needs "
+            reason += f"{need.needed_bytes:,} ({need.expected.source}), {self.spare_bytes(device.uuid):,} are to spare"
         else:
             reason = self.host_refusal(need.host) or "it is free now: the next plan looks again"
         if foreign:

@@ -2,17 +2,14 @@
 
 Cells that need the same stand in one queue (`table`), and queues are taken in this order: those that were passed over
 for too long, longest first; those that died quickly on some device, because where they run tells what was to blame;
-those that must be alone, because big rocks go in first and draining a device later costs
-more; then those of the largest expected area (bytes x seconds), so that small cells are left to fill what the large
-ones leave, and the end is no lone straggler. Among about equally large ones, a model whose files the host has in its
-page cache goes first. Before all that, one cell, the shortest, goes ahead of each kind of work whose memory is a guess.
-A queue whose first cell must be alone, was passed over for too long, or goes ahead of its kind, and finds no place has
-a device emptied for it: it drains one rather than starving.
+those that must be alone, because big rocks go in first and draining a device later costs more; then as `ranking` says.
+Before all but the first, one cell, the shortest, goes ahead of each kind of work whose memory is a guess. A queue whose
+first cell must be alone, was passed over for too long, or goes ahead of its kind, and finds no place has a device
+emptied for it: it drains one rather than starving.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,21 +17,15 @@ from itertools import chain
 
 from boundd.core.attempts import Attempt, CellRecord, CellState, attempt_id
 from boundd.core.devices import DeviceState
-from boundd.core.durations import Expectations, expectation
+from boundd.core.durations import expectation
 from boundd.core.events import Now
 from boundd.core.lifecycle import Trigger, next_cell_state
-from boundd.core.placement import Ledger, Placement, kind_of, matrix_device_model
+from boundd.core.placement import Ledger, Placement, kind_of
+from boundd.core.ranking import LONG_PATIENCE, passed_over, patience, ranked
 from boundd.core.state import Deferral, State
 from boundd.core.suspicion import next_rest_end, seen_running
-from boundd.core.table import Cells, Requirement, requirement_of
+from boundd.core.table import Requirement, requirement_of
 from boundd.core.workload import subject_on, workload_of
-
-PATIENCE = 32
-PATIENCE_PER_DEVICE = 8
-"""A queue that was refused for `PATIENCE` completions, and so many more for each device, comes first."""
-AREA_CLASSES = 4
-"""Classes of expected bytes x seconds for each doubling: within one, a model that is in the page cache goes first."""
-
 
 Refused = set[Requirement]
 """Queues of which a cell found no place in a step."""
@@ -96,7 +87,7 @@ def plan(state: State, now: Now) -> Plan:
         return Plan(_explained(state, now, {}), (), (), None)
     overdue = passed_over(state)
     filling = _Filling(state, now, overdue)
-    queues = ranked(state, filling.ledger)
+    queues = ranked(state, filling.ledger, overdue)
     # Where a device takes one cell at a time, nobody waits to know how much another needs.
     crowded = not all(kind.single for kind in filling.ledger.kinds())
     scouts = scouted(state, queues) if crowded else []
@@ -117,13 +108,6 @@ def plan(state: State, now: Now) -> Plan:
     for needs in sorted(guessed, key=lambda n: _amount(n) if n.work.subject in learning else 0):
         filling.fill(needs)
     return filling.plan()
-
-
-def passed_over(state: State) -> frozenset[Requirement]:
-    """The queues that were passed over for too long: they come first then, and have a device emptied for them."""
-    patience = PATIENCE + PATIENCE_PER_DEVICE * len(state.devices)
-    latest = state.completions - patience
-    return frozenset(needs for needs, since in state.refused_since.items() if since <= latest)
 
 
 def device_names(state: State) -> frozenset[str]:
@@ -172,42 +156,6 @@ def _amount(needs: Requirement) -> int:
     return needs.work.steps * needs.work.samples
 
 
-def ranked(state: State, ledger: Ledger) -> list[Requirement]:
-    """The queues, in the order in which they are served."""
-    name = matrix_device_model(state) or next((d.reading.name for d in state.devices_by_index()), "")
-    warm = {workload_of(state.cells[attempt.key]).model for attempt in state.attempts.values()}
-    warm.add(state.last_model)
-    expectations = Expectations(state.durations, name)
-    passed = passed_over(state)
-    kinds = ledger.kinds()
-
-    def size_of(needs: Requirement) -> int:
-        return max([ledger.need(needs, kind).needed_bytes for kind in kinds], default=1)
-
-    def rank(needs: Requirement) -> tuple[object, ...]:
-        overdue = needs in passed
-        alone = needs.policy.must_be_alone or needs.alone
-        area = expectations.of(needs.work).wall_s * size_of(needs)
-        return (
-            not overdue,
-            state.refused_since[needs] if overdue else 0,
-            not needs.avoid,
-            not alone,
-            -math.floor(math.log2(area) * AREA_CLASSES),
-            needs.work.model not in warm,
-            -area,
-            first_place(state.cells, needs),
-        )
-
-    return sorted(state.cells.queues, key=rank)
-
-
-def first_place(cells: Cells, needs: Requirement) -> int:
-    """Where a queue's first entry stands in the matrix: it makes the order of equals one order."""
-    queue = cells.queues[needs]
-    return queue.returned[0][0] if queue.returned else cells.places[queue.keys[queue.head]]
-
-
 class _Filling:
     """One step's work: a ledger that fills, and what was decided so far."""
 
@@ -223,6 +171,8 @@ class _Filling:
         self.refused = Refused()
         """Nothing is freed in a step, so that who found no place in it finds none later."""
         self.refused_since = state.refused_since
+        self.passed: list[Requirement] = []
+        """Queues that were refused since the last cell was placed: the next one overtakes them."""
         self.last_model = state.last_model
         self.emptying: dict[str, str] = {}
         self.emptying_for: set[Requirement] = set()
@@ -302,8 +252,10 @@ class _Filling:
 
     def _refused(self, needs: Requirement, record: CellRecord, *, wanted: bool) -> None:
         self.refused.add(needs)
+        self.passed.append(needs)
         if needs not in self.refused_since:
-            self.refused_since = self.refused_since.set(needs, self.before.completions)
+            later = self.before.completions + (LONG_PATIENCE - 1) * patience(self.before)
+            self.refused_since = self.refused_since.set(needs, later)
         overdue = needs in self.overdue
         if not (overdue or wanted or self.ledger.is_alone(needs)):
             return
@@ -329,7 +281,7 @@ class _Filling:
             self._hold(record, min(usable)[1])
 
     def _hold(self, record: CellRecord, uuid: str) -> None:
-        self.ledger.hold(uuid, record.cell.label)
+        self.ledger.hold(uuid, record.cell.key)
         self.emptying[uuid] = record.cell.key
         self.emptying_for.add(requirement_of(record))
 
@@ -352,7 +304,15 @@ class _Filling:
         need = self.ledger.need(requirement_of(record), kind_of(device))
         return self.ledger.room_when_empty(uuid) >= max(1, need.needed_bytes)
 
+    def _overtake(self) -> None:
+        """From now on the patience counts of all that were refused so far, and are served after this one."""
+        for needs in self.passed:
+            if self.refused_since[needs] > self.before.completions:
+                self.refused_since = self.refused_since.set(needs, self.before.completions)
+        self.passed.clear()
+
     def _place(self, record: CellRecord, placement: Placement) -> None:
+        self._overtake()
         number = record.attempts + 1
         company = self.ledger.attempts_on(placement.device)
         attempt = Attempt(

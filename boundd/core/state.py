@@ -80,7 +80,7 @@ class State:
     completions: int = 0
     """Attempts that ended since the daemon started: the clock that waiting is measured by."""
     refused_since: Map[Requirement, int] = field(default_factory=Map)
-    """At which completion the first of a queue was refused while others may have been started."""
+    """At which completion a queue that was refused was overtaken; of one that was not, a completion yet to come."""
     emptying: Mapping[str, str] = field(default_factory=dict)
     """Device UUID to the key of the cell that it is being emptied for."""
     last_model: str = ""

@@ -19,7 +19,8 @@ from boundd.core.history import Duration, Durations, Observation, Observations
 from boundd.core.host import HostReading
 from boundd.core.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, Verdict
 from boundd.core.placement import Ledger, Placement, best_placement
-from boundd.core.planner import PATIENCE, PATIENCE_PER_DEVICE, plan
+from boundd.core.planner import plan
+from boundd.core.ranking import PATIENCE, PATIENCE_PER_DEVICE
 from boundd.core.records import SaveCordon
 from boundd.core.state import Rules, State, sanity_check
 from boundd.core.step import step
@@ -99,7 +100,7 @@ def known(cells: list[tuple[Cell, CellPolicy]], state: State, gib: int) -> State
 
 def test_the_largest_area_goes_first() -> None:
     """Bytes x seconds: a large cell goes before a longer small one, which fills what the large ones leave. Seen to
-    fail with the length alone in `planner.ranked`.
+    fail with the length alone in `ranking.ranked`.
     """
     large, little = small(0, model="large", steps=20), small(1, model="little", steps=50)
     state = loaded([little, large], [24], Rules(max_cells=1))
