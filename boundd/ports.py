@@ -122,6 +122,8 @@ class ProcessEnd:
     """How long the results file was when the worker ended: what was appended later is not its word. None: not known."""
     lease_waited_s: float | None = None
     """About how long it waited for its device's lease, which put its deadline off; None where it had none."""
+    output_lost: bool = False
+    """Whether the disk never took the last of what it said, in which its result may have been."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -334,7 +334,8 @@ class LocalLauncher:
             return "it was never started"
         if not record.of_this_boot():
             return "the machine was restarted while it ran"
-        words = _last_words(folder)
+        # The disk that takes no outcome may take no last words either.
+        words = _last_words(folder) or (shim.GAVE_UP_WORDS if code == shim.GAVE_UP else "")
         return f"its shim (pid {record.pid}) {_ending(code)}" + (f": {words}" if words else "")
 
 

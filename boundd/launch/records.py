@@ -114,6 +114,7 @@ def _outcome_1(text: str, value: Mapping[str, Json]) -> ProcessEnd:
         host_peak_bytes=peak if isinstance(peak, int) and peak >= 0 else None,
         results_bytes=_count(value.get("results_bytes")),
         lease_waited_s=waited_s if isinstance(waited_s, int | float) else None,
+        output_lost=value.get("output_lost") is True,
         host_memory=host_memory_text(
             end,
             killed=_count(value.get("oom_killed")),

@@ -236,7 +236,7 @@ class AttemptWatcher:
             timed_out=end.timed_out,
             ended_on_request=end.ended_on_request or attempt.end_reason is EndReason.CANCEL,
             start_error=end.start_error,
-            lost=end.lost or _ended_by_others(end, attempt),
+            lost=end.lost or _ended_by_others(end, attempt) or self._output_lost(end),
             wall_s=end.wall_s,
             timeout_s=attempt.timeout_s,
             lease_waited_s=end.lease_waited_s,
@@ -258,6 +258,12 @@ class AttemptWatcher:
             # The worker knows better: its cgroup's peak has the page cache of every file that it read in it.
             verdict = replace(verdict, host_peak_bytes=end.host_peak_bytes)
         return verdict
+
+    def _output_lost(self, end: ProcessEnd) -> str:
+        """Why an attempt is lost whose output is its result, and did not get to the disk; empty where it did."""
+        if self._from_stdout and end.output_lost and end.exit_status == 0:
+            return "the disk did not take the last of what it printed, in which its result may have been"
+        return ""
 
     def _verdict_of_no_start(self, why: str) -> Verdict:
         return classify(Evidence(start_error=why), self._clock.now().unix_s)

@@ -8,11 +8,13 @@ import ctypes
 import errno
 import json
 import os
-import time
 import zlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .kernel import LIBC
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SPEC_FORMAT, SHIM_FORMAT, OUTCOME_FORMAT = 1, 1, 1
 """What is written. A format is raised where a reader of the one before would be wrong about what it reads, not where it
@@ -28,7 +30,14 @@ _OUTCOME_ROOM_BYTES = 8192
 _FALLOC_FL_KEEP_SIZE = 1
 OUTCOME_RETRY_S = 1.0
 OUTCOME_RETRIES = 3600
+GAVE_UP = 75
+"""The status of a shim that was told to end while the disk took no outcome (EX_TEMPFAIL of sysexits.h)."""
+GAVE_UP_WORDS = "it was told to end before the disk took its outcome"
 _READ_BYTES = 65536
+
+
+class GaveUpError(Exception):
+    """The shim was told to end, and the disk did not take the outcome in the time that it had left."""
 
 
 def check_of(path: str, document: dict[str, Any]) -> str:
@@ -124,33 +133,43 @@ def sync_written(path: str) -> None:
         os.close(descriptor)
 
 
-def write_outcome(outcome: dict[str, object]) -> None:
+def write_outcome(outcome: dict[str, object], pause: Callable[[], bool]) -> None:
     """Write, fsync, rename, fsync the folder; all of it tried again while the disk is full or fails.
+
+    Args:
+        outcome: what to write.
+        pause: waits before the next try; false where there is to be none.
 
     Raises:
         OSError: it could not be written in an hour, or the folder is gone.
+        GaveUpError: `pause` said so.
     """
     text = json.dumps(checked(OUTCOME, outcome)).encode()
     for left in range(OUTCOME_RETRIES, -1, -1):
         try:
-            descriptor = os.open(_OUTCOME_DRAFT, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                if os.pwrite(descriptor, text, 0) < len(text):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), _OUTCOME_DRAFT)
-                if os.fstat(descriptor).st_size != len(text):
-                    os.ftruncate(descriptor, len(text))
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            os.rename(_OUTCOME_DRAFT, OUTCOME)
-            folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            _write_outcome(text)
         except OSError as error:
             if left == 0 or error.errno == errno.ENOENT:
                 raise
-            time.sleep(OUTCOME_RETRY_S)
+            if not pause():
+                raise GaveUpError(f"{GAVE_UP_WORDS}: {error}") from error
         else:
             return
+
+
+def _write_outcome(text: bytes) -> None:
+    descriptor = os.open(_OUTCOME_DRAFT, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if os.pwrite(descriptor, text, 0) < len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), _OUTCOME_DRAFT)
+        if os.fstat(descriptor).st_size != len(text):
+            os.ftruncate(descriptor, len(text))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.rename(_OUTCOME_DRAFT, OUTCOME)
+    folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
