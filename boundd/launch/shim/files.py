@@ -1,6 +1,6 @@
 """The files of an attempt that the shim reads and writes, and their formats."""
 # pathlib and contextlib would cost each shim memory and start-up time:
-# ruff: noqa: PTH100, PTH104, PTH119, PTH123
+# ruff: noqa: PTH100, PTH104, PTH108, PTH119, PTH123
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import ctypes
 import errno
 import json
 import os
+import stat
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -112,8 +113,9 @@ def reserve_outcome() -> None:
 def sync_written(path: str) -> None:
     """Bring what others wrote to a file to the disk; does nothing where there is none.
 
-    After a failed fsync the next one may succeed for having forgotten what the first could not write, so the content
-    is written again. Where that fails too, the outcome has to do without: it waits for the disk itself.
+    After a failed fsync the next one may succeed for having forgotten what the first could not write. Writing it again
+    in its place is not enough: ext4 goes on taking the blocks for ones that were never written. So another file with
+    the same content takes its place. Where that fails too, the outcome has to do without: it waits for the disk itself.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -123,14 +125,33 @@ def sync_written(path: str) -> None:
         try:
             os.fsync(descriptor)
         except OSError:
-            size, offset = os.fstat(descriptor).st_size, 0
-            while offset < size:
-                offset += os.pwrite(descriptor, os.pread(descriptor, _READ_BYTES, offset), offset)
-            os.fsync(descriptor)
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                _write_anew(path, descriptor)
     except OSError:
         pass
     finally:
         os.close(descriptor)
+
+
+def _write_anew(path: str, descriptor: int) -> None:
+    """Put a file with the content of `descriptor` at `path`, on the disk; its folder is not synced.
+
+    Raises:
+        OSError: it could not be written; what was there is there.
+    """
+    draft, found = path + ".draft", os.fstat(descriptor)
+    new = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, stat.S_IMODE(found.st_mode))
+    try:
+        offset = 0
+        while offset < found.st_size:
+            offset += os.pwrite(new, os.pread(descriptor, _READ_BYTES, offset), offset)
+        os.fsync(new)
+        os.rename(draft, path)
+    except OSError:
+        os.unlink(draft)
+        raise
+    finally:
+        os.close(new)
 
 
 def write_outcome(outcome: dict[str, object], pause: Callable[[], bool]) -> None:
@@ -164,7 +185,12 @@ def _write_outcome(text: bytes) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), _OUTCOME_DRAFT)
         if os.fstat(descriptor).st_size != len(text):
             os.ftruncate(descriptor, len(text))
-        os.fsync(descriptor)
+        try:
+            os.fsync(descriptor)
+        except OSError:
+            # The next try is of another file: see `sync_written`.
+            os.unlink(_OUTCOME_DRAFT)
+            raise
     finally:
         os.close(descriptor)
     os.rename(_OUTCOME_DRAFT, OUTCOME)
