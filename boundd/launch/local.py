@@ -25,6 +25,7 @@ from boundd.launch import cgroups, processes, shim
 from boundd.launch.records import RecordError, ShimRecord, read_outcome, read_shim
 from boundd.launch.spawner import ShimSpawner
 from boundd.ports import LaunchError, LaunchSpec, ProcessEnd, Unkillable
+from boundd.protocol.plain_file import NotAFileError, open_plain
 
 _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 1.0
@@ -392,7 +393,12 @@ def _spec_document(spec: LaunchSpec, cgroup: str) -> dict[str, Any]:
 def _last_words(folder: Path) -> str:
     """The last line of what a failing shim said; empty where it said nothing."""
     try:
-        lines = (folder / _COMPLAINTS).read_bytes()[-_TOLD_BYTES:].decode(errors="replace").strip().splitlines()
-    except OSError:
+        file = open_plain(folder / _COMPLAINTS)
+        if file is None:
+            return ""
+        with file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TOLD_BYTES))
+            lines = file.read(_TOLD_BYTES).decode(errors="replace").strip().splitlines()
+    except (OSError, NotAFileError):
         return ""
     return lines[-1] if lines else ""

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from boundd.launch import shim
 from boundd.ports import ProcessEnd
+from boundd.protocol.plain_file import NotAFileError, open_plain
 from boundd.protocol.strict_json import Json, StrictJsonError, loads
 
 _MOST_BYTES = 65536
@@ -150,10 +151,15 @@ def _count(value: Json) -> int | None:
 
 def _read(path: Path) -> tuple[str, Mapping[str, Json]] | None:
     try:
-        with path.open("rb") as file:
-            content = file.read(_MOST_BYTES)
-    except (FileNotFoundError, NotADirectoryError):
+        file = open_plain(path)
+    except NotAFileError as error:
+        if isinstance(error.__cause__, NotADirectoryError):
+            return None
+        raise RecordError(str(error)) from None
+    if file is None:
         return None
+    with file:
+        content = file.read(_MOST_BYTES)
     text = content.decode(errors="replace")
     # Every release writes ASCII. Noise in a string could otherwise swallow the check, and pass for a release without.
     if not content.isascii():

@@ -16,6 +16,7 @@ from boundd.core.events import AttemptEnded, AttemptProgressed, AttemptStarted, 
 from boundd.core.outcomes import ErrorKind, Isolation, Measurement, PointRecord, Verdict
 from boundd.ports import Clock, Launcher, LaunchError, LaunchSpec, ProcessEnd
 from boundd.protocol import lines
+from boundd.protocol.plain_file import NotAFileError
 from boundd.service import reading
 
 RESULTS_INTERVAL_S = 0.25
@@ -202,7 +203,7 @@ class AttemptWatcher:
             data = await anyio.to_thread.run_sync(
                 reading.read_chunk, path, collected.read_bytes, min(most, reading.CHUNK_BYTES)
             )
-        except reading.NotAFileError as error:
+        except NotAFileError as error:
             collected.malformed = str(error)
             return False
         for event in collected.take(attempt_id, data):
