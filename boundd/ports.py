@@ -6,7 +6,7 @@ sees these and nothing behind them; `main` puts them together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -270,6 +270,15 @@ class Observer(Protocol):
         """One thing that happened."""
 
 
+Keep = Callable[[State], Sequence[Record]]
+"""Says what is to be kept with an event, given the state that the event is applied to. It does nothing else."""
+
+
+def keep_nothing(_before: State) -> Sequence[Record]:
+    """A `Keep` of nothing."""
+    return ()
+
+
 class Service(Protocol):
     """What the control API sees of the daemon."""
 
@@ -297,10 +306,11 @@ class Service(Protocol):
     def store_problem(self) -> str:
         """Why nothing can be stored, or nothing is started for want of disk; empty where all is well."""
 
-    async def submit(self, event: Event, keep: Sequence[Record] = ()) -> None:
+    async def submit(self, event: Event, keep: Keep = keep_nothing) -> None:
         """Apply an event; returns once it is committed and what follows from it is planned.
 
-        `keep` is kept in the transaction of the event, or, where it changes nothing, in one of its own.
+        What `keep` makes of the state that the event is applied to is kept in the transaction of the event, or, where
+        that changes nothing, in one of its own. It is asked anew for every try.
 
         Raises:
             StoreBusyError: it could not be stored, so it did not happen.

@@ -1,7 +1,8 @@
 """The daemon's loops with a real store, real processes and the real CPU device.
 
 To see the tests of transactions fail, have `Daemon.submit` apply the event and `Wake` one after the other, have
-`step._attempt_started` commit, or take the second `_apply` of `submit` out.
+`step._attempt_started` commit, or take the second `_apply` of `submit` out. The test of what is kept fails where
+`submit` asks `keep` before it has the lock.
 """
 
 from __future__ import annotations
@@ -314,6 +315,31 @@ def test_an_end_is_kept_where_the_plan_after_it_cannot_be(tmp_path: Path) -> Non
         assert alone[0] == refused[0]
         assert all(record.state is CellState.SUCCEEDED and record.attempts == 1 for record in daemon.state.matrix())
         assert heard.actions().count(Action.STORE_RECOVERED) == 1
+
+    anyio.run(main)
+
+
+def test_what_is_kept_is_made_of_the_state_that_the_event_is_applied_to(tmp_path: Path) -> None:
+    """Whoever waits for its turn meanwhile is not told of how things were when it came."""
+
+    async def during(daemon: Daemon) -> None:
+        seen: list[bool] = []
+
+        def keep(state: State) -> Sequence[Record]:
+            seen.append(state.paused)
+            return ()
+
+        # No assertion while the lock is held: who waits for it is shielded, and a failure would hang.
+        async with anyio.create_task_group() as group, daemon._lock:
+            group.start_soon(daemon.submit, PauseRequested())
+            group.start_soon(daemon.submit, ResumeRequested(), keep)
+            await anyio.wait_all_tasks_blocked()
+        assert seen == [True]
+        assert not daemon.state.paused
+
+    async def main() -> None:
+        _, _, store = await run_daemon(tmp_path, RESULT_ALONE, during=during)
+        await store.aclose()
 
     anyio.run(main)
 
