@@ -321,25 +321,23 @@ def test_an_end_is_kept_where_the_plan_after_it_cannot_be(tmp_path: Path) -> Non
 
 def test_what_is_kept_is_made_of_the_state_that_the_event_is_applied_to(tmp_path: Path) -> None:
     """Whoever waits for its turn meanwhile is not told of how things were when it came."""
+    seen: list[bool] = []
+
+    def keep(state: State) -> Sequence[Record]:
+        seen.append(state.paused)
+        return ()
 
     async def during(daemon: Daemon) -> None:
-        seen: list[bool] = []
-
-        def keep(state: State) -> Sequence[Record]:
-            seen.append(state.paused)
-            return ()
-
-        # No assertion while the lock is held: who waits for it is shielded, and a failure would hang.
         async with anyio.create_task_group() as group, daemon._lock:
             group.start_soon(daemon.submit, PauseRequested())
             group.start_soon(daemon.submit, ResumeRequested(), keep)
             await anyio.wait_all_tasks_blocked()
-        assert seen == [True]
-        assert not daemon.state.paused
 
     async def main() -> None:
-        _, _, store = await run_daemon(tmp_path, RESULT_ALONE, during=during)
+        daemon, _, store = await run_daemon(tmp_path, RESULT_ALONE, during=during)
         await store.aclose()
+        assert seen == [True]
+        assert not daemon.state.paused
 
     anyio.run(main)
 
