@@ -171,6 +171,13 @@ class Launcher(Protocol):
     def pids_of(self, attempt_ids: Iterable[str]) -> Mapping[str, frozenset[int]]:
         """The same of many attempts, in one look at the machine's processes."""
 
+    def worker_lives(self, attempt_id: str) -> bool:
+        """Whether the worker's own process has yet to end; true where that can't be told.
+
+        Raises:
+            OSError: the system refuses to tell now.
+        """
+
     def results_path(self, attempt_id: str) -> Path:
         """The file that the worker appends its lines to."""
 

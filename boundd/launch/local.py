@@ -192,6 +192,18 @@ class LocalLauncher:
                     found[each] = frozenset(stat.pid for stat in self._remnants(each))
         return {each: found.get(each, frozenset()) for each in wanted}
 
+    def worker_lives(self, attempt_id: str) -> bool:
+        """Whether the worker's own process has yet to end, whatever it left behind; true where that can't be told.
+
+        Raises:
+            OSError: the system refuses to tell now.
+        """
+        record = self._record(attempt_id)
+        if record is None or not record.of_this_boot():
+            return record is None
+        worker = shim.stat_of(record.worker_pid)
+        return worker is not None and worker.start_ticks == record.worker_start_ticks and worker.state not in "ZX"
+
     def results_path(self, attempt_id: str) -> Path:
         """The file that the worker appends its lines to."""
         return self._folder(attempt_id) / _RESULTS

@@ -192,17 +192,33 @@ class AttemptWatcher:
         while more:
             # Reading and submitting what was read are one unit: a cancelled half would lose the lines in between.
             with anyio.CancelScope(shield=True):
-                more = await self._read_chunk(attempt_id, collected, RESULTS_LIMIT_BYTES)
+                more = await self._read_chunk(attempt_id, collected, RESULTS_LIMIT_BYTES, of_the_living=True)
 
-    async def _read_chunk(self, attempt_id: str, collected: Collected, until_bytes: int, *, tell: bool = True) -> bool:
-        """Whether there was anything to be read below `until_bytes`; nothing is after a malformed line."""
+    async def _read_chunk(
+        self,
+        attempt_id: str,
+        collected: Collected,
+        until_bytes: int,
+        *,
+        tell: bool = True,
+        of_the_living: bool = False,
+    ) -> bool:
+        """Whether there was anything to be read below `until_bytes`; nothing is after a malformed line.
+
+        With `of_the_living`, only what is there before the worker has ended is taken: what it left behind may go on
+        writing while it is being ended, and how much of the file is the worker's is in the outcome.
+        """
         if collected.malformed:
             return False
-        path, most = self._launcher.results_path(attempt_id), until_bytes - collected.read_bytes
+        most = min(until_bytes - collected.read_bytes, reading.CHUNK_BYTES)
+
+        def read() -> bytes:
+            data = reading.read_chunk(self._launcher.results_path(attempt_id), collected.read_bytes, most)
+            # In this order: of a worker that still lives now, all that was read is from before its end.
+            return b"" if data and of_the_living and not self._launcher.worker_lives(attempt_id) else data
+
         try:
-            data = await anyio.to_thread.run_sync(
-                reading.read_chunk, path, collected.read_bytes, min(most, reading.CHUNK_BYTES)
-            )
+            data = await anyio.to_thread.run_sync(read)
         except NotAFileError as error:
             collected.malformed = str(error)
             return False
