@@ -10,10 +10,13 @@ then ends with a status of its own. Seen to fail:
   one without a result, which the cell pays for.
 - `_become_shim` of boundd/launch/zygote.py without `except shim.GaveUpError`, `_why_lost` without GAVE_UP_WORDS: nobody
   is told why.
+- `is_out_of_reach` of boundd/launch/shim/files.py always False: a shim on a disk that is full and was unmounted under
+  its feet lives for an hour after its daemon. Its arguments are the zygote's, for which it has been taken.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -24,6 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anyio
+import psutil
 import pytest
 
 from boundd.launch import shim
@@ -166,6 +170,37 @@ async def test_an_output_that_got_to_the_disk_is_not(launcher: LocalLauncher, di
         end = await launcher.wait("1")
     assert (end.exit_status, end.output_lost) == (0, False)
     assert log.read_text() == "speedup: 1.5\n"
+
+
+async def test_whose_folder_is_out_of_reach_waits_for_nothing(
+    launcher: LocalLauncher, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """A full disk that is unmounted under its feet, its daemon gone: nobody would find the outcome in the hour."""
+    attempts, go = tmp_path / "attempts", tmp_path / "go"
+    attempts.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", attempts]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:  # noqa: ASYNC221
+        pytest.skip("needs to mount a file system")
+    unmount = ["umount", "-l", attempts]
+    request.addfinalizer(lambda: subprocess.run(unmount, capture_output=True))
+    await launcher.launch(spec(launcher, f"while [ ! -e {go} ]; do sleep 0.02; done; echo up", grace_s=LONG_S))
+    known = json.loads((attempts / "1" / "shim.json").read_text())
+    free = os.statvfs(attempts)
+    (attempts / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize))
+    assert psutil.Process(known["pid"]).name() == "boundd-shim"
+    pidfd = shim.open_verified(known["pid"], known["start_ticks"])
+    assert pidfd is not None
+    go.touch()
+    await until(lambda: shim.stat_of(known["worker_pid"]) is None, "the worker ends, and its shim waits for the disk")
+    launcher.close()
+    subprocess.run(unmount, check=True)  # noqa: ASYNC221
+    try:
+        with anyio.fail_after(PATIENCE_S):
+            await anyio.wait_readable(pidfd)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
 
 
 CONFIG = """

@@ -22,6 +22,7 @@ from .files import (
     SHIM_FORMAT,
     SPEC,
     checked,
+    is_out_of_reach,
     read_spec,
     reserve_outcome,
     sync_written,
@@ -33,6 +34,7 @@ from .kernel import (
     PR_SET_CHILD_SUBREAPER,
     PR_SET_PDEATHSIG,
     be_no_dearer_than_others,
+    call_itself,
     file_size,
     kill_cgroup,
     machine_oom_kills,
@@ -46,6 +48,8 @@ from .kernel import (
 from .lease import LeaseWatch
 from .log import CappedLog
 
+NAME = "boundd-shim"
+"""What `ps -o comm` and `top` call it: its arguments are those of the zygote that forked it."""
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _READ_BYTES = 65536
 _LOG_RETRIES = 2
@@ -93,6 +97,7 @@ class Shim:
         """
         self._check_lock()
         prctl(PR_SET_CHILD_SUBREAPER, 1)
+        call_itself(NAME)
         self._wake = self._take_signals()
         reserve_outcome()
         self._log = CappedLog(LOG, self._log_limit_bytes)
@@ -117,7 +122,7 @@ class Shim:
         for tried in range(OUTCOME_RETRIES):
             if self._log.catch_up() or (self._log.has_room_of_its_own and tried >= _LOG_RETRIES):
                 break
-            if not self._pause():
+            if is_out_of_reach() or not self._pause():
                 break
         return self._log.close()
 

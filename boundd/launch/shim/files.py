@@ -1,6 +1,6 @@
 """The files of an attempt that the shim reads and writes, and their formats."""
 # pathlib and contextlib would cost each shim memory and start-up time:
-# ruff: noqa: PTH100, PTH104, PTH108, PTH119, PTH123
+# ruff: noqa: PTH100, PTH104, PTH108, PTH109, PTH119, PTH123
 
 from __future__ import annotations
 
@@ -110,6 +110,15 @@ def reserve_outcome() -> None:
         os.close(descriptor)
 
 
+def is_out_of_reach() -> bool:
+    """Whether the current folder was removed, or unmounted under our feet: nobody will find what is written to it."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
+
+
 def sync_written(path: str) -> None:
     """Bring what others wrote to a file to the disk; does nothing where there is none.
 
@@ -162,7 +171,7 @@ def write_outcome(outcome: dict[str, object], pause: Callable[[], bool]) -> None
         pause: waits before the next try; false where there is to be none.
 
     Raises:
-        OSError: it could not be written in an hour, or the folder is gone.
+        OSError: it could not be written in an hour, or the folder is gone or out of reach.
         GaveUpError: `pause` said so.
     """
     text = json.dumps(checked(OUTCOME, outcome)).encode()
@@ -170,7 +179,7 @@ def write_outcome(outcome: dict[str, object], pause: Callable[[], bool]) -> None
         try:
             _write_outcome(text)
         except OSError as error:
-            if left == 0 or error.errno == errno.ENOENT:
+            if left == 0 or error.errno == errno.ENOENT or is_out_of_reach():
                 raise
             if not pause():
                 raise GaveUpError(f"{GAVE_UP_WORDS}: {error}") from error
