@@ -1,13 +1,14 @@
 """An fsync that failed once: the next one succeeds although the data isn't on the disk, because the kernel forgot it.
 
-Not injected but real: an ext4 in a file with holes on a tmpfs that is full. What the file can't take is an I/O error of the
-block device, after which Linux takes the pages for clean; once there is room again, fsync has nothing to do, and says
-so. What is on the disk is what the next mount reads. The first two tests are controls: neither a second fsync nor
+Not injected but real: an ext4 in a file with holes on a tmpfs that is full. What the file can't take is an I/O error of
+the block device, after which Linux takes the pages for clean; once there is room again, fsync has nothing to do, and
+says so. What is on the disk is what the next mount reads. The first two tests are controls: neither a second fsync nor
 writing the same again in its place brings the data to the disk. Seen to fail:
 
 - `sync_written` of boundd/launch/shim/files.py with `os.fsync(descriptor)` for `_write_anew`: the results are zeros; so
   they are where it writes them again in their place.
 - `_write_outcome` without `os.unlink(_OUTCOME_DRAFT)`: the outcome is zeros.
+- `SqliteStore._ready` without `write_anew`: the store is damaged, or lacks commits that were acknowledged.
 """
 
 from __future__ import annotations
@@ -21,8 +22,13 @@ from pathlib import Path
 
 import pytest
 
+from boundd.core.attempts import CellRecord
+from boundd.core.cells import Cell, CellPolicy
+from boundd.core.records import SaveCell
 from boundd.launch import records
 from boundd.launch.shim import files
+from boundd.ports import StoreBusyError
+from boundd.store.sqlite import SqliteStore
 
 TMPFS_BYTES, IMAGE_BYTES = 40 * 1024**2, 32 * 1024**2
 MAKE = ("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard")
@@ -38,6 +44,10 @@ OUTCOME = {
     "start_error": "",
     "wall_s": 1.5,
 }
+
+
+COMMITS, REFUSALS = 60, 3
+PADDING = "x" * 2000
 
 
 class Disk:
@@ -184,3 +194,33 @@ def test_an_outcome_is_written_anew(disk: Disk, failures: list[OSError], monkeyp
     end = records.read_outcome(folder)
     assert end is not None
     assert end.exit_status == 5
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("full_at", [2, 10, 30])
+async def test_a_store_goes_to_other_blocks(disk: Disk, full_at: int) -> None:
+    """What was acknowledged before a disk failed, while it did and afterwards is there, and what was refused is not."""
+    path = disk.mounted / "boundd.db"
+    kept, refused = [], []
+    store = await SqliteStore.open(path)
+    for n in range(COMMITS):
+        if n == full_at:
+            disk.fill()
+        try:
+            await store.commit([SaveCell(CellRecord(Cell.of({"n": n, "padding": PADDING}, ["n"]), CellPolicy()))])
+        except StoreBusyError:
+            refused.append(n)
+            if len(refused) == REFUSALS:
+                disk.empty()
+        else:
+            kept.append(n)
+    assert len(refused) == REFUSALS, "the disk did not fail, or is not well again"
+    await store.aclose()
+    disk.mount_again()
+    store = await SqliteStore.open(path)
+    try:
+        found = [record.cell.parameters["n"] for record in (await store.load()).cells]
+    finally:
+        await store.aclose()
+    assert sorted(found, key=int) == kept
+    assert not list(disk.mounted.glob("*.new*"))
