@@ -1,8 +1,8 @@
 """Who holds a state folder. The other holders are processes of their own: a process' own locks don't stop it.
 
 Each of these was seen to fail without what it is about: one of the two `_take` of `hold`; its `suppress(OSError)`;
-either `os.ftruncate` of `_leave_pid`; either half of the condition in `_take`'s last `except`; what `_opened` makes of a
-full disk.
+either `os.ftruncate` of `_leave_pid`; either half of the condition in `_take`'s last `except`; what `_opened` makes of
+a full disk.
 """
 
 from __future__ import annotations
