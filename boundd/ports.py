@@ -6,7 +6,7 @@ sees these and nothing behind them; `main` puts them together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,6 +122,8 @@ class ProcessEnd:
     """How long the results file was when the worker ended: what was appended later is not its word. None: not known."""
     lease_waited_s: float | None = None
     """About how long it waited for its device's lease, which put its deadline off; None where it had none."""
+    output_lost: bool = False
+    """Whether the disk never took the last of what it said, in which its result may have been."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,13 @@ class Launcher(Protocol):
 
     def pids_of(self, attempt_ids: Iterable[str]) -> Mapping[str, frozenset[int]]:
         """The same of many attempts, in one look at the machine's processes."""
+
+    def worker_lives(self, attempt_id: str) -> bool:
+        """Whether the worker's own process has yet to end; true where that can't be told.
+
+        Raises:
+            OSError: the system refuses to tell now.
+        """
 
     def results_path(self, attempt_id: str) -> Path:
         """The file that the worker appends its lines to."""
@@ -268,6 +277,15 @@ class Observer(Protocol):
         """One thing that happened."""
 
 
+Keep = Callable[[State], Sequence[Record]]
+"""Says what is to be kept with an event, given the state that the event is applied to. It does nothing else."""
+
+
+def keep_nothing(_before: State) -> Sequence[Record]:
+    """A `Keep` of nothing."""
+    return ()
+
+
 class Service(Protocol):
     """What the control API sees of the daemon."""
 
@@ -295,10 +313,11 @@ class Service(Protocol):
     def store_problem(self) -> str:
         """Why nothing can be stored, or nothing is started for want of disk; empty where all is well."""
 
-    async def submit(self, event: Event, keep: Sequence[Record] = ()) -> None:
+    async def submit(self, event: Event, keep: Keep = keep_nothing) -> None:
         """Apply an event; returns once it is committed and what follows from it is planned.
 
-        `keep` is kept in the transaction of the event, or, where it changes nothing, in one of its own.
+        What `keep` makes of the state that the event is applied to is kept in the transaction of the event, or, where
+        that changes nothing, in one of its own. It is asked anew for every try.
 
         Raises:
             StoreBusyError: it could not be stored, so it did not happen.

@@ -1,11 +1,19 @@
-"""Requests that change something: each finds out whom it means, submits one event, and says whom it affected."""
+"""Requests that change something: each finds out whom it means, submits one event, and says whom it affected.
+
+Between the first and the last something else may happen: an attempt ends, another person is quicker. So whom it
+affected is told by the state that the event was applied to.
+"""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import anyio
+from pydantic import BaseModel
 
 from boundd.control import models
 from boundd.control.answers import Keeping
@@ -16,6 +24,7 @@ from boundd.core.attempts import CellRecord, CellState
 from boundd.core.events import (
     CancelRequested,
     CordonRequested,
+    Event,
     ImportRequested,
     PauseRequested,
     ResumeRequested,
@@ -25,15 +34,18 @@ from boundd.core.events import (
 from boundd.core.lifecycle import ENDED_CELL_STATES
 from boundd.core.placement import Placement, best_placement
 from boundd.core.query import Query
+from boundd.core.records import Record
 from boundd.core.state import State
 from boundd.core.step import step
 from boundd.ports import ConfigError, Service, StoreBusyError
 
+_Reply = TypeVar("_Reply", bound=BaseModel)
 SELECTED_STATES = {
     "oom": (CellState.OUT_OF_MEMORY,),
     "timeout": (CellState.TIMED_OUT,),
     "failed": (CellState.FAILED, CellState.LOST),
 }
+ACTIVE_STATES = (CellState.PENDING, CellState.RUNNING)
 FORESEEN_CELLS = 200
 """So many cells are told what would be reserved for them: asking every device for every cell of a large matrix would
 hold up the daemon."""
@@ -46,6 +58,17 @@ class Actions:
     service: Service
     tools: Tools
 
+    async def _submit(self, event: Event, keeping: Keeping, answer: Callable[[State], _Reply]) -> _Reply:
+        """Apply an event; its answer, made of the state that it was applied to, and kept with it."""
+        made: list[_Reply] = []
+
+        def keep(before: State) -> Sequence[Record]:
+            made.append(answer(before))
+            return keeping.records(made[-1])
+
+        await self.service.submit(event, keep)
+        return made[-1]
+
     async def retry(self, body: models.RetryRequest, keeping: Keeping) -> models.RetryReply:
         """Put cells back that have ended."""
         state = self.service.state
@@ -55,7 +78,14 @@ class Actions:
         if body.batch_size is not None and without:
             raise bad_request(f"batch_size: {without[0]!r} has no parameter batch_size to be changed")
         event = RetryRequested(tuple(record.cell.key for record in records), body.batch_size)
-        after, _ = step(state, event, self.service.clock.now())
+        if body.dry_run or not records:
+            return self._retried(event, state, dry_run=body.dry_run)
+        return await self._submit(event, keeping, partial(self._retried, event, dry_run=False))
+
+    def _retried(self, event: RetryRequested, before: State, *, dry_run: bool) -> models.RetryReply:
+        """Whom the event affects in this state, and what then becomes of them."""
+        records = [record for record in map(before.cells.__getitem__, event.keys) if record.state in ENDED_CELL_STATES]
+        after, _ = step(before, event, self.service.clock.now())
         cells = [
             models.RetryCell(
                 label=record.cell.label,
@@ -65,10 +95,7 @@ class Actions:
             )
             for number, record in enumerate(records)
         ]
-        reply = models.RetryReply(dry_run=body.dry_run, affected=[cell.label for cell in cells], cells=cells)
-        if records and not body.dry_run:
-            await self.service.submit(event, keeping.records(reply))
-        return reply
+        return models.RetryReply(dry_run=dry_run, affected=[cell.label for cell in cells], cells=cells)
 
     def _wants(self, record: CellRecord, body: models.RetryRequest, query: Query) -> bool:
         if body.selector == "stale":
@@ -84,45 +111,41 @@ class Actions:
         """Cancel what is pending, and end what is running."""
         state = self.service.state
         query = query_of(state, body.query)
-        active = (CellState.PENDING, CellState.RUNNING)
-        records = [record for record in state.matrix() if record.state in active and query.matches(record)]
-        reply = models.AffectedReply(dry_run=body.dry_run, affected=[record.cell.label for record in records])
-        if records and not body.dry_run:
-            event = CancelRequested(tuple(record.cell.key for record in records))
-            await self.service.submit(event, keeping.records(reply))
-        return reply
+        records = [record for record in state.matrix() if record.state in ACTIVE_STATES and query.matches(record)]
+        event = CancelRequested(tuple(record.cell.key for record in records))
+        if body.dry_run or not records:
+            return _cancelled(event, state, dry_run=body.dry_run)
+        return await self._submit(event, keeping, partial(_cancelled, event, dry_run=False))
 
     async def pause(self, _body: models.Empty, keeping: Keeping) -> models.PausedReply:
         """Hold new attempts back."""
-        changed = not self.service.state.paused
-        reply = models.PausedReply(paused=True, changed=changed)
-        if changed:
-            await self.service.submit(PauseRequested(), keeping.records(reply))
-        return reply
+        if self.service.state.paused:
+            return models.PausedReply(paused=True, changed=False)
+        return await self._submit(
+            PauseRequested(), keeping, lambda before: models.PausedReply(paused=True, changed=not before.paused)
+        )
 
     async def resume(self, _body: models.Empty, keeping: Keeping) -> models.PausedReply:
         """Start new attempts again."""
-        changed = self.service.state.paused
-        reply = models.PausedReply(paused=False, changed=changed)
-        if changed:
-            await self.service.submit(ResumeRequested(), keeping.records(reply))
-        return reply
+        if not self.service.state.paused:
+            return models.PausedReply(paused=False, changed=False)
+        return await self._submit(
+            ResumeRequested(), keeping, lambda before: models.PausedReply(paused=False, changed=before.paused)
+        )
 
     async def cordon(self, body: models.CordonRequest, keeping: Keeping) -> models.AffectedReply:
         """Take a device out of service; what runs there goes on."""
         device = device_of(self.service.state, body.device)
-        reply = models.AffectedReply(dry_run=False, affected=[device.uuid])
-        await self.service.submit(CordonRequested(device.uuid, body.reason), keeping.records(reply))
-        return reply
+        event = CordonRequested(device.uuid, body.reason)
+        return await self._submit(event, keeping, lambda _: models.AffectedReply(dry_run=False, affected=[device.uuid]))
 
     async def uncordon(self, body: models.UncordonRequest, keeping: Keeping) -> models.AffectedReply:
         """Put a device back into service."""
         device = device_of(self.service.state, body.device)
         if device.cordon_reason is None:
             return models.AffectedReply(dry_run=False, affected=[])
-        reply = models.AffectedReply(dry_run=False, affected=[device.uuid])
-        await self.service.submit(UncordonRequested(device.uuid), keeping.records(reply))
-        return reply
+        event = UncordonRequested(device.uuid)
+        return await self._submit(event, keeping, partial(_uncordoned, event))
 
     async def import_(self, body: models.ImportRequest, keeping: Keeping) -> models.ImportReply:
         """Take over what an old file knew of cells that have not run here."""
@@ -139,18 +162,19 @@ class Actions:
             raise ApiError(
                 409, "ambiguous", message, ambiguous=list(preview.ambiguous[:100]), models=list(preview.models)
             )
-        cells = self.service.state.cells
-        known = [entry for entry in preview.entries if entry.key in cells]
-        taken = tuple(entry for entry in known if cells[entry.key].state is CellState.PENDING)
-        kept = [entry for entry in known if cells[entry.key].state is not CellState.PENDING]
-        reply = models.ImportReply(
-            affected=[cells[entry.key].cell.label for entry in taken],
-            kept=[cells[entry.key].cell.label for entry in kept],
-            unmatched=list(preview.unmatched),
-        )
-        if taken:
-            await self.service.submit(ImportRequested(taken), keeping.records(reply))
-        return reply
+        state = self.service.state
+        known = tuple(entry for entry in preview.entries if entry.key in state.cells)
+
+        def imported(before: State) -> models.ImportReply:
+            records = [before.cells[entry.key] for entry in known]
+            return models.ImportReply(
+                affected=[record.cell.label for record in records if record.state is CellState.PENDING],
+                kept=[record.cell.label for record in records if record.state is not CellState.PENDING],
+                unmatched=list(preview.unmatched),
+            )
+
+        reply = imported(state)
+        return await self._submit(ImportRequested(known), keeping, imported) if reply.affected else reply
 
     async def reload(self, _body: models.Empty, _keeping: Keeping) -> models.ReloadReply:
         """Read the config anew, all or nothing. Doing it twice does no harm; its answer is kept afterwards."""
@@ -168,6 +192,17 @@ class Actions:
             await self.service.store.commit(keeping.records(reply))
         self.service.request_stop(end_workers=body.end_workers)
         return reply
+
+
+def _cancelled(event: CancelRequested, before: State, *, dry_run: bool) -> models.AffectedReply:
+    """Whom the event affects in this state: who has ended by then was not cancelled."""
+    records = [record for record in map(before.cells.__getitem__, event.keys) if record.state in ACTIVE_STATES]
+    return models.AffectedReply(dry_run=dry_run, affected=[record.cell.label for record in records])
+
+
+def _uncordoned(event: UncordonRequested, before: State) -> models.AffectedReply:
+    was_cordoned = before.devices[event.device].cordon_reason is not None
+    return models.AffectedReply(dry_run=False, affected=[event.device] if was_cordoned else [])
 
 
 def _foresee(state: State, record: CellRecord) -> str:

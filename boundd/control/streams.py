@@ -14,10 +14,13 @@ import anyio
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from boundd.control.errors import not_found
 from boundd.control.views import timestamp
 from boundd.core.effects import Note
 from boundd.core.events import Now
 from boundd.ports import Service
+from boundd.protocol.plain_file import NotAFileError
+from boundd.service import reading
 
 CHUNK_BYTES = 64 * 1024
 POLL_S = 0.2
@@ -29,22 +32,31 @@ async def read_log(
 ) -> AsyncIterator[bytes]:
     """A log's bytes from `offset`, at most `limit` of them; with `is_live`, as it grows, until that is false.
 
-    A log that isn't there yet is empty. One that got shorter (its tail was written anew) goes on at its new end.
+    A log that isn't there yet is empty. One that got shorter (its tail was written anew) goes on at its new end; one
+    that isn't a file any more has come to its end.
     """
     position, left = offset, limit
     while left is None or left > 0:
         was_live = is_live is not None and is_live()
-        data = await anyio.to_thread.run_sync(_read_at, path, position, CHUNK_BYTES if left is None else left)
+        try:
+            data, position = await anyio.to_thread.run_sync(
+                _read_at, path, position, CHUNK_BYTES if left is None else left
+            )
+        except NotAFileError:
+            return
         if data:
-            position += len(data)
             left = None if left is None else left - len(data)
             yield data
             continue
         if not was_live:
             return
-        size = await anyio.to_thread.run_sync(log_size, path)
-        position = min(position, size) if size is not None else 0
         await anyio.sleep(POLL_S)
+
+
+def _read_at(path: Path, position: int, most: int) -> tuple[bytes, int]:
+    """What is there from `position` on, and where to read on."""
+    data = reading.read_chunk(path, position, min(most, CHUNK_BYTES))
+    return data, position + len(data) if data else min(position, reading.size_of(path) or 0)
 
 
 class OpenFileResponse(StreamingResponse):
@@ -68,20 +80,15 @@ async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:
 
 
 def log_size(path: Path) -> int | None:
-    """The log's size in bytes; None where there is none."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None
+    """The log's size in bytes; None where there is none.
 
-
-def _read_at(path: Path, position: int, most: int) -> bytes:
+    Raises:
+        ApiError: there is something else in its place, which is not read.
+    """
     try:
-        with path.open("rb") as file:
-            file.seek(position)
-            return file.read(min(most, CHUNK_BYTES))
-    except FileNotFoundError:
-        return b""
+        return reading.size_of(path)
+    except NotAFileError as error:
+        raise not_found(f"there is no log to be read: {error}") from None
 
 
 async def events(service: Service) -> AsyncIterator[bytes]:

@@ -25,6 +25,7 @@ from boundd.launch import cgroups, processes, shim
 from boundd.launch.records import RecordError, ShimRecord, read_outcome, read_shim
 from boundd.launch.spawner import ShimSpawner
 from boundd.ports import LaunchError, LaunchSpec, ProcessEnd, Unkillable
+from boundd.protocol.plain_file import NotAFileError, open_plain
 
 _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 1.0
@@ -198,6 +199,18 @@ class LocalLauncher:
                     found[each] = frozenset(stat.pid for stat in self._remnants(each))
         return {each: found.get(each, frozenset()) for each in wanted}
 
+    def worker_lives(self, attempt_id: str) -> bool:
+        """Whether the worker's own process has yet to end, whatever it left behind; true where that can't be told.
+
+        Raises:
+            OSError: the system refuses to tell now.
+        """
+        record = self._record(attempt_id)
+        if record is None or not record.of_this_boot():
+            return record is None
+        worker = shim.stat_of(record.worker_pid)
+        return worker is not None and worker.start_ticks == record.worker_start_ticks and worker.state not in "ZX"
+
     def results_path(self, attempt_id: str) -> Path:
         """The file that the worker appends its lines to."""
         return self._folder(attempt_id) / _RESULTS
@@ -354,7 +367,8 @@ class LocalLauncher:
             return "it was never started"
         if not record.of_this_boot():
             return "the machine was restarted while it ran"
-        words = _last_words(folder)
+        # The disk that takes no outcome may take no last words either.
+        words = _last_words(folder) or (shim.GAVE_UP_WORDS if code == shim.GAVE_UP else "")
         return f"its shim (pid {record.pid}) {_ending(code)}" + (f": {words}" if words else "")
 
 
@@ -411,7 +425,12 @@ def _spec_document(spec: LaunchSpec, cgroup: str) -> dict[str, Any]:
 def _last_words(folder: Path) -> str:
     """The last line of what a failing shim said; empty where it said nothing."""
     try:
-        lines = (folder / _COMPLAINTS).read_bytes()[-_TOLD_BYTES:].decode(errors="replace").strip().splitlines()
-    except OSError:
+        file = open_plain(folder / _COMPLAINTS)
+        if file is None:
+            return ""
+        with file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TOLD_BYTES))
+            lines = file.read(_TOLD_BYTES).decode(errors="replace").strip().splitlines()
+    except (OSError, NotAFileError):
         return ""
     return lines[-1] if lines else ""

@@ -25,7 +25,8 @@ def lock_is_held(path: Path) -> bool:
         OSError: it can't be told (no descriptors left, no access).
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # A worker may have put a pipe in its place, which would make us wait for whoever writes into it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return False
     try:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from boundd.launch import shim
 from boundd.ports import ProcessEnd
+from boundd.protocol.plain_file import NotAFileError, open_plain
 from boundd.protocol.strict_json import Json, StrictJsonError, loads
 
 _MOST_BYTES = 65536
@@ -114,6 +115,7 @@ def _outcome_1(text: str, value: Mapping[str, Json]) -> ProcessEnd:
         host_peak_bytes=peak if isinstance(peak, int) and peak >= 0 else None,
         results_bytes=_count(value.get("results_bytes")),
         lease_waited_s=waited_s if isinstance(waited_s, int | float) else None,
+        output_lost=value.get("output_lost") is True,
         host_memory=host_memory_text(
             end,
             killed=_count(value.get("oom_killed")),
@@ -149,10 +151,15 @@ def _count(value: Json) -> int | None:
 
 def _read(path: Path) -> tuple[str, Mapping[str, Json]] | None:
     try:
-        with path.open("rb") as file:
-            content = file.read(_MOST_BYTES)
-    except (FileNotFoundError, NotADirectoryError):
+        file = open_plain(path)
+    except NotAFileError as error:
+        if isinstance(error.__cause__, NotADirectoryError):
+            return None
+        raise RecordError(str(error)) from None
+    if file is None:
         return None
+    with file:
+        content = file.read(_MOST_BYTES)
     text = content.decode(errors="replace")
     # Every release writes ASCII. Noise in a string could otherwise swallow the check, and pass for a release without.
     if not content.isascii():

@@ -96,6 +96,9 @@ class Zygote:
             os.close(error)
             shim.run_attempt(folder, lock)
             status = 0
+        except shim.GaveUpError as gave_up:
+            status = shim.GAVE_UP
+            os.write(2, f"{gave_up}\n".encode(errors="replace"))
         except BaseException:
             os.write(2, traceback.format_exc().encode(errors="replace"))
         finally:

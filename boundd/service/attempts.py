@@ -16,6 +16,7 @@ from boundd.core.events import AttemptEnded, AttemptProgressed, AttemptStarted, 
 from boundd.core.outcomes import ErrorKind, Isolation, Measurement, PointRecord, Verdict
 from boundd.ports import Clock, Launcher, LaunchError, LaunchSpec, ProcessEnd
 from boundd.protocol import lines
+from boundd.protocol.plain_file import NotAFileError
 from boundd.service import reading
 
 RESULTS_INTERVAL_S = 0.25
@@ -191,24 +192,41 @@ class AttemptWatcher:
         while more:
             # Reading and submitting what was read are one unit: a cancelled half would lose the lines in between.
             with anyio.CancelScope(shield=True):
-                more = await self._read_chunk(attempt_id, collected, RESULTS_LIMIT_BYTES)
+                more = await self._read_chunk(attempt_id, collected, RESULTS_LIMIT_BYTES, of_the_living=True)
 
-    async def _read_chunk(self, attempt_id: str, collected: Collected, until_bytes: int, *, tell: bool = True) -> bool:
-        """Whether there may be more to be read below `until_bytes`; nothing is after a malformed line."""
+    async def _read_chunk(
+        self,
+        attempt_id: str,
+        collected: Collected,
+        until_bytes: int,
+        *,
+        tell: bool = True,
+        of_the_living: bool = False,
+    ) -> bool:
+        """Whether there may be more to be read below `until_bytes`; nothing is after a malformed line.
+
+        With `of_the_living`, only what is there before the worker has ended is taken: what it left behind may go on
+        writing while it is being ended, and how much of the file is the worker's is in the outcome.
+        """
         if collected.malformed:
             return False
-        path, most = self._launcher.results_path(attempt_id), until_bytes - collected.read_bytes
+        left = until_bytes - collected.read_bytes
+
+        def read() -> bytes:
+            path, most = self._launcher.results_path(attempt_id), min(left, reading.CHUNK_BYTES)
+            data = reading.read_chunk(path, collected.read_bytes, most)
+            # In this order: of a worker that still lives now, all that was read is from before its end.
+            return b"" if data and of_the_living and not self._launcher.worker_lives(attempt_id) else data
+
         try:
-            data = await anyio.to_thread.run_sync(
-                reading.read_chunk, path, collected.read_bytes, min(most, reading.CHUNK_BYTES)
-            )
-        except reading.NotAFileError as error:
+            data = await anyio.to_thread.run_sync(read)
+        except NotAFileError as error:
             collected.malformed = str(error)
             return False
         for event in collected.take(attempt_id, data):
             if tell:
                 await self._submit(event)
-        return 0 < len(data) < most
+        return 0 < len(data) < left
 
     async def _read_to_the_end(self, attempt_id: str, collected: Collected, end: ProcessEnd) -> Collected:
         """All that the worker wrote; what something else appended after its end doesn't count."""
@@ -235,7 +253,7 @@ class AttemptWatcher:
             timed_out=end.timed_out,
             ended_on_request=end.ended_on_request or attempt.end_reason is EndReason.CANCEL,
             start_error=end.start_error,
-            lost=end.lost or _ended_by_others(end, attempt),
+            lost=end.lost or _ended_by_others(end, attempt) or self._output_lost(end),
             wall_s=end.wall_s,
             timeout_s=attempt.timeout_s,
             lease_waited_s=end.lease_waited_s,
@@ -258,6 +276,12 @@ class AttemptWatcher:
             # The worker knows better: its cgroup's peak has the page cache of every file that it read in it.
             verdict = replace(verdict, host_peak_bytes=end.host_peak_bytes)
         return verdict
+
+    def _output_lost(self, end: ProcessEnd) -> str:
+        """Why an attempt is lost whose output is its result, and did not get to the disk; empty where it did."""
+        if self._from_stdout and end.output_lost and end.exit_status == 0:
+            return "the disk did not take the last of what it printed, in which its result may have been"
+        return ""
 
     def _verdict_of_no_start(self, why: str) -> Verdict:
         return classify(Evidence(start_error=why), self._clock.now().unix_s)

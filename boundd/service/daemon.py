@@ -9,7 +9,7 @@ was; where it was the plan's share that failed, the event's own is kept alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,7 +41,6 @@ from boundd.core.host import HostReading
 from boundd.core.listing import Listed, Observed, settled, worth_listing
 from boundd.core.outcomes import Outcome
 from boundd.core.planner import Plan, plan
-from boundd.core.records import Record
 from boundd.core.state import Rules, State
 from boundd.core.step import step, wake_with
 from boundd.core.table import Cells
@@ -50,11 +49,13 @@ from boundd.ports import (
     ConfigError,
     DeviceError,
     DeviceProbe,
+    Keep,
     Launcher,
     LaunchSpec,
     Observer,
     Store,
     StoreBusyError,
+    keep_nothing,
 )
 from boundd.service import stuck
 from boundd.service.attempts import DISK_RETRY_S, AttemptWatcher
@@ -169,8 +170,8 @@ class Daemon:
 
     # What others ask of the daemon
 
-    async def submit(self, event: Event, keep: Sequence[Record] = ()) -> None:
-        """Apply an event and plan, and keep `keep` with it; a cancelled caller doesn't split it."""
+    async def submit(self, event: Event, keep: Keep = keep_nothing) -> None:
+        """Apply an event and plan, and keep what `keep` says with it; a cancelled caller doesn't split it."""
         with anyio.CancelScope(shield=True):
             async with self._lock:
                 if not plans_after(event):
@@ -332,8 +333,8 @@ class Daemon:
 
     # Applying events
 
-    async def _apply(self, *events: Event, keep: Sequence[Record] = ()) -> None:
-        """Step through events, one after the other: all of them happen and `keep` is kept, or none."""
+    async def _apply(self, *events: Event, keep: Keep = keep_nothing) -> None:
+        """Step through events, one after the other: all of them happen and what `keep` says is kept, or none."""
         now = self.clock.now()
         new = self._state
         effects: list[Effect] = []
@@ -344,7 +345,7 @@ class Daemon:
                 new, more = step(new, event, now)
             effects += more
         records = tuple(record for effect in effects if isinstance(effect, Commit) for record in effect.records)
-        records += tuple(keep)
+        records += tuple(keep(self._state))
         if records:
             await self._commit(Commit(records))
         # Everything of this is kept: from here on it is the state, and what follows may be done.

@@ -6,13 +6,11 @@ followed: the daemon may be allowed to read what the worker's author is not.
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from pathlib import Path
-from typing import BinaryIO
 
 from boundd.core.classify import Printed
+from boundd.protocol.plain_file import NotAFileError, open_plain
 
 CHUNK_BYTES = 256 * 1024
 LOG_HEAD_BYTES = 64 * 1024
@@ -21,11 +19,6 @@ LOG_TAIL_BYTES = 192 * 1024
 _LEFT_OUT = "\n[boundd: the middle is not looked at]\n"
 _CARRIED_BYTES = 1024
 """So much of an unfinished line is kept for the next chunk: more than a `speedup: 1.23` is long."""
-_NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENOTDIR, errno.ENODEV)
-
-
-class NotAFileError(Exception):
-    """The worker's: where a file is to be, there is something that can't be read as one."""
 
 
 def read_chunk(path: Path, offset: int, most_bytes: int = CHUNK_BYTES) -> bytes:
@@ -35,12 +28,26 @@ def read_chunk(path: Path, offset: int, most_bytes: int = CHUNK_BYTES) -> bytes:
         NotAFileError: it is a link, a pipe, a folder, a device.
         OSError: it can't be read now.
     """
-    file = _open(path)
+    file = open_plain(path)
     if file is None:
         return b""
     with file:
         file.seek(offset)
         return file.read(max(0, most_bytes))
+
+
+def size_of(path: Path) -> int | None:
+    """How many bytes a file has; None where there is none.
+
+    Raises:
+        NotAFileError: it is a link, a pipe, a folder, a device.
+        OSError: it can't be told now.
+    """
+    file = open_plain(path)
+    if file is None:
+        return None
+    with file:
+        return os.fstat(file.fileno()).st_size
 
 
 def read_log(path: Path) -> str:
@@ -50,7 +57,7 @@ def read_log(path: Path) -> str:
         OSError: it can't be read now.
     """
     try:
-        file = _open(path)
+        file = open_plain(path)
     except NotAFileError:
         file = None
     if file is None:
@@ -85,19 +92,3 @@ def read_printed(path: Path) -> Printed:
         carried = rest
         if not data:
             return found
-
-
-def _open(path: Path) -> BinaryIO | None:
-    try:
-        # A pipe would make us wait for whoever writes into it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        if error.errno in _NO_FILE:
-            raise NotAFileError(f"{path.name} can't be read as a file: {error.strerror}") from error
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise NotAFileError(f"{path.name} is not a regular file")
-    return os.fdopen(descriptor, "rb", buffering=0)

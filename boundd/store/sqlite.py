@@ -27,6 +27,7 @@ from boundd.core.records import Record
 from boundd.ports import EndedAttempt, InvariantError, KeptAnswer, Snapshot, StoreBusyError, StoreCopy, StoreError
 from boundd.store import queries, rows, seals
 from boundd.store.acknowledged import Acknowledged, Mark
+from boundd.store.anew import write_anew
 from boundd.store.backup import back_up
 from boundd.store.migrate import cannot_open, prepare
 from boundd.store.rows import Statement
@@ -71,6 +72,8 @@ class SqliteStore:
         self._closed = False
         self._distrusted = False
         """The disk has failed since the connection was opened."""
+        self._anew_due = False
+        """The disk has failed, and the file, whose log is empty, has yet to be written to other blocks."""
         self._backing_up = False
 
     @classmethod
@@ -264,6 +267,10 @@ class SqliteStore:
             async with self._lock:
                 if self._closed:
                     return
+                if self._distrusted:
+                    # SQLite brings the log into the file as it closes, and would believe a disk that has forgotten.
+                    with contextlib.suppress(StoreBusyError, StoreError):
+                        await self._mend()
                 self._closed = True
                 await self._disconnect()
 
@@ -295,6 +302,9 @@ class SqliteStore:
                 # `prepare` would make an empty one, and the daemon go on as if that were the same.
                 raise StoreError(f"{self._path}: the store is gone. Put the file back, or restore a backup of it.")
             with anyio.CancelScope(shield=True):
+                if self._anew_due:
+                    await anyio.to_thread.run_sync(write_anew, self._path)
+                    self._anew_due = False
                 self._opened = await self._connect(self._path)
                 self._distrusted = False
 
@@ -309,6 +319,7 @@ class SqliteStore:
             try:
                 # This connection still knows where the log ends that was acknowledged; the next one would read on.
                 ((busy, *_),) = await self._connection.execute_fetchall(queries.CHECKPOINT)
+                self._anew_due = not busy
             except sqlite3.Error as error:
                 if _primary_code(error) != sqlite3.SQLITE_READONLY:
                     raise self._translated(error) from error

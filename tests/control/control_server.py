@@ -42,7 +42,7 @@ from boundd.core.outcomes import (
 from boundd.core.records import Record, SaveAnswer
 from boundd.core.state import State
 from boundd.core.step import step
-from boundd.ports import ConfigError, EndedAttempt, KeptAnswer, StoreBusyError
+from boundd.ports import ConfigError, EndedAttempt, Keep, KeptAnswer, StoreBusyError, keep_nothing
 
 GIB = 1024**3
 AXES = {"model": ["SD1.5", "SDXL"], "scheduler": ["DDIM"], "steps": [20], "method": ["deepcache", "tgate", "tome"]}
@@ -115,12 +115,12 @@ class MemoryService:
     config_errors: Sequence[str] = ()
     listeners: list[MemoryObjectSendStream[tuple[Note, Now]]] = field(default_factory=list)
 
-    async def submit(self, event: Event, keep: Sequence[Record] = ()) -> None:
+    async def submit(self, event: Event, keep: Keep = keep_nothing) -> None:
         """Apply an event with the real core."""
         if self.busy:
             raise StoreBusyError("the disk is full")
         await anyio.sleep(self.takes_s)
-        await self.store.commit(keep)
+        await self.store.commit(keep(self.state))
         self.submitted.append(event)
         self.state, effects = step(self.state, event, self.clock.now())
         for effect in effects:

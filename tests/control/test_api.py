@@ -1,4 +1,8 @@
-"""The API, over a real socket."""
+"""The API, over a real socket.
+
+To see the tests of who was quicker fail, have `Actions._submit` make its answer of `self.service.state`, before it
+submits.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,20 @@ from control_server import CELLS, GPU, LABELS, Running, curl, live_attempt
 from boundd.control.client import RequestError, cell_path
 from boundd.control.routes import ROUTES
 from boundd.core.effects import Action, Note
-from boundd.core.events import AttemptEnded, CancelRequested, CordonRequested, ImportRequested, Now, RetryRequested
+from boundd.core.events import (
+    AttemptEnded,
+    CancelRequested,
+    CordonRequested,
+    Event,
+    ImportRequested,
+    Now,
+    PauseRequested,
+    ResumeRequested,
+    RetryRequested,
+    UncordonRequested,
+)
 from boundd.core.outcomes import AttemptError, ErrorKind, Outcome, Verdict
+from boundd.ports import Keep, keep_nothing
 
 
 def refused(running: Running, path: str, body: Any) -> RequestError:
@@ -209,6 +225,64 @@ def test_cancel_takes_what_is_pending_or_running(running: Running) -> None:
     assert running.service.submitted == [CancelRequested((CELLS[0].key, CELLS[1].key))]
     assert refused(running, "/v1/cancel", {"query": []}).status == 400
     assert refused(running, "/v1/cancel", {}).status == 400
+
+
+def before(running: Running, monkeypatch: pytest.MonkeyPatch, *first: Event) -> None:
+    """Have these events come first whenever one is submitted, as they may between a request and its event."""
+    submit = running.service.submit
+
+    async def submit_both(event: Event, keep: Keep = keep_nothing) -> None:
+        for each in first:
+            await submit(each)
+        await submit(event, keep)
+
+    monkeypatch.setattr(running.service, "submit", submit_both)
+
+
+def test_what_ended_just_before_was_not_cancelled(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer is made of the state that the event was applied to, and kept with it for whoever asks again."""
+    error = AttemptError(ErrorKind.NO_RESULT, "none", 0.0)
+    before(running, monkeypatch, AttemptEnded(live_attempt().id, Verdict(Outcome.FAILED, error=error)))
+    assert running.client.post("/v1/cancel", {"query": ["*"], "dry_run": True})["affected"] == LABELS[:2]
+    assert running.client.post("/v1/cancel", {"query": ["*"]})["affected"] == [LABELS[0]]
+    assert [cell["state"] for cell in running.client.get("/v1/cells")][:2] == ["cancelled", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "first", "affected"),
+    [
+        ("/v1/retry", {"selector": "oom"}, RetryRequested((CELLS[3].key,)), []),
+        ("/v1/retry", {"query": ["model=SDXL"]}, RetryRequested((CELLS[3].key,)), LABELS[4:]),
+        ("/v1/import", {"text": "{}"}, CancelRequested((CELLS[0].key,)), []),
+        ("/v1/cancel", {"query": [LABELS[0]]}, CancelRequested((CELLS[0].key,)), []),
+    ],
+)
+def test_another_person_was_quicker(
+    running: Running,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    body: dict[str, Any],
+    first: Event,
+    affected: list[str],
+) -> None:
+    """Whom another request took is not said to be affected by this one."""
+    before(running, monkeypatch, first)
+    assert running.client.post(path, body)["affected"] == affected
+
+
+def test_a_pause_that_came_second_changed_nothing(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor did a resume, or an uncordon."""
+    running.client.post("/v1/cordon", {"device": "0"})
+    before(running, monkeypatch, PauseRequested(), UncordonRequested(GPU))
+    assert running.client.post("/v1/pause") == {"paused": True, "changed": False}
+    monkeypatch.undo()
+    running.client.post("/v1/cordon", {"device": "0"})
+    before(running, monkeypatch, ResumeRequested(), UncordonRequested(GPU))
+    assert running.client.post("/v1/uncordon", {"device": "0"})["affected"] == []
+    monkeypatch.undo()
+    running.client.post("/v1/pause")
+    before(running, monkeypatch, ResumeRequested())
+    assert running.client.post("/v1/resume") == {"paused": False, "changed": False}
 
 
 def test_pause_and_resume(running: Running) -> None:

@@ -83,8 +83,8 @@ class Rows:
 class Asked:
     """What people asked of daemons, by label."""
 
-    cancelled: dict[str, float] = field(default_factory=dict)
-    """To when it was acknowledged, UTC seconds: but for a success, the cell must be cancelled, or have ended before."""
+    cancelled: set[str] = field(default_factory=set)
+    """That was acknowledged: but for a success of what was on its way to its end, the cell must be cancelled."""
     unsure: set[str] = field(default_factory=set)
     """The daemon died before it answered: the cell may be cancelled."""
     retried: dict[str, int] = field(default_factory=dict)
@@ -197,9 +197,7 @@ def check_ends(rows: Rows, asked: Asked) -> Iterator[Finding]:
         wanted = ENDS[label.partition("/")[0]]
         end = ended.get(last[cell["key"]]["id"]) if cell["key"] in last else None
         if label in asked.cancelled:
-            # The answer may name a cell that came to its own end while the request was on its way.
-            had_ended = state != "pending" and end is not None and end["ended_unix_s"] < asked.cancelled[label]
-            wanted = (wanted if had_ended else frozenset()) | {"cancelled", "succeeded"}
+            wanted = frozenset({"cancelled", "succeeded"})
         elif label in asked.unsure:
             wanted |= {"cancelled"}
         if state not in wanted:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from tests.faults import campaign
@@ -24,6 +28,17 @@ def report(request: pytest.FixtureRequest) -> campaign.Report:
 def anyio_backend() -> str:
     """The loop that the daemon runs on."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """diskfault.c, compiled."""
+    if shutil.which("gcc") is None:
+        pytest.skip("what makes calls fail is compiled with gcc")
+    made = tmp_path_factory.mktemp("diskfault") / "diskfault.so"
+    source = Path(__file__).with_name("diskfault.c")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", made, source, "-ldl"], check=True)
+    return made
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -34,17 +33,6 @@ SHARES = 2
 EXHAUSTIVE = 6000
 """About how many points there are; whoever asks for so many gets each of them once."""
 MUST_BE_NONE = ("wedged", "lost", "torn", "resurrected", "orphan", "unclear")
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """diskfault.c, compiled."""
-    if shutil.which("gcc") is None:
-        pytest.skip("what makes calls fail is compiled with gcc")
-    made = tmp_path_factory.mktemp("diskfault") / "diskfault.so"
-    source = Path(__file__).with_name("diskfault.c")
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", made, source, "-ldl"], check=True)
-    return made
 
 
 def start(library: Path, folder: Path, *options: str) -> subprocess.Popen[str]:

@@ -30,7 +30,6 @@ import re
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -272,7 +271,7 @@ def _change(act: str, client: Client, asked: audit.Asked) -> None:
             if label not in asked.cancelled:
                 asked.unsure.add(label)
                 if client.post("/v1/cancel", {"query": [label]})["affected"]:
-                    asked.cancelled[label] = time.time()
+                    asked.cancelled.add(label)
         return
     for label in RETRIED:
         before = client.get(cell_path(label))

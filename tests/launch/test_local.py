@@ -1,4 +1,8 @@
-"""The launcher and the shim, with real processes: how they end, what they leave behind, who finds them again."""
+"""The launcher and the shim, with real processes: how they end, what they leave behind, who finds them again.
+
+To see the test of pipes fail, have boundd/launch/records.py or `_last_words` of boundd/launch/local.py open with
+`path.open("rb")`, or take O_NONBLOCK out of `processes.lock_is_held`.
+"""
 
 import contextlib
 import dataclasses
@@ -536,3 +540,25 @@ async def test_attempts_leave_no_descriptor(launcher: LocalLauncher, make_spec: 
     assert not launcher.is_alive("1")
     launcher.close()
     assert pipes() <= before
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", [shim.SHIM, "shim.log", shim.OUTCOME, shim.LOCK])
+async def test_a_pipe_in_the_place_of_a_file_is_waited_for_by_nobody(
+    launcher: LocalLauncher, make_spec: MakeSpec, attempts: Path, name: str
+) -> None:
+    """A worker can put anything there. Whoever opened it as a file would wait for ever, and the daemon with it."""
+    await launcher.launch(make_spec("sleep", "60"))
+    record = shim_record(attempts)
+    path = attempts / "1" / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    launcher.trouble("1")
+    launcher.pids("1")
+    launcher.is_alive("1")
+    pidfd = shim.open_verified(record["pid"], record["start_ticks"])
+    assert pidfd is not None
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    os.close(pidfd)
+    with anyio.fail_after(20):
+        assert (await launcher.wait("1")).lost

@@ -1,7 +1,8 @@
 """The daemon's loops with a real store, real processes and the real CPU device.
 
 To see the tests of transactions fail, have `Daemon.submit` apply the event and `Wake` one after the other, have
-`step._attempt_started` commit, or take the second `_apply` of `submit` out.
+`step._attempt_started` commit, or take the second `_apply` of `submit` out. The test of what is kept fails where
+`submit` asks `keep` before it has the lock, that of late points without `worker_lives` in `AttemptWatcher._read_chunk`.
 """
 
 from __future__ import annotations
@@ -195,6 +196,43 @@ def test_what_is_wrong_with_a_result_is_said(tmp_path: Path, script: str, kind: 
     anyio.run(main)
 
 
+LATE_WRITER = """
+import json, os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("up", flush=True)
+while os.getppid() == int(os.environ["WORKER"]):
+    time.sleep(0.01)
+for n in range(20):
+    with open(os.environ["BOUNDD_RESULTS"], "a") as file:
+        point = {"parameters": {"late": n}, "speedup": 9.0, "score_loss": 0.0, "isolation": "exclusive"}
+        file.write(json.dumps({"type": "point", **point}) + "\\n")
+    time.sleep(0.1)
+"""
+LEAVE_BEHIND = f"""
+import subprocess, sys
+child = subprocess.Popen(
+    [sys.executable, "-c", {LATE_WRITER!r}], env={{**os.environ, "WORKER": str(os.getpid())}}, stdout=subprocess.PIPE
+)
+child.stdout.readline()
+"""
+"""Who goes on writing points while it is being ended, once the worker has ended."""
+
+
+def test_points_from_after_the_workers_end_do_not_count(tmp_path: Path) -> None:
+    """Nor are they told: those that the daemon reads while it follows are as little the worker's as the last ones."""
+
+    async def main() -> None:
+        daemon, heard, store = await run_daemon(tmp_path, PROTOCOL_WORKER + RESULT + LEAVE_BEHIND)
+        (record,) = daemon.state.matrix()
+        (ended,) = await store.attempts_of(record.cell.key)
+        await store.aclose()
+        assert record.state is CellState.SUCCEEDED
+        assert [dict(point.parameters) for point in ended.points] == [{"n": 0}, {"n": 1}, {"n": 2}]
+        assert heard.actions().count(Action.POINT_MEASURED) == 3
+
+    anyio.run(main)
+
+
 def test_an_unterminated_last_line_is_ignored(tmp_path: Path) -> None:
     """A worker that was killed in the middle of a line is a killed worker, not a malformed result."""
 
@@ -314,6 +352,29 @@ def test_an_end_is_kept_where_the_plan_after_it_cannot_be(tmp_path: Path) -> Non
         assert alone[0] == refused[0]
         assert all(record.state is CellState.SUCCEEDED and record.attempts == 1 for record in daemon.state.matrix())
         assert heard.actions().count(Action.STORE_RECOVERED) == 1
+
+    anyio.run(main)
+
+
+def test_what_is_kept_is_made_of_the_state_that_the_event_is_applied_to(tmp_path: Path) -> None:
+    """Whoever waits for its turn meanwhile is not told of how things were when it came."""
+    seen: list[bool] = []
+
+    def keep(state: State) -> Sequence[Record]:
+        seen.append(state.paused)
+        return ()
+
+    async def during(daemon: Daemon) -> None:
+        async with anyio.create_task_group() as group, daemon._lock:
+            group.start_soon(daemon.submit, PauseRequested())
+            group.start_soon(daemon.submit, ResumeRequested(), keep)
+            await anyio.wait_all_tasks_blocked()
+
+    async def main() -> None:
+        daemon, _, store = await run_daemon(tmp_path, RESULT_ALONE, during=during)
+        await store.aclose()
+        assert seen == [True]
+        assert not daemon.state.paused
 
     anyio.run(main)
 

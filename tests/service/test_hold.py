@@ -1,9 +1,17 @@
-"""Who holds a state folder. The other holders are processes of their own: a process' own locks don't stop it."""
+"""Who holds a state folder. The other holders are processes of their own: a process' own locks don't stop it.
+
+Each of these was seen to fail without what it is about: one of the two `_take` of `hold`; its `suppress(OSError)`;
+either `os.ftruncate` of `_leave_pid`; either half of the condition in `_take`'s last `except`; what `_opened` makes of
+a full disk.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from boundd.ports import HeldError
+from boundd.ports import HeldError, StoreBusyError
 from boundd.service.hold import LOCK_NAME, hold
 
 HOLDS = """
@@ -117,3 +125,72 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), hold(tmp_path / "none"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_daemon_that_knows_only_the_file_keeps_others_out(tmp_path: Path) -> None:
+    """As those of earlier releases did, which held no folder."""
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True)"
+    command = [sys.executable, "-c", f"{code}; input()", str(tmp_path / LOCK_NAME)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert f"(pid {process.pid})" in refused(tmp_path)
+        process.communicate("\n")
+
+
+def flock_that_fails(monkeypatch: pytest.MonkeyPatch, number: int, *, of_folders: bool) -> None:
+    """As on a file system that can't lock folders, or nothing at all."""
+    real = fcntl.flock
+
+    def flock(descriptor: int, operation: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) is of_folders:
+            raise OSError(number, os.strerror(number))
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_where_folders_can_not_be_locked_the_file_has_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems lock files alone; any other failure to lock is one."""
+    with monkeypatch.context() as patch:
+        flock_that_fails(patch, errno.EBADF, of_folders=True)
+        with hold(tmp_path), pytest.raises(BlockingIOError), (tmp_path / LOCK_NAME).open() as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for number, of_folders in ((errno.ENOLCK, False), (errno.EACCES, True)):
+        with monkeypatch.context() as patch:
+            flock_that_fails(patch, number, of_folders=of_folders)
+            with pytest.raises(OSError, match=os.strerror(number)), hold(tmp_path):
+                pass
+
+
+def test_a_disk_that_takes_no_pid_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The locks count. No pid is named rather than the one before."""
+    (tmp_path / LOCK_NAME).write_text("999999\n")
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with hold(tmp_path):
+        assert (tmp_path / LOCK_NAME).read_text() == ""
+
+
+def test_nothing_is_left_of_a_longer_pid(tmp_path: Path) -> None:
+    """The file says one pid, whatever it said before."""
+    (tmp_path / LOCK_NAME).write_text("123456789012345\n17\n")
+    with hold(tmp_path):
+        assert (tmp_path / LOCK_NAME).read_text() == f"{os.getpid()}\n"
+
+
+def test_a_full_disk_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What passes is told from what doesn't: a daemon that starts on a full disk tries again."""
+    real = os.open
+
+    def full(path: Path, *rest: int) -> int:
+        if str(path).endswith(LOCK_NAME):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return real(path, *rest)
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(StoreBusyError, match=r"No space left on device\. See to the disk"), hold(tmp_path):
+        pass

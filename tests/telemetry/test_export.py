@@ -296,7 +296,11 @@ def test_drafts_of_killed_writers_go(tmp_path: Path) -> None:
     path = tmp_path / "bounds[1].json"
     dead = next(pid for pid in range(4_000_000, 4_194_304) if not Path(f"/proc/{pid}").exists())
     names = [f".bounds[1].json.{dead}.tmp", f".bounds[1].json.{os.getpid()}.tmp", f".other.json.{dead}.tmp", ".x.tmp"]
+    names.append(".bounds[1].json.mine.tmp")
     for name in names:
         (tmp_path / name).touch()
+    # That something can't be removed is no reason not to start.
+    names.append(f".bounds[1].json.{dead + 1}.tmp")
+    (tmp_path / names[-1]).mkdir()
     clear_drafts(path)
     assert sorted(each.name for each in tmp_path.iterdir()) == sorted(names[1:])

@@ -14,6 +14,8 @@ relative, and of nothing else of boundd.
 
 from .attempt import Shim, run_attempt
 from .files import (
+    GAVE_UP,
+    GAVE_UP_WORDS,
     KNOWN_SPEC_FORMATS,
     LOCK,
     LOG,
@@ -24,6 +26,7 @@ from .files import (
     SHIM_FORMAT,
     SPEC,
     SPEC_FORMAT,
+    GaveUpError,
     check_of,
     checked,
     read_spec,
@@ -44,6 +47,8 @@ from .lease import LeaseWatch, lease_locks
 from .log import CappedLog
 
 __all__ = [
+    "GAVE_UP",
+    "GAVE_UP_WORDS",
     "KNOWN_SPEC_FORMATS",
     "LOCK",
     "LOG",
@@ -55,6 +60,7 @@ __all__ = [
     "SPEC",
     "SPEC_FORMAT",
     "CappedLog",
+    "GaveUpError",
     "LeaseWatch",
     "Shim",
     "Stat",

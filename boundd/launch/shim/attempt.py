@@ -9,7 +9,6 @@ import fcntl
 import os
 import select
 import signal
-import time
 from typing import Any, NoReturn
 
 from .files import (
@@ -23,6 +22,7 @@ from .files import (
     SHIM_FORMAT,
     SPEC,
     checked,
+    is_out_of_reach,
     read_spec,
     reserve_outcome,
     sync_written,
@@ -34,6 +34,7 @@ from .kernel import (
     PR_SET_CHILD_SUBREAPER,
     PR_SET_PDEATHSIG,
     be_no_dearer_than_others,
+    call_itself,
     file_size,
     kill_cgroup,
     machine_oom_kills,
@@ -47,6 +48,8 @@ from .kernel import (
 from .lease import LeaseWatch
 from .log import CappedLog
 
+NAME = "boundd-shim"
+"""What `ps -o comm` and `top` call it: its arguments are those of the zygote that forked it."""
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _READ_BYTES = 65536
 _LOG_RETRIES = 2
@@ -81,40 +84,67 @@ class Shim:
         self._ended_on_request = False
         self._kill_at_s: float | None = None
         self._kill_pause_s = _KILL_PAUSE_S
+        self._give_up_at_s: float | None = None
         self._machine_oom_kills = machine_oom_kills()
 
     def run(self) -> None:
         """Start the worker, see it through, write the outcome.
 
         Raises:
-            OSError: nothing was started (no room for the outcome, no process to be had).
+            OSError: nothing was started (no room for the outcome, no process to be had), or the disk took no outcome
+                in an hour.
+            GaveUpError: it was told to end, and the disk did not take the outcome in the grace period.
         """
         self._check_lock()
         prctl(PR_SET_CHILD_SUBREAPER, 1)
+        call_itself(NAME)
         self._wake = self._take_signals()
         reserve_outcome()
         self._log = CappedLog(LOG, self._log_limit_bytes)
         self._output, self._error = self._start()
         self._see_through()
         self._drain(_LAST_DRAIN_BYTES)
-        self._finish_log()
+        output_lost = not self._finish_log()
         # Before the outcome: after a power cut, one that says 0 beside results that are gone would be a lost result.
         for path in (LOG, self._env.get("BOUNDD_RESULTS", "")):
             sync_written(path)
-        write_outcome({**self._outcome(), **self._host_memory()})
-        if self._cgroup:
-            remove_cgroup(self._cgroup)
+        try:
+            write_outcome({**self._outcome(), **self._host_memory(), "output_lost": output_lost}, self._pause)
+        finally:
+            if self._cgroup:
+                remove_cgroup(self._cgroup)
 
-    def _finish_log(self) -> None:
-        """Close the log once its end is in the file: the last lines may be the result.
+    def _finish_log(self) -> bool:
+        """Close the log once its end is in the file: the last lines may be the result. False where it never got there.
 
         A disk that this log itself has filled is not waited for; one that others have filled is, as for the outcome.
         """
         for tried in range(OUTCOME_RETRIES):
             if self._log.catch_up() or (self._log.has_room_of_its_own and tried >= _LOG_RETRIES):
                 break
-            time.sleep(OUTCOME_RETRY_S)
-        self._log.close()
+            if is_out_of_reach() or not self._pause():
+                break
+        return self._log.close()
+
+    def _pause(self) -> bool:
+        """Wait for a disk that is full or fails; false once it was told to end and has had its grace period since.
+
+        Nothing of the attempt lives any more, and whoever wants this process gone, a machine that is shut down above
+        all, must not be held up by a disk. Being told cuts the pause short: there is one more try at least.
+        """
+        now = now_s()
+        if self._asked_to_end and self._give_up_at_s is None:
+            self._give_up_at_s = now + self._grace_s
+        until_s = now + OUTCOME_RETRY_S
+        if self._give_up_at_s is not None:
+            if now >= self._give_up_at_s:
+                return False
+            until_s = min(until_s, self._give_up_at_s)
+        poller = select.poll()
+        poller.register(self._wake, select.POLLIN)
+        if poller.poll(int((until_s - now) * 1000) + 1):
+            os.read(self._wake, 4096)
+        return True
 
     def _check_lock(self) -> None:
         """Without the lock nobody could tell that this attempt lives."""

@@ -1,6 +1,6 @@
 """The files of an attempt that the shim reads and writes, and their formats."""
 # pathlib and contextlib would cost each shim memory and start-up time:
-# ruff: noqa: PTH100, PTH104, PTH119, PTH123
+# ruff: noqa: PTH100, PTH104, PTH108, PTH109, PTH119, PTH123
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import ctypes
 import errno
 import json
 import os
-import time
+import stat
 import zlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .kernel import LIBC
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SPEC_FORMAT, SHIM_FORMAT, OUTCOME_FORMAT = 1, 1, 1
 """What is written. A format is raised where a reader of the one before would be wrong about what it reads, not where it
@@ -28,7 +31,14 @@ _OUTCOME_ROOM_BYTES = 8192
 _FALLOC_FL_KEEP_SIZE = 1
 OUTCOME_RETRY_S = 1.0
 OUTCOME_RETRIES = 3600
+GAVE_UP = 75
+"""The status of a shim that was told to end while the disk took no outcome (EX_TEMPFAIL of sysexits.h)."""
+GAVE_UP_WORDS = "it was told to end before the disk took its outcome"
 _READ_BYTES = 65536
+
+
+class GaveUpError(Exception):
+    """The shim was told to end, and the disk did not take the outcome in the time that it had left."""
 
 
 def check_of(path: str, document: dict[str, Any]) -> str:
@@ -100,11 +110,21 @@ def reserve_outcome() -> None:
         os.close(descriptor)
 
 
+def is_out_of_reach() -> bool:
+    """Whether the current folder was removed, or unmounted under our feet: nobody will find what is written to it."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
+
+
 def sync_written(path: str) -> None:
     """Bring what others wrote to a file to the disk; does nothing where there is none.
 
-    After a failed fsync the next one may succeed for having forgotten what the first could not write, so the content
-    is written again. Where that fails too, the outcome has to do without: it waits for the disk itself.
+    After a failed fsync the next one may succeed for having forgotten what the first could not write. Writing it again
+    in its place is not enough: ext4 goes on taking the blocks for ones that were never written. So another file with
+    the same content takes its place. Where that fails too, the outcome has to do without: it waits for the disk itself.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -114,43 +134,77 @@ def sync_written(path: str) -> None:
         try:
             os.fsync(descriptor)
         except OSError:
-            size, offset = os.fstat(descriptor).st_size, 0
-            while offset < size:
-                offset += os.pwrite(descriptor, os.pread(descriptor, _READ_BYTES, offset), offset)
-            os.fsync(descriptor)
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                _write_anew(path, descriptor)
     except OSError:
         pass
     finally:
         os.close(descriptor)
 
 
-def write_outcome(outcome: dict[str, object]) -> None:
-    """Write, fsync, rename, fsync the folder; all of it tried again while the disk is full or fails.
+def _write_anew(path: str, descriptor: int) -> None:
+    """Put a file with the content of `descriptor` at `path`, on the disk; its folder is not synced.
 
     Raises:
-        OSError: it could not be written in an hour, or the folder is gone.
+        OSError: it could not be written; what was there is there.
+    """
+    draft, found = path + ".draft", os.fstat(descriptor)
+    new = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, stat.S_IMODE(found.st_mode))
+    try:
+        offset = 0
+        while offset < found.st_size:
+            offset += os.pwrite(new, os.pread(descriptor, _READ_BYTES, offset), offset)
+        os.fsync(new)
+        os.rename(draft, path)
+    except OSError:
+        os.unlink(draft)
+        raise
+    finally:
+        os.close(new)
+
+
+def write_outcome(outcome: dict[str, object], pause: Callable[[], bool]) -> None:
+    """Write, fsync, rename, fsync the folder; all of it tried again while the disk is full or fails.
+
+    Args:
+        outcome: what to write.
+        pause: waits before the next try; false where there is to be none.
+
+    Raises:
+        OSError: it could not be written in an hour, or the folder is gone or out of reach.
+        GaveUpError: `pause` said so.
     """
     text = json.dumps(checked(OUTCOME, outcome)).encode()
     for left in range(OUTCOME_RETRIES, -1, -1):
         try:
-            descriptor = os.open(_OUTCOME_DRAFT, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                if os.pwrite(descriptor, text, 0) < len(text):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), _OUTCOME_DRAFT)
-                if os.fstat(descriptor).st_size != len(text):
-                    os.ftruncate(descriptor, len(text))
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            os.rename(_OUTCOME_DRAFT, OUTCOME)
-            folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            _write_outcome(text)
         except OSError as error:
-            if left == 0 or error.errno == errno.ENOENT:
+            if left == 0 or error.errno == errno.ENOENT or is_out_of_reach():
                 raise
-            time.sleep(OUTCOME_RETRY_S)
+            if not pause():
+                raise GaveUpError(f"{GAVE_UP_WORDS}: {error}") from error
         else:
             return
+
+
+def _write_outcome(text: bytes) -> None:
+    descriptor = os.open(_OUTCOME_DRAFT, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if os.pwrite(descriptor, text, 0) < len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), _OUTCOME_DRAFT)
+        if os.fstat(descriptor).st_size != len(text):
+            os.ftruncate(descriptor, len(text))
+        try:
+            os.fsync(descriptor)
+        except OSError:
+            # The next try is of another file: see `sync_written`.
+            os.unlink(_OUTCOME_DRAFT)
+            raise
+    finally:
+        os.close(descriptor)
+    os.rename(_OUTCOME_DRAFT, OUTCOME)
+    folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

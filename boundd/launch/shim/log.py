@@ -83,9 +83,14 @@ class CappedLog:
         """Whether what could not be written finds a place in what the file has already."""
         return self._ring is not None or self._written_bytes >= len(self._unwritten) + _MARK_ROOM_BYTES
 
-    def close(self) -> None:
-        """Bring the file up to date and close it; on a full disk, the last lines take the room of earlier ones."""
-        if not self.catch_up() and self._unwritten and self.has_room_of_its_own:
+    def close(self) -> bool:
+        """Bring the file up to date and close it; on a full disk, the last lines take the room of earlier ones.
+
+        Returns:
+            Whether the last of what was said is in the file.
+        """
+        whole = self.catch_up()
+        if not whole and self._unwritten and self.has_room_of_its_own:
             offset = self._written_bytes - len(self._unwritten) - _MARK_ROOM_BYTES
             lost = self._failed_bytes + len(self._unwritten) + _MARK_ROOM_BYTES
             mark = b"\n[boundd: %d bytes could not be written here]\n" % lost
@@ -95,6 +100,7 @@ class CappedLog:
                 self._failed_bytes = lost
             else:
                 self._failed_bytes = 0
+                whole = True
         if self._failed_bytes:
             try:
                 self._put(
@@ -104,6 +110,7 @@ class CappedLog:
             except OSError:
                 pass  # Still no room; the log is short, and that is all.
         os.close(self._descriptor)
+        return whole
 
     def _straight(self, data: bytes) -> None:
         pending = self._unwritten + data
