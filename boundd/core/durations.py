@@ -57,14 +57,25 @@ def expected_left_s(state: State, attempt: Attempt, boot_s: float) -> float:
 
 def expectation(durations: Durations, work: Workload, device_name: str) -> Expectation:
     """The expected duration of a piece of work, and how it is known."""
-    return Expectations(durations, device_name).of(work)
+    return expectations(durations, device_name).of(work)
+
+
+def expectations(durations: Durations, device_name: str) -> Expectations:
+    """What is expected on devices of a name; the same as the last time where nothing was learned since."""
+    known = _LATEST.get(device_name)
+    # The same object holds the same values: it is never changed.
+    if known is None or known.durations is not durations:
+        if len(_LATEST) >= NAMES_KEPT:
+            _LATEST.clear()
+        known = _LATEST[device_name] = Expectations(durations, device_name)
+    return known
 
 
 class Expectations:
     """Expected durations on devices of one name, of many pieces of work: what they share is worked out once."""
 
     def __init__(self, durations: Durations, device_name: str) -> None:
-        self._durations = durations
+        self.durations = durations
         self._device_name = device_name
         self._found: dict[tuple[object, ...], Expectation] = {}
         self._rates: dict[tuple[str, str, str], float] = {}
@@ -98,7 +109,7 @@ class Expectations:
         """What was measured of a model, on such devices and then on any, with the words that say which."""
         found = self._by_model.get(model)
         if found is None:
-            anywhere = list(self._durations.about(model))
+            anywhere = list(self.durations.about(model))
             here = [d for d in anywhere if d.device_name == self._device_name]
             found = self._by_model[model] = [(here, ""), (anywhere, " on another kind of device")]
         return found
@@ -114,12 +125,16 @@ class Expectations:
     def _corrected(self) -> tuple[float, str]:
         """What the prior is multiplied by, and the words for it."""
         if self._correction is None:
-            others = list(self._durations)
+            others = list(self.durations)
             self._correction = (1.0, "a prior: steps x samples x the model's size")
             if others:
                 factor = _median(d.wall_s / _prior_s(d.model, d.steps, d.samples) for d in others[-RECENT:])
                 self._correction = (factor, f"a prior, corrected by {len(others)} attempt(s) of other models")
         return self._correction
+
+
+NAMES_KEPT = 64
+_LATEST: dict[str, Expectations] = {}
 
 
 def duration_of(work: Workload, device_name: str, wall_s: float) -> Duration:

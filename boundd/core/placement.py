@@ -10,16 +10,17 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 from boundd.core.attempts import Attempt, CellRecord
 from boundd.core.devices import Device, DeviceState
 from boundd.core.durations import expected_left_s
 from boundd.core.footprint import CONTEXT_BYTES, LARGEST_PERCENT, Estimate, estimate_of
 from boundd.core.headroom import foreign_bytes, headroom_bytes
-from boundd.core.history import Observation
+from boundd.core.history import Observation, Observations
 from boundd.core.host import HostLedger, HostNeed, host_need
 from boundd.core.retry import LEVELS
 from boundd.core.state import NoRoom, Rules, State
@@ -82,9 +83,20 @@ class Need:
     host: HostNeed
 
 
+class _Known(NamedTuple):
+    """What cells need, with what it was worked out from."""
+
+    need: Need
+    rules: Rules
+    observations: Observations
+    """All, as they were when it was last asked for."""
+    seen: tuple[Observation, ...]
+    """Those that it goes by."""
+
+
 NEEDS_KEPT = 65_536
-_NEEDS: dict[tuple[Requirement, Kind], tuple[tuple[Observation, ...], Rules, Need]] = {}
-"""What cells need, with what it was worked out from: a plan asks for every queue's, and most are as in the last one."""
+_NEEDS: dict[tuple[Requirement, Kind], _Known] = {}
+"""A plan asks for every queue's need, and most are as in the last one."""
 
 
 def forget_needs() -> None:
@@ -121,11 +133,14 @@ class Ledger:
         self._host = None if state.host is None else HostLedger.of(state.host, self.live.values())
         self._room: dict[str, int] = {}
         self._shelves: dict[Kind, Shelf] = {}
-        self._kinds = {
-            kind_of(device)
+        self._is_full: bool | None = None
+        self._usable = [
+            device
             for device in state.devices.values()
             if device.state is DeviceState.READY and self.model in (None, device.reading.name)
-        }
+        ]
+        self._kinds = {kind_of(device) for device in self._usable}
+        self._needs: dict[Requirement, list[Need]] = {}
         self._suspects: set[str] = {strike.device for strike in state.strikes}
         for device in state.devices.values():
             self._shelve(device)
@@ -201,6 +216,17 @@ class Ledger:
         _, left, uuid, need = min(found, key=lambda fit: fit[:3])
         return self._placement(self.state.devices[uuid], need, left)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no device has room for anything, but for the cell that it may be held for."""
+        if self._is_full is None:
+            self._is_full = all(shelf.most_bytes < 1 for shelf in self._shelves.values())
+        return self._is_full
+
+    def total_bytes(self) -> int:
+        """The memory of all devices that take cells of the matrix."""
+        return sum(device.reading.total_bytes or 0 for device in self._usable)
+
     def kinds(self) -> frozenset[Kind]:
         """The kinds of devices that take cells of the matrix."""
         return frozenset(self._kinds)
@@ -211,7 +237,7 @@ class Ledger:
 
     def is_alone(self, needs: Requirement) -> bool:
         """Whether such cells must be alone, by rule or by need, on some kind of device that there is."""
-        return must_be_alone(needs) or any(self.need(needs, kind).alone for kind in self._kinds)
+        return must_be_alone(needs) or any(need.alone for need in self.needs(needs))
 
     def reasons(self, record: CellRecord) -> tuple[NoRoom, ...] | Placement:
         """Why each device doesn't take the cell, in the order that people see; or where it would go."""
@@ -222,14 +248,25 @@ class Ledger:
 
     def need(self, needs: Requirement, kind: Kind) -> Need:
         """What such cells need on devices of a kind."""
-        seen = self.state.observations.about(subject_on(needs.work, kind.name))
+        rules, observations = self.state.rules, self.state.observations
         known = _NEEDS.get((needs, kind))
         # The same objects hold the same values: none of them is ever changed.
-        if known is None or known[0] is not seen or known[1] is not self.state.rules:
-            if len(_NEEDS) >= NEEDS_KEPT:
-                _NEEDS.clear()
-            known = _NEEDS[needs, kind] = (seen, self.state.rules, self._need(needs, kind))
-        return known[2]
+        if known is not None and known.observations is observations and known.rules is rules:
+            return known.need
+        seen = observations.about(subject_on(needs.work, kind.name))
+        unchanged = known is not None and known.seen is seen and known.rules is rules
+        need = known.need if known is not None and unchanged else self._need(needs, kind)
+        if len(_NEEDS) >= NEEDS_KEPT:
+            _NEEDS.clear()
+        _NEEDS[needs, kind] = _Known(need, rules, observations, seen)
+        return need
+
+    def needs(self, needs: Requirement) -> Sequence[Need]:
+        """What such cells need on each kind of device that takes cells of the matrix."""
+        found = self._needs.get(needs)
+        if found is None:
+            found = self._needs[needs] = [self.need(needs, kind) for kind in self._kinds]
+        return found
 
     def _need(self, needs: Requirement, kind: Kind) -> Need:
         state, policy, work = self.state, needs.policy, needs.work
@@ -248,6 +285,7 @@ class Ledger:
     # The shelves
 
     def _shelve(self, device: Device) -> None:
+        self._is_full = None
         if self._closed(device):
             return
         attempts = self._on[device.uuid]
@@ -260,6 +298,7 @@ class Ledger:
         insort(shelf.joinable if attempts else shelf.empty, (room, device.uuid))
 
     def _unshelve(self, device: Device) -> None:
+        self._is_full = None
         room = self._room.pop(device.uuid, None)
         shelf = self._shelves.get(kind_of(device))
         if room is None or shelf is None:

@@ -191,6 +191,10 @@ class _Filling:
         """
         if needs in self.refused or needs not in self.cells.queues:
             return
+        if not wanted and self.ledger.is_full and self._is_refused_again(needs):
+            self.refused.add(needs)
+            self.passed.append(needs)
+            return
         touched, left = False, most
         for key in self._entries(needs):
             if not self.cells.waits_in(needs, key):
@@ -212,6 +216,12 @@ class _Filling:
                 self.refused_since = self.refused_since.delete(needs)
         if touched:
             self.cells = self.cells.trimmed(needs)
+
+    def _is_refused_again(self, needs: Requirement) -> bool:
+        """Whether a queue that finds no place is refused as it was before, and nothing is to be done about it."""
+        if needs not in self.refused_since or needs in self.overdue or needs in self.emptying_for:
+            return False
+        return bool(self.ledger.held) or not self.ledger.is_alone(needs)
 
     def _entries(self, needs: Requirement) -> Iterator[str]:
         """A queue's cells, first come first, but for one that a device is being emptied for.

@@ -9,11 +9,8 @@ beside a device, any of them fills any gap, and the largest area (bytes x second
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
-from boundd.core.devices import DeviceState
-from boundd.core.durations import Expectations, expected_left_s
+from boundd.core.durations import expectations, expected_left_s
 from boundd.core.placement import Ledger, matrix_device_model
 from boundd.core.state import State
 from boundd.core.table import Cells, Requirement
@@ -32,20 +29,6 @@ FEW_A_DEVICE = 4
 """Where fewer than so many cells fill a device, the largest go first."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Expected:
-    """What is expected of one cell of a queue, and how many wait in it."""
-
-    count: int
-    size_bytes: int
-    wall_s: float
-
-    @property
-    def area(self) -> float:
-        """Bytes x seconds of one."""
-        return self.size_bytes * self.wall_s
-
-
 def patience(state: State) -> int:
     """How many completions a queue that others overtake waits for."""
     return PATIENCE + PATIENCE_PER_DEVICE * len(state.devices)
@@ -62,36 +45,36 @@ def ranked(state: State, ledger: Ledger, passed: frozenset[Requirement]) -> list
     name = matrix_device_model(state) or next((d.reading.name for d in state.devices_by_index()), "")
     warm = {workload_of(state.cells[attempt.key]).model for attempt in state.attempts.values()}
     warm.add(state.last_model)
-    expectations = Expectations(state.durations, name)
-    kinds = ledger.kinds()
-    expected = {
-        needs: _Expected(
-            len(queue),
-            max([ledger.need(needs, kind).needed_bytes for kind in kinds], default=1),
-            expectations.of(needs.work).wall_s,
-        )
-        for needs, queue in state.cells.queues.items()
-    }
-    urgent_s = URGENT_SHARE * _left_s(state, ledger, list(expected.values()))
-    by_size = _are_large(list(expected.values()), max((kind.total_bytes for kind in kinds), default=0))
-
-    def rank(needs: Requirement) -> tuple[object, ...]:
-        overdue, each = needs in passed, expected[needs]
-        urgent = each.wall_s >= urgent_s
-        weight = each.size_bytes if by_size and not urgent else each.area
-        return (
-            not overdue,
-            state.refused_since[needs] if overdue else 0,
+    durations = expectations(state.durations, name)
+    expected = []
+    left, by_bytes = _running_area(state, ledger), 0.0
+    for needs, queue in state.cells.queues.items():
+        size_bytes = max([need.needed_bytes for need in ledger.needs(needs)], default=1)
+        wall_s = durations.of(needs.work).wall_s
+        area = size_bytes * wall_s * len(queue)
+        left += area
+        by_bytes += area * size_bytes
+        expected.append((needs, size_bytes, wall_s))
+    total_bytes = ledger.total_bytes()
+    urgent_s = URGENT_SHARE * left / total_bytes if total_bytes else math.inf
+    # The mean is that of the area: what is there for longer, and takes more, counts for more.
+    few = left > 0 and by_bytes / left * FEW_A_DEVICE > max([kind.total_bytes for kind in ledger.kinds()], default=0)
+    # In the matrix' order first: sorting keeps it among equals, and is quick where most are.
+    expected.sort(key=lambda each: (first_place(state.cells, each[0]), each[0]))
+    rank = {}
+    for needs, size_bytes, wall_s in expected:
+        urgent = wall_s >= urgent_s
+        weight = size_bytes if few and not urgent else size_bytes * wall_s
+        rank[needs] = (
+            state.refused_since[needs] if needs in passed else math.inf,
             not needs.avoid,
             not (needs.policy.must_be_alone or needs.alone),
             not urgent,
             -math.floor(math.log2(weight) * CLASSES),
             needs.work.model not in warm,
             -weight,
-            first_place(state.cells, needs),
         )
-
-    return sorted(state.cells.queues, key=rank)
+    return sorted(rank, key=rank.__getitem__)
 
 
 def first_place(cells: Cells, needs: Requirement) -> int:
@@ -100,23 +83,7 @@ def first_place(cells: Cells, needs: Requirement) -> int:
     return queue.returned[0][0] if queue.returned else cells.places[queue.keys[queue.head]]
 
 
-def _left_s(state: State, ledger: Ledger, waiting: Sequence[_Expected]) -> float:
-    """Seconds that all that waits and runs would take if the devices were full to the end."""
-    total_bytes = sum(
-        device.reading.total_bytes or 0
-        for device in state.devices.values()
-        if device.state is DeviceState.READY and ledger.model in (None, device.reading.name)
-    )
-    area = sum(each.count * each.area for each in waiting)
-    area += sum(
-        expected_left_s(state, attempt, ledger.boot_s) * attempt.reservation_bytes
-        for attempt in state.attempts.values()
-    )
-    return area / total_bytes if total_bytes else math.inf
-
-
-def _are_large(waiting: Sequence[_Expected], device_bytes: int) -> bool:
-    """Whether what waits is large beside a device, on the mean of its area."""
-    area = sum(each.count * each.area for each in waiting)
-    mean_bytes = sum(each.count * each.area * each.size_bytes for each in waiting) / area if area else 0.0
-    return mean_bytes * FEW_A_DEVICE > device_bytes
+def _running_area(state: State, ledger: Ledger) -> float:
+    """Bytes x seconds that what runs is expected to take from now on."""
+    running = state.attempts.values()
+    return sum(expected_left_s(state, each, ledger.boot_s) * each.reservation_bytes for each in running)

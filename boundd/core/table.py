@@ -36,6 +36,10 @@ class Requirement:
     def __hash__(self) -> int:
         return self._hash
 
+    def __lt__(self, other: Requirement) -> bool:
+        """An order that means nothing, and is the same in every process."""
+        return repr(self) < repr(other)
+
 
 @dataclass(frozen=True, slots=True)
 class Queue:
