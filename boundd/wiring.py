@@ -73,7 +73,10 @@ def make_run(settings: Settings, launcher: Launcher) -> Run:
     )
     from_stdout = settings.worker_result == "stdout"
     summary = f"{settings.config_path}: {len(settings.cells)} cells"
-    return Run(settings.cells, rules, lambda *parts: launch_spec(settings, launcher, *parts), from_stdout, summary)
+    environ = dict(os.environ)  # once: reading it decodes every variable
+    return Run(
+        settings.cells, rules, lambda *parts: launch_spec(settings, launcher, environ, *parts), from_stdout, summary
+    )
 
 
 def check_limits(settings: Settings, groups: Cgroups) -> None:
@@ -91,7 +94,9 @@ def check_limits(settings: Settings, groups: Cgroups) -> None:
         raise ConfigError([f"worker.memory_max, worker.pids_max: {lacking}: take them out, or see docs/systemd.md"])
 
 
-def launch_spec(settings: Settings, launcher: Launcher, attempt: Attempt, cell: Cell, state: State) -> LaunchSpec:
+def launch_spec(
+    settings: Settings, launcher: Launcher, environ: Mapping[str, str], attempt: Attempt, cell: Cell, state: State
+) -> LaunchSpec:
     """What the shim needs to run an attempt: its command, its environment, its limits."""
     results = launcher.results_path(attempt.id)
     return LaunchSpec(
@@ -99,7 +104,7 @@ def launch_spec(settings: Settings, launcher: Launcher, attempt: Attempt, cell: 
         folder=results.parent,
         argv=command_for(settings, cell, attempt.batch_size, sys.executable),
         env={
-            **os.environ,
+            **environ,
             **worker_environment(
                 settings, attempt, cell, state, results, earlier_results(launcher, cell, attempt.number)
             ),

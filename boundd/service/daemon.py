@@ -76,7 +76,7 @@ WRITABLE = "writable"
 """The fact that is written to see whether the store takes records again: when that was, UTC seconds."""
 ALIVE = "alive"
 """The fact that is asked for to see whether the store answers; there is none of that name."""
-EXPORT_REST = 9.0
+EXPORT_REST = 19.0
 """After an export, none for so many times as long as it took: writing a large one after each of many quick results
 would be most of what the daemon does."""
 FREES_NOTHING = (AttemptStarted, AttemptProgressed, PointMeasured)

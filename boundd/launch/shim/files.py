@@ -131,6 +131,8 @@ def sync_written(path: str) -> None:
     except OSError:
         return
     try:
+        if os.fstat(descriptor).st_size == 0:
+            return  # the worker was silent, and a flush would wait for the disk's journal for nothing
         try:
             os.fsync(descriptor)
         except OSError:
