@@ -6,6 +6,7 @@ the control API and the import of old files.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -228,12 +229,16 @@ class Exporter:
     async def check_may_write(self) -> None:
         """See at start, not after hours, that the export would overwrite nobody's file.
 
+        What can't be read now is no reason not to start: it is looked at again, and told, when the export is written.
+
         Raises:
             ForeignExportError: it would.
         """
         if self._settings.export is not None:
-            clear_drafts(self._settings.export)
-            check_may_write(self._settings.export, written_by_boundd(await self._digests()))
+            may = written_by_boundd(await self._digests())
+            with contextlib.suppress(OSError):
+                clear_drafts(self._settings.export)
+                check_may_write(self._settings.export, may)
 
     async def write(self, state: State) -> bool:
         """Bring the export file up to date. A failure is told once and doesn't stop the run; False, to try again."""

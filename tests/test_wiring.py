@@ -17,6 +17,7 @@ from boundd.core.events import Now
 from boundd.core.state import State
 from boundd.service.clock import SystemClock
 from boundd.store.sqlite import SqliteStore
+from boundd.telemetry.files import ForeignExportError
 from boundd.wiring import Exporter, earlier_results
 
 CONFIG = """
@@ -69,6 +70,29 @@ async def test_exports_that_meet_don_t_trip_over_each_other(tmp_path: Path) -> N
         await store.aclose()
     assert Action.EXPORT_FAILED not in notes.actions
     assert json.loads((tmp_path / "speedup_bounds.json").read_text())["cells"] == []
+
+
+@pytest.mark.anyio
+async def test_an_export_that_can_t_be_read_now_keeps_nobody_from_starting(tmp_path: Path) -> None:
+    """It is told when it is to be written, and tried again; a file of somebody else's is refused at once."""
+    config = tmp_path / "config.toml"
+    config.write_text(CONFIG)
+    (tmp_path / "file").touch()
+    settings = replace(
+        load(config, {"STATE_DIRECTORY": str(tmp_path / "state")}), export=tmp_path / "file" / "bounds.json"
+    )
+    store = await SqliteStore.open(tmp_path / "boundd.db")
+    notes = Notes()
+    try:
+        exporter = Exporter(settings, store, notes, SystemClock())
+        await exporter.check_may_write()
+        assert not await exporter.write(State())
+        (tmp_path / "theirs").write_text("theirs")
+        with pytest.raises(ForeignExportError):
+            await Exporter(replace(settings, export=tmp_path / "theirs"), store, notes, SystemClock()).check_may_write()
+    finally:
+        await store.aclose()
+    assert notes.actions == [Action.EXPORT_FAILED]
 
 
 class Folders:

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.machine import command_line, describe
+from benchmarks.packing.policies import POLICIES
 from benchmarks.packing.real import EVERY, SHORTEST_S, Job, compiled, real_scores
 from benchmarks.packing.simulated import CLAIRVOYANT, OURS, Score, scores
 from benchmarks.packing.traces import TRACES, thinned
@@ -53,15 +54,16 @@ def simulated(names: list[str], seeds: range, *, each: bool, others: bool) -> No
         print(head, *table(runs), "", sep="\n", flush=True)
 
 
-def real(names: list[str], seeds: range, shortest_s: float, every: int | None) -> None:
+def real(names: list[str], seeds: range, shortest_s: float, every: int | None, *, others: bool) -> None:
     """The second half: some cells of every trace, with time compressed so that the shortest takes `shortest_s`."""
+    policies = tuple(POLICIES) if others else ()
     with tempfile.TemporaryDirectory(prefix="boundd-packing-") as folder:
         bench = compiled(Path(folder))
         for name in names:
             runs, beside, took = [], [], {}
             for seed in seeds:
                 job = Job.of(name, seed, every or EVERY[name], shortest_s)
-                found = real_scores(bench, job)
+                found = real_scores(bench, job, policies)
                 runs.append(found.scores)
                 beside.append(_ratio(scores(thinned(TRACES[name](seed), job.every), seed, others=False)))
                 took = {policy: took.get(policy, 0.0) + seconds for policy, seconds in found.took_s.items()}
@@ -92,7 +94,7 @@ def main() -> None:
     parser.add_argument("--real-seeds", type=int, default=1, help="worlds of each trace, with real processes")
     parser.add_argument("--first-seed", type=int, default=1000)
     parser.add_argument("--trace", action="append", choices=sorted(TRACES), help="only these")
-    parser.add_argument("--only-ours", action="store_true", help="simulated: no policies but ours and the clairvoyant")
+    parser.add_argument("--only-ours", action="store_true", help="no policies but ours and the clairvoyant")
     parser.add_argument("--each", action="store_true", help="a line for each seed too, simulated")
     parser.add_argument(
         "--shortest", type=float, default=SHORTEST_S, metavar="S", help="what the shortest cell takes for real"
@@ -107,7 +109,8 @@ def main() -> None:
     if options.only != "real":
         simulated(names, range(first, first + options.seeds), each=options.each, others=not options.only_ours)
     if options.only != "simulated":
-        real(names, range(first, first + options.real_seeds), options.shortest, options.every)
+        seeds = range(first, first + options.real_seeds)
+        real(names, seeds, options.shortest, options.every, others=not options.only_ours)
 
 
 def _defaults() -> list[str]:

@@ -20,12 +20,18 @@ PRAGMAS = (
     "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
     "PRAGMA trusted_schema = ON",
+    "PRAGMA wal_autocheckpoint = 0",
 )
 """What every connection needs, as none of it is kept in the file. The timeout is in milliseconds; some builds of SQLite
-don't let triggers call an application's function unless the schema is said to be trusted."""
+don't let triggers call an application's function unless the schema is said to be trusted. A checkpoint that SQLite
+makes by itself, after a COMMIT, keeps its errors to itself."""
 
 JOURNAL_WAL = "PRAGMA journal_mode = WAL"
 """Switch to the write-ahead log; answers with the mode that is now used."""
+
+CHECKPOINT_SOME = "PRAGMA wal_checkpoint(PASSIVE)"
+"""Bring as much of the log to the database file as nobody reads, and sync that; waits for nobody. The next commit after
+all of it was brought begins the log anew."""
 
 CHECKPOINT = "PRAGMA wal_checkpoint(TRUNCATE)"
 """Bring all of the log to the database file, sync that, and empty the log; the first number is 1 where it could not."""

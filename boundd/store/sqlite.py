@@ -50,6 +50,9 @@ _DISTRUSTED = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.
 """Primary result codes after which the connection is given up: SQLite takes pages that can't be read for damage, and
 whether there is any is told by looking at the file again."""
 
+CHECKPOINT_STATEMENTS = 400
+"""After so many statements the log is brought into the file: that is about 4 MiB of it, as SQLite itself would do."""
+
 _T = TypeVar("_T")
 
 
@@ -75,6 +78,7 @@ class SqliteStore:
         self._anew_due = False
         """The disk has failed, and the file, whose log is empty, has yet to be written to other blocks."""
         self._backing_up = False
+        self._logged_statements = 0
 
     @classmethod
     async def open(cls, path: Path) -> SqliteStore:
@@ -388,6 +392,20 @@ class SqliteStore:
             raise
         # In the thread too: a slow disk must not stop the loop.
         opened.acknowledged.note(number)
+        self._logged_statements += len(statements)
+        if self._logged_statements >= CHECKPOINT_STATEMENTS:
+            self._logged_statements = 0
+            self._checkpoint(opened)
+
+    def _checkpoint(self, opened: _Opened) -> None:
+        """Bring the log into the file. Where that fails nothing is lost yet: the log still has it, until it is mended.
+
+        In the connection's thread.
+        """
+        try:
+            opened.connection._conn.execute(queries.CHECKPOINT_SOME).fetchall()  # noqa: SLF001
+        except sqlite3.Error as error:
+            self._distrusted |= _primary_code(error) in _DISTRUSTED
 
     def _check_open(self) -> None:
         if self._closed:

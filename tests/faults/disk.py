@@ -40,7 +40,7 @@ from boundd.launch.prune import prune
 from boundd.launch.records import RecordError, read_outcome
 from boundd.ports import LaunchError, LaunchSpec, StoreBusyError, StoreError
 from boundd.service.hold import hold
-from boundd.store import migrate, queries
+from boundd.store import migrate, sqlite
 from boundd.store.sqlite import SqliteStore
 from boundd.telemetry.export import is_boundd_json, write_export
 
@@ -493,13 +493,13 @@ def checkpoints(disk: Disk, folder: Path, point: Point | None) -> None:
     """The log is brought to the database file after every few pages."""
     folder.mkdir()
     path = folder / "boundd.db"
-    before = queries.PRAGMAS
-    queries.PRAGMAS = (*before, "PRAGMA wal_autocheckpoint = 3")  # type: ignore[misc,assignment]
+    before = sqlite.CHECKPOINT_STATEMENTS
+    sqlite.CHECKPOINT_STATEMENTS = 2  # type: ignore[misc]
     try:
         with disk.failing(path, point):
             kept, _ = anyio.run(_committed, path, 12)
     finally:
-        queries.PRAGMAS = before  # type: ignore[misc]
+        sqlite.CHECKPOINT_STATEMENTS = before  # type: ignore[misc]
     anyio.run(_check_kept, path, kept)
 
 

@@ -8,6 +8,8 @@ writing the same again in its place brings the data to the disk. Seen to fail:
 - `sync_written` of boundd/launch/shim/files.py with `os.fsync(descriptor)` for `_write_anew`: the results are zeros; so
   they are where it writes them again in their place.
 - `_write_outcome` without `os.unlink(_OUTCOME_DRAFT)`: the outcome is zeros.
+- `SqliteStore._checkpoint` that looks at no error, or `wal_autocheckpoint` as it was instead of it: the store
+  is damaged, and no commit was refused.
 - `SqliteStore._ready` without `write_anew`: the store is damaged, or lacks commits that were acknowledged.
 """
 
@@ -28,6 +30,7 @@ from boundd.core.records import SaveCell
 from boundd.launch import records
 from boundd.launch.shim import files
 from boundd.ports import StoreBusyError
+from boundd.store import sqlite
 from boundd.store.sqlite import SqliteStore
 
 TMPFS_BYTES, IMAGE_BYTES = 40 * 1024**2, 32 * 1024**2
@@ -46,7 +49,7 @@ OUTCOME = {
 }
 
 
-COMMITS, REFUSALS = 60, 3
+COMMITS, REFUSALS, FULL_COMMITS = 60, 3, 4
 PADDING = "x" * 2000
 
 
@@ -224,3 +227,32 @@ async def test_a_store_goes_to_other_blocks(disk: Disk, full_at: int) -> None:
         await store.aclose()
     assert sorted(found, key=int) == kept
     assert not list(disk.mounted.glob("*.new*"))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("full_at", [5, 10, 30])
+async def test_a_checkpoint_that_fails_is_not_kept_quiet(
+    disk: Disk, full_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log has room, and the file has not: commits are kept while what is brought into the file is forgotten."""
+    monkeypatch.setattr(sqlite, "CHECKPOINT_STATEMENTS", 1)
+    path = disk.mounted / "boundd.db"
+    kept = []
+    store = await SqliteStore.open(path)
+    for n in range(COMMITS):
+        if n == full_at:
+            disk.fill()
+        if n == full_at + FULL_COMMITS:
+            disk.empty()
+        with contextlib.suppress(StoreBusyError):
+            await store.commit([SaveCell(CellRecord(Cell.of({"n": n, "padding": PADDING}, ["n"]), CellPolicy()))])
+            kept.append(n)
+    assert len(kept) >= COMMITS - FULL_COMMITS
+    await store.aclose()
+    disk.mount_again()
+    store = await SqliteStore.open(path)
+    try:
+        found = [record.cell.parameters["n"] for record in (await store.load()).cells]
+    finally:
+        await store.aclose()
+    assert sorted(found, key=int) == kept
