@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from boundd.core.attempts import Attempt, CellRecord
 from boundd.core.devices import Device, DeviceState
-from boundd.core.durations import expected_left_s
+from boundd.core.durations import expectations, expected_left_s
 from boundd.core.footprint import CONTEXT_BYTES, LARGEST_PERCENT, Estimate, estimate_of
 from boundd.core.headroom import foreign_bytes, headroom_bytes
 from boundd.core.history import Observation, Observations
@@ -71,6 +71,16 @@ class Shelf:
     def most_bytes(self) -> int:
         """The most headroom that any of them has; below 0 where there is none."""
         return max(self.joinable[-1][0] if self.joinable else -1, self.empty[-1][0] if self.empty else -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What others may have of a device that is held for a cell without putting that off: backfilling, as in EASY."""
+
+    spare_bytes: int
+    """Left beside the cell once enough is expected to have ended for it: theirs for as long as they like."""
+    wait_s: float
+    """Until then: whoever is expected to end sooner may have all that is free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,26 +185,20 @@ class Ledger:
         self.held[uuid] = key
         self._shelve(device)
 
-    def spare_bytes(self, uuid: str) -> int | None:
-        """What others may have of a device that is held for a cell; None where it is held for none.
-
-        That is what will be left beside the cell at the instant at which enough is expected to have ended for it:
-        whoever takes no more doesn't put that off, however long it stays.
-        """
-        key = self.held.get(uuid)
-        if key is None:
-            return None
+    def kept(self, uuid: str) -> Kept:
+        """What is kept of a device that is held for a cell, and until when."""
         device = self.state.devices[uuid]
-        need = self.need(requirement_of(self.state.cells[key]), kind_of(device))
-        if need.alone or kind_of(device).single:
-            return 0
-        left = headroom_bytes(device, self._on[uuid], self.state.rules.margin_bytes) - need.needed_bytes
+        need = self.need(requirement_of(self.state.cells[self.held[uuid]]), kind_of(device))
         ends = sorted((expected_left_s(self.state, each, self.boot_s), each.id, each) for each in self._on[uuid])
-        for _, _, attempt in ends:
+        if need.alone or kind_of(device).single:
+            return Kept(0, ends[-1][0] if ends else 0.0)
+        wait_s = 0.0
+        left = headroom_bytes(device, self._on[uuid], self.state.rules.margin_bytes) - need.needed_bytes
+        for left_s, _, attempt in ends:
             if left >= 0:
                 break
-            left += attempt.reservation_bytes
-        return max(0, left)
+            left, wait_s = left + attempt.reservation_bytes, left_s
+        return Kept(max(0, left), wait_s)
 
     def best(self, record: CellRecord) -> Placement | None:
         """The best device for a cell: one without suspicion before one with, then the best fit in bytes."""
@@ -208,9 +212,7 @@ class Ledger:
             answer = self._on_shelf(record, kind, shelf, need)
             if answer is not None:
                 found.append((answer[1] in self._suspects, answer[0] - need.needed_bytes, answer[1], need))
-        key = record.cell.key
-        own = sorted(uuid for uuid, held_for in self.held.items() if held_for == key) if self.held else ()
-        found += [fit for uuid in own if (fit := self._on_held(record, uuid)) is not None]
+        found += [fit for uuid in self.held if (fit := self._on_held(record, uuid)) is not None]
         if not found:
             return None
         _, left, uuid, need = min(found, key=lambda fit: fit[:3])
@@ -220,7 +222,14 @@ class Ledger:
     def is_full(self) -> bool:
         """Whether no device has room for anything, but for the cell that it may be held for."""
         if self._is_full is None:
-            self._is_full = all(shelf.most_bytes < 1 for shelf in self._shelves.values())
+            # Whoever is gone soon enough may have what is free of a device that is held.
+            held = (
+                headroom_bytes(self.state.devices[each], self._on[each], self.state.rules.margin_bytes)
+                for each in self.held
+            )
+            self._is_full = all(shelf.most_bytes < 1 for shelf in self._shelves.values()) and all(
+                room < 1 for room in held
+            )
         return self._is_full
 
     def total_bytes(self) -> int:
@@ -290,9 +299,8 @@ class Ledger:
             return
         attempts = self._on[device.uuid]
         room = headroom_bytes(device, attempts, self.state.rules.margin_bytes)
-        spare = self.spare_bytes(device.uuid)
-        if spare is not None:
-            room = min(room, spare)
+        if device.uuid in self.held:
+            room = min(room, self.kept(device.uuid).spare_bytes)
         self._room[device.uuid] = room
         shelf = self._shelves.setdefault(kind_of(device), Shelf())
         insort(shelf.joinable if attempts else shelf.empty, (room, device.uuid))
@@ -353,15 +361,21 @@ class Ledger:
         )
 
     def _on_held(self, record: CellRecord, uuid: str) -> tuple[bool, int, str, Need] | None:
-        """A device that is being emptied for this very cell."""
+        """A device that is held for this very cell, or for one that it will be out of the way of."""
         device = self.state.devices[uuid]
         if self._closed(device):
             return None
-        need = self.need(requirement_of(record), kind_of(device))
+        needs = requirement_of(record)
+        need = self.need(needs, kind_of(device))
         room = headroom_bytes(device, self._on[uuid], self.state.rules.margin_bytes)
         crowded = (need.alone or kind_of(device).single) and self._on[uuid]
         if crowded or room < max(1, need.needed_bytes) or self.host_refusal(need.host):
             return None
+        if self.held[uuid] != record.cell.key:
+            lasts_s = expectations(self.state.durations, device.reading.name).of(needs.work).wall_s
+            avoided = uuid == record.avoid and self._elsewhere(uuid)
+            if need.alone or avoided or lasts_s > self.kept(uuid).wait_s:
+                return None
         return uuid in self._suspects, room - need.needed_bytes, uuid, need
 
     def _placement(self, device: Device, need: Need, left: int) -> Placement:
@@ -409,7 +423,9 @@ class Ledger:
             reason += f"headroom {max(0, room):,}"
         elif self.held.get(device.uuid, record.cell.key) != record.cell.key:
             reason = f"being emptied for {self.state.cells[self.held[device.uuid]].cell.label}: needs "
-            reason += f"{need.needed_bytes:,} ({need.expected.source}), {self.spare_bytes(device.uuid):,} are to spare"
+            kept = self.kept(device.uuid)
+            reason += f"{need.needed_bytes:,} ({need.expected.source}), {kept.spare_bytes:,} are to spare, all that is "
+            reason += f"free for {kept.wait_s:.0f} s"
         else:
             reason = self.host_refusal(need.host) or "it is free now: the next plan looks again"
         if foreign:

@@ -102,9 +102,11 @@ def plan(state: State, now: Now) -> Plan:
     guessed = [needs for needs in queues if is_guessed(state, needs, names)]
     learning = _subjects(state) | {needs.work.subject for needs in scouts}
     unknown = frozenset(guessed)
+    # For the first that finds no place a device is kept, or what fits at any instant would be in its way for ever.
+    first = True
     for needs in queues:
-        if needs not in unknown:
-            filling.fill(needs)
+        if needs not in unknown and needs in filling.cells.queues:
+            first = not filling.fill(needs, wanted=first) and first
     for needs in sorted(guessed, key=lambda n: _amount(n) if n.work.subject in learning else 0):
         filling.fill(needs)
     return filling.plan()
@@ -184,18 +186,20 @@ class _Filling:
             if record is not None and record.state is CellState.PENDING and self._may_hold(record, uuid):
                 self._hold(record, uuid)
 
-    def fill(self, needs: Requirement, most: int | None = None, *, wanted: bool = False) -> None:
-        """Start cells of one queue until one finds no place, or `most` were started.
+    def fill(self, needs: Requirement, most: int | None = None, *, wanted: bool = False) -> bool:
+        """Start cells of one queue until one finds no place, or `most` were started; whether one found none.
 
         With `wanted`, a device is emptied for one that finds no place, as for cells that must be alone.
         """
-        if needs in self.refused or needs not in self.cells.queues:
-            return
+        if needs in self.refused:
+            return True
+        if needs not in self.cells.queues:
+            return False
         if not wanted and self.ledger.is_full and self._is_refused_again(needs):
             self.refused.add(needs)
             self.passed.append(needs)
-            return
-        touched, left = False, most
+            return True
+        touched, left, refused = False, most, False
         for key in self._entries(needs):
             if not self.cells.waits_in(needs, key):
                 touched = True
@@ -209,6 +213,7 @@ class _Filling:
             placement = self.ledger.best(record)
             if placement is None:
                 self._refused(needs, record, wanted=wanted)
+                refused = True
                 break
             self._place(record, placement)
             touched, left = True, None if left is None else left - 1
@@ -216,6 +221,7 @@ class _Filling:
                 self.refused_since = self.refused_since.delete(needs)
         if touched:
             self.cells = self.cells.trimmed(needs)
+        return refused
 
     def _is_refused_again(self, needs: Requirement) -> bool:
         """Whether a queue that finds no place is refused as it was before, and nothing is to be done about it."""

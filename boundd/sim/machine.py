@@ -322,8 +322,8 @@ class Machine:
 
 
 def pid_of(attempt_id: str) -> int:
-    """A worker's process id, made from its attempt's id so that a replay has the same."""
-    return 1000 + int.from_bytes(attempt_id.encode()[-4:], "big")
+    """A worker's process id, made of all of its attempt's id: a replay has the same, and no two share one."""
+    return 1000 + int.from_bytes(attempt_id.encode(), "big")
 
 
 def most_bytes(attempt: Attempt) -> int | None:

@@ -130,7 +130,7 @@ def test_the_shortest_of_an_unknown_kind_goes_ahead_and_gets_room() -> None:
         clock += 1
         assert clock < 12, "it waits for ever"
     assert [attempt.label for attempt in state.attempts.values()] == ["mine/30"]
-    assert state.count_by_state()[CellState.PENDING] == 6, "four of the small ones wait behind it"
+    assert state.count_by_state()[CellState.PENDING] == 5, "three of the small ones wait behind it"
 
 
 def test_what_is_guessed_fills_with_the_shortest() -> None:

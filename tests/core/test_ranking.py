@@ -1,7 +1,8 @@
 """The order in which queues are served, and who may have what of a device that is kept for another.
 
-To see these fail: rank by `area` alone, or by `size_bytes` alone; leave out `urgent`; in `spare_bytes` give 0, or all
-that is free; leave out `_Filling._overtake`, or `LONG_PATIENCE`.
+To see these fail: rank by `area` alone, or by `size_bytes` alone; leave out `urgent`; in `Ledger.kept` give nothing,
+or all that is free, or no time; in `plan` want no room for the first; leave out `_Filling._overtake`, or
+`LONG_PATIENCE`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from boundd.core.step import step
 from boundd.core.workload import subject_on, workload_of
 
 GIB = 1024**3
-DONE = CellState.SUCCEEDED
 GOOD = Verdict(Outcome.SUCCEEDED, Measurement(2.0, 1.5, None, Isolation.EXCLUSIVE), wall_s=100.0)
 
 
@@ -67,10 +67,10 @@ def test_who_would_be_the_straggler_is_urgent() -> None:
     assert order(world(24, *[("large", 12, 300.0)] * 40, ("long", 2, 900.0))) == ["large", "long"]
 
 
-@pytest.mark.parametrize(("small_gib", "starts"), [(4, True), (8, False)])
-def test_what_puts_off_nobody_is_started_on_a_device_that_is_kept(small_gib: int, starts: bool) -> None:
-    """A device of 24 GiB, with 12 in use, is kept for a cell of 17: beside that there will be 6."""
-    state = world(24, ("first", 12, 300.0), ("kept", 17, 300.0), ("small", small_gib, 3000.0))
+@pytest.mark.parametrize(("gib", "wall_s", "starts"), [(4, 3000.0, True), (8, 3000.0, False), (8, 200.0, True)])
+def test_what_puts_off_nobody_is_started_on_a_device_that_is_kept(gib: int, wall_s: float, starts: bool) -> None:
+    """A device of 24 GiB, with 12 in use for 300 s, is kept for a cell of 17: beside that there will be 6."""
+    state = world(24, ("first", 12, 300.0), ("kept", 17, 300.0), ("small", gib, wall_s))
     first, kept, small = state.order
     only = replace(state.cells[kept], state=CellState.CANCELLED), replace(state.cells[small], state=CellState.CANCELLED)
     alone = replace(state, cells=state.cells.set(kept, only[0]).set(small, only[1]))
@@ -93,18 +93,21 @@ def test_what_puts_off_nobody_is_started_on_a_device_that_is_kept(small_gib: int
         assert "are to spare" in no.reason
     running = {attempt.key: attempt.id for attempt in planned.state.attempts.values()}
     state, _ = step(planned.state, AttemptEnded(running[first], GOOD), at(3))
+    if starts and gib == 8:
+        state, _ = step(state, AttemptEnded(running[small], GOOD), at(3))
     assert kept in [attempt.key for attempt in plan(state, at(3)).started]
 
 
-def completions_until_started(state: State, late: str, gib: int, model: str, more_gib: int) -> int:
-    """How many attempts end before a cell that came late is started, while another cell comes for each that ends."""
+def completions_until_started(state: State, late: str, gib: int) -> int:
+    """How many attempts end before a cell that came late is started, while one more comes of the kind of each."""
+    sizes = {r.cell.parameters["model"]: r.policy.footprint_bytes or 0 for r in state.matrix()}
 
-    def cell(name: str, seed: int, size: int) -> tuple[Cell, CellPolicy]:
+    def cell(name: str, seed: int, size_bytes: int) -> tuple[Cell, CellPolicy]:
         parameters = {"model": name, "method": "tome", "steps": 20, "seed": seed}
-        return Cell.of(parameters, ["model", "seed"]), CellPolicy(footprint_bytes=size * GIB)
+        return Cell.of(parameters, ["model", "seed"]), CellPolicy(footprint_bytes=size_bytes)
 
     state, _ = step(state, Wake(), at(0))
-    waits = cell(late, -1, gib)
+    waits = cell(late, -1, gib * GIB)
     cells = [*((record.cell, record.policy) for record in state.matrix()), waits]
     for count in range(2_000):
         state, _ = step(state, MatrixLoaded(tuple(cells)), at(count))
@@ -112,20 +115,31 @@ def completions_until_started(state: State, late: str, gib: int, model: str, mor
         if state.cells[waits[0].key].attempts:
             return count
         first = min(state.attempts.values(), key=lambda attempt: (attempt.started_boot_s, attempt.id))
+        model = str(state.cells[first.key].cell.parameters["model"])
         state, _ = step(state, AttemptEnded(first.id, GOOD), at(count))
         cells = [each for each in cells if state.cells[each[0].key].state is not CellState.SUCCEEDED]
-        cells.append(cell(model, 1000 + count, more_gib))
+        cells.append(cell(model, 1000 + count, sizes[model]))
     raise AssertionError("it waits for ever")
 
 
-def test_who_is_overtaken_waits_less_long_than_who_waits_for_his_turn() -> None:
-    """A large cell that small ones overtake, and a small one for which larger ones come and come."""
+def without_the_last(state: State) -> State:
+    """Its size and its duration are known, and it is done."""
+    last = state.cells[state.order[-1]]
+    return replace(state, cells=state.cells.set(last.cell.key, replace(last, state=CellState.SUCCEEDED)))
+
+
+def test_a_device_is_kept_for_the_first_that_finds_no_place() -> None:
+    """Small cells that come and come fit where a large one doesn't, and fill its device until they have ended."""
     small = world(24, *[("small", 6, 100.0)] * 8, ("large", 20, 100.0))
-    small = replace(small, cells=small.cells.set(small.order[-1], replace(small.cells[small.order[-1]], state=DONE)))
-    limit = patience(small)
-    ended = completions_until_started(small, "large", 20, "small", 6)
+    assert completions_until_started(without_the_last(small), "large", 20) <= 4
+
+
+def test_who_is_overtaken_waits_less_long_than_who_waits_for_his_turn() -> None:
+    """Large cells come and come before it; small ones fit beside them where it does not, and overtake it."""
+    overtaken = world(24, *[("large", 18, 100.0)] * 4, *[("small", 2, 100.0)] * 4, ("middle", 10, 100.0))
+    limit = patience(overtaken)
+    ended = completions_until_started(without_the_last(overtaken), "middle", 10)
     assert limit <= ended <= limit + 10
-    large = world(24, *[("large", 20, 100.0)] * 4, ("small", 6, 100.0))
-    large = replace(large, cells=large.cells.set(large.order[-1], replace(large.cells[large.order[-1]], state=DONE)))
-    ended = completions_until_started(large, "small", 6, "large", 20)
+    waiting = world(24, *[("large", 20, 100.0)] * 4, ("middle", 10, 100.0))
+    ended = completions_until_started(without_the_last(waiting), "middle", 10)
     assert LONG_PATIENCE * limit <= ended <= LONG_PATIENCE * limit + 10
