@@ -135,6 +135,7 @@ class Expectations:
 
 NAMES_KEPT = 64
 _LATEST: dict[str, Expectations] = {}
+"""By a device's name: a plan asks for every queue's and every attempt's, and little was learned since the last one."""
 
 
 def duration_of(work: Workload, device_name: str, wall_s: float) -> Duration:

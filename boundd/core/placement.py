@@ -246,7 +246,7 @@ class Ledger:
 
     def is_alone(self, needs: Requirement) -> bool:
         """Whether such cells must be alone, by rule or by need, on some kind of device that there is."""
-        return must_be_alone(needs) or any(need.alone for need in self.needs(needs))
+        return must_be_alone(needs) or any(need.alone for need in self.needs_of(needs))
 
     def reasons(self, record: CellRecord) -> tuple[NoRoom, ...] | Placement:
         """Why each device doesn't take the cell, in the order that people see; or where it would go."""
@@ -270,7 +270,7 @@ class Ledger:
         _NEEDS[needs, kind] = _Known(need, rules, observations, seen)
         return need
 
-    def needs(self, needs: Requirement) -> Sequence[Need]:
+    def needs_of(self, needs: Requirement) -> Sequence[Need]:
         """What such cells need on each kind of device that takes cells of the matrix."""
         found = self._needs.get(needs)
         if found is None:

@@ -49,7 +49,7 @@ def ranked(state: State, ledger: Ledger, passed: frozenset[Requirement]) -> list
     expected = []
     left, by_bytes = _running_area(state, ledger), 0.0
     for needs, queue in state.cells.queues.items():
-        size_bytes = max([need.needed_bytes for need in ledger.needs(needs)], default=1)
+        size_bytes = max([need.needed_bytes for need in ledger.needs_of(needs)], default=1)
         wall_s = durations.of(needs.work).wall_s
         area = size_bytes * wall_s * len(queue)
         left += area

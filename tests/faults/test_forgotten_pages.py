@@ -2,7 +2,7 @@
 
 Not injected but real: an ext4 in a file with holes on a tmpfs that is full. What the file can't take is an I/O error of
 the block device, after which Linux takes the pages for clean; once there is room again, fsync has nothing to do, and
-says so. What is on the disk is what the next mount reads. The first two tests are controls: neither a second fsync nor
+says so. What is on the disk is what the next mount reads. The first test is the control: neither a second fsync nor
 writing the same again in its place brings the data to the disk. Seen to fail:
 
 - `sync_written` of boundd/launch/shim/files.py with `os.fsync(descriptor)` for `_write_anew`: the results are zeros; so
