@@ -154,8 +154,9 @@ def _write_anew(path: str, descriptor: int) -> None:
     new = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, stat.S_IMODE(found.st_mode))
     try:
         offset = 0
-        while offset < found.st_size:
-            offset += os.pwrite(new, os.pread(descriptor, _READ_BYTES, offset), offset)
+        # No more than there was, and no longer than there is: somebody may still write to it, or have cut it.
+        while offset < found.st_size and (data := os.pread(descriptor, _READ_BYTES, offset)):
+            offset += os.pwrite(new, data, offset)
         os.fsync(new)
         os.rename(draft, path)
     except OSError:
