@@ -34,6 +34,10 @@ MANY_LEAST_PERCENT = 2
 MOST_PERCENT = 5
 """From two on, the largest peak (from five on, the 95th percentile, and never under the largest of the last five) and
 as much more as the peaks were seen to vary: at least 4%, 3% and 2%, and 5% at most."""
+ONE_VARIATION_PERCENT = 150
+VARIATION_LEAST_PERMILLE = 5
+"""Where it is known how much peaks of just the same work vary here, whatever the work, no more than that is added (half
+as much again to a single peak, which may be the lowest there is), and 0.5% at least: unless this work varies more."""
 CENSORED_PERCENT = 150
 CENSORED_AGAIN_PERCENT = 200
 """What ran out of memory at its cap gets half as much again; what ran out with that too, twice as much."""
@@ -106,7 +110,7 @@ def estimate_of(
 ) -> Estimate:
     """The bytes that a piece of work needs; `rule_bytes` is the config's `footprint` for it."""
     known = [o for o in observations.about(subject_on(work, device_name)) if torch in ("", o.torch) or not o.torch]
-    base = _learned(known, work)
+    base = _learned(known, work, observations.variation_permille)
     if base is None:
         base = prior(work) if rule_bytes is None else Estimate(rule_bytes, "the config's footprint")
     bound = _lower_bound(known, work)
@@ -163,22 +167,31 @@ def _guided(work: Workload) -> int:
     return 2 if work.guided else 1
 
 
-def _learned(known: Sequence[Observation], work: Workload) -> Estimate | None:
+def _learned(known: Sequence[Observation], work: Workload, variation_permille: int | None) -> Estimate | None:
     seen = [o for o in known if not o.censored]
     same = [o.peak_bytes for o in seen if (o.batch_size, o.pixels) == (work.batch_size, work.pixels)]
     if same:
-        return Estimate(_with_slack(same), f"learned from {len(same)} attempt(s)", learned=True)
+        size = _with_slack(same, variation_permille)
+        return Estimate(size, f"learned from {len(same)} attempt(s)", learned=True)
     return _extrapolated(seen, work) if seen else None
 
 
-def _with_slack(peaks: Sequence[int]) -> int:
-    """What these peaks of one kind of work, oldest first, call for: more the more they were seen to vary."""
-    if len(peaks) == 1:
-        return peaks[0] * (100 + ONE_PERCENT) // 100 + ONE_BYTES
+def _with_slack(peaks: Sequence[int], variation_permille: int | None) -> int:
+    """What these peaks of one kind of work, oldest first, call for: more the more they were seen to vary.
+
+    `variation_permille` is how much peaks of any work vary here; None where nobody knows.
+    """
     many = len(peaks) >= MANY
     top = _percentile(peaks, MANY_PERCENTILE) if many else max(peaks)
-    least = top * (MANY_LEAST_PERCENT if many else LEAST_PERCENT[len(peaks)]) // 100
-    slack = min(max(top - min(peaks), least), top * MOST_PERCENT // 100)
+    if len(peaks) == 1:
+        least = top * ONE_PERCENT // 100 + ONE_BYTES
+    else:
+        least = top * (MANY_LEAST_PERCENT if many else LEAST_PERCENT[len(peaks)]) // 100
+    if variation_permille is not None:
+        percent = ONE_VARIATION_PERCENT if len(peaks) == 1 else 100
+        usual_permille = max(variation_permille * percent // 100, VARIATION_LEAST_PERMILLE)
+        least = min(least, top * usual_permille // 1000)
+    slack = max(least, min(top - min(peaks), top * MOST_PERCENT // 100))
     return max(top + slack, max(peaks[-MANY:]))
 
 

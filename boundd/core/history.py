@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from immutables import Map
 
 KEPT = 64
 """So many of a subject tell all that its next estimate uses."""
+VARIATION_PEAKS = 4
+"""So many peaks beyond the first of just the same work, over all works, tell how much peaks vary here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +54,38 @@ class Duration:
     wall_s: float
 
 
+class _Spread(NamedTuple):
+    """How much the peaks of one subject vary."""
+
+    more_peaks: int
+    """Beyond the first of just the same work."""
+    permille: int
+    """The widest that those of the same work lie apart, of the largest of them, rounded up."""
+
+
+_NO_SPREAD = _Spread(0, 0)
+
+
+def _spread_of(found: Iterable[Observation]) -> _Spread:
+    by_work: dict[tuple[int, int], list[int]] = {}
+    for each in found:
+        if not each.censored and each.peak_bytes > 0:
+            by_work.setdefault((each.batch_size, each.pixels), []).append(each.peak_bytes)
+    return _Spread(
+        sum(len(peaks) - 1 for peaks in by_work.values()),
+        max((-(-1000 * (max(peaks) - min(peaks)) // max(peaks)) for peaks in by_work.values()), default=0),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Observations:
     """All that is known of memory."""
 
     by_subject: Map[str, tuple[Observation, ...]] = field(default_factory=Map)
+    spreads: Map[str, _Spread] = field(default_factory=Map)
+    """How much the peaks of a subject vary, where there are two of the same work."""
+    variation_permille: int | None = None
+    """The widest that peaks of just the same work lie apart, of any work that was seen; None where too few were."""
 
     @classmethod
     def of(cls, seen: Iterable[Observation]) -> Observations:
@@ -63,11 +93,22 @@ class Observations:
         by_subject: dict[str, list[Observation]] = {}
         for each in seen:
             by_subject.setdefault(each.subject, []).append(each)
-        return cls(Map({subject: tuple(found[-KEPT:]) for subject, found in by_subject.items()}))
+        kept = Map({subject: tuple(found[-KEPT:]) for subject, found in by_subject.items()})
+        spreads = {subject: _spread_of(found) for subject, found in kept.items()}
+        return cls._with(kept, Map({subject: spread for subject, spread in spreads.items() if spread.more_peaks}))
+
+    @classmethod
+    def _with(cls, by_subject: Map[str, tuple[Observation, ...]], spreads: Map[str, _Spread]) -> Observations:
+        enough = sum(each.more_peaks for each in spreads.values()) >= VARIATION_PEAKS
+        return cls(by_subject, spreads, max(each.permille for each in spreads.values()) if enough else None)
 
     def add(self, seen: Observation) -> Observations:
         """With one more."""
-        return Observations(self.by_subject.set(seen.subject, (*self.about(seen.subject), seen)[-KEPT:]))
+        found = (*self.about(seen.subject), seen)[-KEPT:]
+        by_subject, spread = self.by_subject.set(seen.subject, found), _spread_of(found)
+        if spread == self.spreads.get(seen.subject, _NO_SPREAD):
+            return Observations(by_subject, self.spreads, self.variation_permille)
+        return self._with(by_subject, self.spreads.set(seen.subject, spread))
 
     def about(self, subject: str) -> tuple[Observation, ...]:
         """Those of a subject, oldest first."""

@@ -102,6 +102,8 @@ class _Known(NamedTuple):
     """All, as they were when it was last asked for."""
     seen: tuple[Observation, ...]
     """Those that it goes by."""
+    variation_permille: int | None
+    """What of the others it goes by."""
 
 
 NEEDS_KEPT = 65_536
@@ -263,11 +265,14 @@ class Ledger:
         if known is not None and known.observations is observations and known.rules is rules:
             return known.need
         seen = observations.about(subject_on(needs.work, kind.name))
-        unchanged = known is not None and known.seen is seen and known.rules is rules
+        varies = observations.variation_permille
+        unchanged = (
+            known is not None and known.seen is seen and known.rules is rules and known.variation_permille == varies
+        )
         need = known.need if known is not None and unchanged else self._need(needs, kind)
         if len(_NEEDS) >= NEEDS_KEPT:
             _NEEDS.clear()
-        _NEEDS[needs, kind] = _Known(need, rules, observations, seen)
+        _NEEDS[needs, kind] = _Known(need, rules, observations, seen, varies)
         return need
 
     def needs_of(self, needs: Requirement) -> Sequence[Need]:

@@ -3,7 +3,7 @@
 Two things make a run long: devices that are left half empty because what would fill them is used up, and a straggler
 at the end. The largest first is against the one, the longest first against the other. So the largest go first, and the
 small ones fill what they leave; but whoever would take most of what is left of the run is urgent. Where cells are small
-beside a device, any of them fills any gap, and the largest area (bytes x seconds) goes first.
+beside a device, any of them fills any gap, and bytes x seconds^2 decides: the size counts, the end counts for more.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def ranked(state: State, ledger: Ledger, passed: frozenset[Requirement]) -> list
     rank = {}
     for needs, size_bytes, wall_s in expected:
         urgent = wall_s >= urgent_s
-        weight = size_bytes if few and not urgent else size_bytes * wall_s
+        weight = size_bytes if few and not urgent else size_bytes * wall_s**2
         rank[needs] = (
             state.refused_since[needs] if needs in passed else math.inf,
             not needs.avoid,

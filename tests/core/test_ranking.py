@@ -1,6 +1,6 @@
 """The order in which queues are served, and who may have what of a device that is kept for another.
 
-To see these fail: rank by `area` alone, or by `size_bytes` alone; leave out `urgent`; in `Ledger.kept` give nothing,
+To see these fail: rank by the area, or by `size_bytes` alone; leave out `urgent`; in `Ledger.kept` give nothing,
 or all that is free, or no time; in `plan` want no room for the first; leave out `_Filling._overtake`, or
 `LONG_PATIENCE`.
 """
@@ -55,9 +55,10 @@ def order(state: State) -> list[str]:
 
 
 @pytest.mark.parametrize(("device_gib", "expected"), [(24, ["large", "long"]), (80, ["long", "large"])])
-def test_the_largest_go_first_where_few_fill_a_device(device_gib: int, expected: list[str]) -> None:
-    """On a large device any gap will do for either, and the larger area goes first."""
-    many = [("large", 12, 300.0)] * 30 + [("long", 10, 900.0)] * 10
+@pytest.mark.parametrize("long_s", [900.0, 350.0])
+def test_the_largest_go_first_where_few_fill_a_device(device_gib: int, expected: list[str], long_s: float) -> None:
+    """On a large device any gap will do for either, and what takes long goes first, if it has a little less area."""
+    many = [("large", 12, 300.0)] * 30 + [("long", 10, long_s)] * 10
     assert order(world(device_gib, *many)) == expected
 
 

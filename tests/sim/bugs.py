@@ -261,7 +261,7 @@ def not_raised(patch: Patch) -> None:
 @bug("learned")
 def nothing_learned(patch: Patch) -> None:
     """The config is believed, whatever was seen."""
-    patch.setattr(footprint, "_learned", lambda known, work: None)
+    patch.setattr(footprint, "_learned", lambda known, work, variation_permille: None)
 
 
 # Who pays
