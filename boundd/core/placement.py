@@ -107,7 +107,8 @@ class _Known(NamedTuple):
 
 
 NEEDS_KEPT = 65_536
-_NEEDS: dict[tuple[Requirement, Kind], _Known] = {}
+"""For each kind of device."""
+_NEEDS: dict[Kind, dict[Requirement, _Known]] = {}
 """A plan asks for every queue's need, and most are as in the last one."""
 
 
@@ -153,6 +154,7 @@ class Ledger:
         ]
         self._kinds = {kind_of(device) for device in self._usable}
         self._needs: dict[Requirement, list[Need]] = {}
+        self._known: dict[Kind, dict[Requirement, _Known]] = {}
         self._suspects: set[str] = {strike.device for strike in state.strikes}
         for device in state.devices.values():
             self._shelve(device)
@@ -260,7 +262,10 @@ class Ledger:
     def need(self, needs: Requirement, kind: Kind) -> Need:
         """What such cells need on devices of a kind."""
         rules, observations = self.state.rules, self.state.observations
-        known = _NEEDS.get((needs, kind))
+        kept = self._known.get(kind)
+        if kept is None:
+            kept = self._known[kind] = _NEEDS.setdefault(kind, {})
+        known = kept.get(needs)
         # The same objects hold the same values: none of them is ever changed.
         if known is not None and known.observations is observations and known.rules is rules:
             return known.need
@@ -270,9 +275,9 @@ class Ledger:
             known is not None and known.seen is seen and known.rules is rules and known.variation_permille == varies
         )
         need = known.need if known is not None and unchanged else self._need(needs, kind)
-        if len(_NEEDS) >= NEEDS_KEPT:
-            _NEEDS.clear()
-        _NEEDS[needs, kind] = _Known(need, rules, observations, seen, varies)
+        if len(kept) >= NEEDS_KEPT:
+            kept.clear()
+        kept[needs] = _Known(need, rules, observations, seen, varies)
         return need
 
     def needs_of(self, needs: Requirement) -> Sequence[Need]:

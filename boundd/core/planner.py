@@ -105,7 +105,7 @@ def plan(state: State, now: Now) -> Plan:
     # For the first that finds no place a device is kept, or what fits at any instant would be in its way for ever.
     first = True
     for needs in queues:
-        if needs not in unknown and needs in filling.cells.queues:
+        if needs not in unknown:
             first = not filling.fill(needs, wanted=first) and first
     for needs in sorted(guessed, key=lambda n: _amount(n) if n.work.subject in learning else 0):
         filling.fill(needs)
@@ -196,7 +196,6 @@ class _Filling:
         if needs not in self.cells.queues:
             return False
         if not wanted and self.ledger.is_full and self._is_refused_again(needs):
-            self.refused.add(needs)
             self.passed.append(needs)
             return True
         touched, left, refused = False, most, False

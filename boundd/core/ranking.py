@@ -13,7 +13,7 @@ import math
 from boundd.core.durations import expectations, expected_left_s
 from boundd.core.placement import Ledger, matrix_device_model
 from boundd.core.state import State
-from boundd.core.table import Cells, Requirement
+from boundd.core.table import Cells, Queue, Requirement
 from boundd.core.workload import workload_of
 
 PATIENCE = 32
@@ -46,7 +46,7 @@ def ranked(state: State, ledger: Ledger, passed: frozenset[Requirement]) -> list
     warm = {workload_of(state.cells[attempt.key]).model for attempt in state.attempts.values()}
     warm.add(state.last_model)
     durations = expectations(state.durations, name)
-    expected = []
+    waiting = []
     left, by_bytes = _running_area(state, ledger), 0.0
     for needs, queue in state.cells.queues.items():
         size_bytes = max([need.needed_bytes for need in ledger.needs_of(needs)], default=1)
@@ -54,32 +54,34 @@ def ranked(state: State, ledger: Ledger, passed: frozenset[Requirement]) -> list
         area = size_bytes * wall_s * len(queue)
         left += area
         by_bytes += area * size_bytes
-        expected.append((needs, size_bytes, wall_s))
+        waiting.append((first_place(state.cells, queue), needs, size_bytes, wall_s))
     total_bytes = ledger.total_bytes()
     urgent_s = URGENT_SHARE * left / total_bytes if total_bytes else math.inf
     # The mean is that of the area: what is there for longer, and takes more, counts for more.
     few = left > 0 and by_bytes / left * FEW_A_DEVICE > max([kind.total_bytes for kind in ledger.kinds()], default=0)
-    # In the matrix' order first: sorting keeps it among equals, and is quick where most are.
-    expected.sort(key=lambda each: (first_place(state.cells, each[0]), each[0]))
-    rank = {}
-    for needs, size_bytes, wall_s in expected:
+    # In the matrix' order first: it decides among equals, and sorting is quick where most are.
+    waiting.sort()
+    ranks = []
+    for place, (_, needs, size_bytes, wall_s) in enumerate(waiting):
         urgent = wall_s >= urgent_s
         weight = size_bytes if few and not urgent else size_bytes * wall_s**2
-        rank[needs] = (
-            state.refused_since[needs] if needs in passed else math.inf,
+        rank = (
+            state.refused_since[needs] if passed and needs in passed else math.inf,
             not needs.avoid,
             not (needs.policy.must_be_alone or needs.alone),
             not urgent,
             -math.floor(math.log2(weight) * CLASSES),
             needs.work.model not in warm,
             -weight,
+            place,
         )
-    return sorted(rank, key=rank.__getitem__)
+        ranks.append((rank, needs))
+    ranks.sort()
+    return [needs for _, needs in ranks]
 
 
-def first_place(cells: Cells, needs: Requirement) -> int:
+def first_place(cells: Cells, queue: Queue) -> int:
     """Where a queue's first entry stands in the matrix: it makes the order of equals one order."""
-    queue = cells.queues[needs]
     return queue.returned[0][0] if queue.returned else cells.places[queue.keys[queue.head]]
 
 
