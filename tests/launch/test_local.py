@@ -452,6 +452,23 @@ async def test_a_launch_that_fails_says_why(launcher: LocalLauncher, make_spec: 
         await launcher.launch(make_spec("true", attempt_id="3"))
 
 
+async def test_a_launch_that_fails_leaves_nothing(launcher: LocalLauncher, make_spec: MakeSpec) -> None:
+    """Its worker, forked first, ends before the launch fails. Seen to fail under load without `call_off`'s wait."""
+    for _ in range(20):
+        with pytest.raises(LaunchError, match="before it started the worker: TypeError"):
+            await launcher.launch(make_spec("true", log_limit_bytes="many"))
+        assert not launcher.is_alive("1")
+
+
+async def test_a_worker_is_told_more_than_a_pipe_holds(launcher: LocalLauncher, make_spec: MakeSpec) -> None:
+    """It has half a megabyte of environment, and arguments that are no text."""
+    script = 'test ${#BIG_4} = 100000 && test "$1" = "$(printf "\\377a\\nb")" && exit 7'
+    env = {**os.environ, **{f"BIG_{number}": "x" * 100_000 for number in range(5)}}
+    spec = make_spec("sh", "-c", script, "sh", os.fsdecode(b"\xffa\nb"))
+    await launcher.launch(dataclasses.replace(spec, env=env))
+    assert (await launcher.wait("1")).exit_status == 7
+
+
 async def test_the_lock_alone_tells_that_a_double_fork_lives(
     launcher: LocalLauncher, make_spec: MakeSpec, tmp_path: Path
 ) -> None:

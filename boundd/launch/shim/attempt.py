@@ -1,6 +1,6 @@
 """One attempt, seen through by its shim."""
 # pathlib and contextlib would cost each shim memory and start-up time:
-# ruff: noqa: PTH112, PTH116, SIM105
+# ruff: noqa: PTH116, SIM105
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import fcntl
 import os
 import select
 import signal
-from typing import Any, NoReturn
+from typing import Any
 
 from .files import (
     LOCK,
@@ -32,10 +32,9 @@ from .files import (
 from .identity import boot_id, descendants, signal_verified, stat_of
 from .kernel import (
     PR_SET_CHILD_SUBREAPER,
-    PR_SET_PDEATHSIG,
-    be_no_dearer_than_others,
     call_itself,
     file_size,
+    hear_signals,
     kill_cgroup,
     machine_oom_kills,
     now_s,
@@ -43,14 +42,13 @@ from .kernel import (
     read_keyed,
     read_number,
     remove_cgroup,
-    write_file,
 )
 from .lease import LeaseWatch
 from .log import CappedLog
+from .worker import Worker, call_off, fork_worker, let_go
 
 NAME = "boundd-shim"
 """What `ps -o comm` and `top` call it: its arguments are those of the zygote that forked it."""
-_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _READ_BYTES = 65536
 _LOG_RETRIES = 2
 _LAST_DRAIN_BYTES = 4 * 1024**2
@@ -63,19 +61,20 @@ _KILL_PASSES = 50
 class Shim:
     """One attempt, from its fork until nothing is left of it. The current folder is the attempt's."""
 
-    def __init__(self, spec: dict[str, Any], lock: int) -> None:
+    def __init__(self, spec: dict[str, Any], lock: int, worker: Worker) -> None:
         self._argv: list[str] = spec["argv"]
         self._env: dict[str, str] = spec["env"]
         self._cwd: str = spec["cwd"]
         self._timeout_s: float = spec["timeout_s"]
         self._grace_s: float = spec["grace_s"]
         self._lock = lock
+        self._waiting = worker
+        self._worker = worker.pid
         self._log_limit_bytes: int = spec["log_limit_bytes"]
         self._cgroup: str = spec.get("cgroup", "")
         self._lease_folder = self._env.get("BOUNDD_LEASE", "")
         self._lease: LeaseWatch | None = None
         self._asked_to_end = False
-        self._worker = 0
         self._status: int | None = None
         self._started_s = 0.0
         self._ended_s = 0.0
@@ -87,13 +86,11 @@ class Shim:
         self._give_up_at_s: float | None = None
         self._machine_oom_kills = machine_oom_kills()
 
-    def run(self) -> None:
-        """Start the worker, see it through, write the outcome.
+    def start(self) -> None:
+        """Make ready, and tell whoever looks for the worker who it is.
 
         Raises:
-            OSError: nothing was started (no room for the outcome, no process to be had), or the disk took no outcome
-                in an hour.
-            GaveUpError: it was told to end, and the disk did not take the outcome in the grace period.
+            OSError: there is no room for the outcome, or the lock isn't the attempt's.
         """
         self._check_lock()
         prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -101,8 +98,20 @@ class Shim:
         self._wake = self._take_signals()
         reserve_outcome()
         self._log = CappedLog(LOG, self._log_limit_bytes)
-        self._output, self._error = self._start()
-        self._see_through()
+        self._introduce()
+
+    def see_through(self) -> None:
+        """Let the worker go, see it to its end, and write the outcome.
+
+        Raises:
+            OSError: the disk took no outcome in an hour.
+            GaveUpError: it was told to end, and the disk did not take the outcome in the grace period.
+        """
+        self._started_s = now_s()
+        if self._lease_folder:
+            self._lease = LeaseWatch(self._lease_folder, self._timeout_s, self._started_s)
+        let_go(self._waiting, self._argv, self._env, self._cwd, self._cgroup)
+        self._until_nobody_is_left()
         self._drain(_LAST_DRAIN_BYTES)
         output_lost = not self._finish_log()
         # Before the outcome: after a power cut, one that says 0 beside results that are gone would be a lost result.
@@ -157,45 +166,15 @@ class Shim:
         wake, woken = os.pipe()
         os.set_blocking(wake, False)
         os.set_blocking(woken, False)
-        signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, self._on_request)
-        signal.signal(signal.SIGINT, self._on_request)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        # Whoever forked us may have held signals back.
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        hear_signals(woken, self._on_request)
         return wake
 
     def _on_request(self, *_: object) -> None:
         self._asked_to_end = True
 
-    def _start(self) -> tuple[int, int]:
-        """Fork the worker and let it go once shim.json names it; returns its output and its start error to read."""
-        output, output_end = os.pipe()
-        error, error_end = os.pipe()
-        gate, gate_end = os.pipe()
-        shim_pid = os.getpid()
-        # A TERM that reached the child while it still had our handlers would be swallowed: it waits for their end.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
-        self._worker = os.fork()
-        if self._worker == 0:
-            os.close(gate_end)
-            self._become_worker(shim_pid, gate, output_end, error_end)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING_SIGNALS)
-        for descriptor in (output_end, error_end, gate):
-            os.close(descriptor)
-        os.set_blocking(output, False)
-        os.set_blocking(error, False)
-        self._introduce(shim_pid)
-        self._started_s = now_s()
-        if self._lease_folder:
-            self._lease = LeaseWatch(self._lease_folder, self._timeout_s, self._started_s)
-        os.write(gate_end, b"g")
-        os.close(gate_end)
-        return output, error
-
-    def _introduce(self, shim_pid: int) -> None:
+    def _introduce(self) -> None:
         """Leave shim.json, and tell the launcher that it is there."""
+        shim_pid = os.getpid()
         shim, worker = stat_of(shim_pid), stat_of(self._worker)
         if shim is None or worker is None:
             raise OSError(errno.ESRCH, "/proc does not show this process")
@@ -219,52 +198,18 @@ class Shim:
         os.dup2(nothing, 1)
         os.close(nothing)
 
-    def _become_worker(self, shim_pid: int, gate: int, output_end: int, error_end: int) -> NoReturn:
-        """In the child: wait to be let go, then execute the worker."""
-        try:
-            signal.set_wakeup_fd(-1)
-            for number in (
-                signal.SIGPIPE,
-                signal.SIGXFSZ,
-                signal.SIGHUP,
-                signal.SIGINT,
-                signal.SIGTERM,
-                signal.SIGCHLD,
-            ):
-                signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING_SIGNALS)
-            os.setsid()
-            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            # A shim that died before the line above took effect can't kill us any more.
-            if os.getppid() != shim_pid or os.read(gate, 1) != b"g":
-                os._exit(127)
-            nothing = os.open(os.devnull, os.O_RDONLY)
-            os.dup2(nothing, 0)
-            os.dup2(output_end, 1)
-            os.dup2(output_end, 2)
-            os.set_inheritable(self._lock, True)
-            if self._cgroup:
-                write_file(self._cgroup + "/cgroup.procs", b"0")
-            be_no_dearer_than_others()
-            os.chdir(self._cwd)
-            os.execvpe(self._argv[0], self._argv, self._env)  # noqa: S606 - a shell is what this must not be
-        except BaseException as error:
-            os.write(error_end, _start_error(error, self._argv, self._cwd).encode(errors="replace")[:4000])
-        finally:
-            os._exit(127)
-
-    def _see_through(self) -> None:
+    def _until_nobody_is_left(self) -> None:
         """Until no process of the attempt is left."""
         poller = select.poll()
         poller.register(self._wake, select.POLLIN)
-        poller.register(self._output, select.POLLIN)
+        poller.register(self._waiting.output, select.POLLIN)
         while self._reap():
             self._advance(now_s())
             for descriptor, _ in poller.poll(self._poll_ms(now_s())):
                 if descriptor == self._wake:
                     os.read(self._wake, 4096)
                 elif not self._drain(_READ_BYTES):
-                    poller.unregister(self._output)
+                    poller.unregister(self._waiting.output)
 
     def _poll_ms(self, now: float) -> int:
         due = [now + _LONGEST_POLL_S]
@@ -348,7 +293,7 @@ class Shim:
         """Move up to about `most_bytes` of output to the log; False at its end."""
         while most_bytes > 0:
             try:
-                data = os.read(self._output, _READ_BYTES)
+                data = os.read(self._waiting.output, _READ_BYTES)
             except BlockingIOError:
                 return True
             if not data:
@@ -369,7 +314,7 @@ class Shim:
 
     def _outcome(self) -> dict[str, object]:
         try:
-            start_error = os.read(self._error, 4096).decode(errors="replace")
+            start_error = os.read(self._waiting.error, 4096).decode(errors="replace")
         except BlockingIOError:
             start_error = ""
         code = None if self._status is None else os.waitstatus_to_exitcode(self._status)
@@ -386,17 +331,6 @@ class Shim:
         }
 
 
-def _start_error(error: BaseException, argv: list[str], cwd: str) -> str:
-    """Why the worker could not be executed, in words."""
-    if not isinstance(error, OSError):
-        return f"{argv[0] if argv else 'an empty command'}: {error}"
-    if error.filename == cwd and not os.path.isdir(cwd):
-        return f"no such folder: {cwd}"
-    if error.errno == errno.ENOENT:
-        return f"no such file: {argv[0]}"
-    return f"{error.filename or argv[0]}: {os.strerror(error.errno or 0)}"
-
-
 def run_attempt(folder: str, lock: int) -> None:
     """Run the attempt of this folder, in a process of its own; `lock` is the descriptor of its lock.
 
@@ -405,10 +339,17 @@ def run_attempt(folder: str, lock: int) -> None:
         ValueError: its spec is of a version that this shim doesn't know.
     """
     try:
-        os.chdir(folder)
-        spec = read_spec(SPEC)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        Shim(spec, lock).run()
+        worker = fork_worker(lock)
+        try:
+            os.chdir(folder)
+            spec = read_spec(SPEC)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            attempt = Shim(spec, lock, worker)
+            attempt.start()
+        except BaseException:
+            call_off(worker)
+            raise
+        attempt.see_through()
     except Exception as failure:
         # Not only to the log of failures: the disk that is too full for the one is too full for the other. After
         # the worker has been let go, this is the null device.

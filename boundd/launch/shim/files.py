@@ -1,6 +1,6 @@
 """The files of an attempt that the shim reads and writes, and their formats."""
 # pathlib and contextlib would cost each shim memory and start-up time:
-# ruff: noqa: PTH100, PTH104, PTH108, PTH109, PTH119, PTH123
+# ruff: noqa: PTH104, PTH108, PTH109, PTH119
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import stat
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from .kernel import LIBC
+from .kernel import LIBC, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +47,7 @@ def check_of(path: str, document: dict[str, Any]) -> str:
     It is CRC-32 over the attempt's id, the file's name and the rest of the document as sorted JSON: another file's or
     another attempt's content is noticed too, and the folder of all attempts may be moved.
     """
-    folder, name = os.path.split(os.path.abspath(path))
+    folder, _, name = path.rpartition("/") if "/" in path else (os.getcwd(), "", path)
     rest = {key: value for key, value in document.items() if key != "check"}
     return f"{zlib.crc32(json.dumps([os.path.basename(folder), name, rest], sort_keys=True).encode()):08x}"
 
@@ -64,8 +64,7 @@ def read_spec(path: str) -> dict[str, Any]:
         OSError: it can't be read.
         ValueError: it was written by a version that this shim doesn't know, or has changed since.
     """
-    with open(path, encoding="ascii") as file:
-        spec: dict[str, Any] = json.load(file)
+    spec: dict[str, Any] = json.loads(read_file(path).decode("ascii"))
     if spec["format"] not in KNOWN_SPEC_FORMATS:
         raise ValueError(f"{SPEC} has format {spec['format']}, known: {KNOWN_SPEC_FORMATS}")
     if spec.get("check") != check_of(path, spec):

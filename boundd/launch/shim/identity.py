@@ -1,12 +1,14 @@
 """Who a process is: pids are used again, so a pid alone names nobody, and none is ever signalled by it."""
 # pathlib and contextlib would cost each shim memory and start-up time:
-# ruff: noqa: PTH123, PTH208
+# ruff: noqa: PTH208
 
 from __future__ import annotations
 
 import os
 import signal
 from typing import NamedTuple
+
+from .kernel import read_file
 
 _PARENTS = 100
 
@@ -30,8 +32,7 @@ class Stat(NamedTuple):
 def stat_of(pid: int, thread: int = 0) -> Stat | None:
     """Who `pid`, or that thread of it, is now; None where there is none such."""
     try:
-        with open(f"/proc/{pid}/task/{thread}/stat" if thread else f"/proc/{pid}/stat", "rb") as file:
-            text = file.read()
+        text = read_file(f"/proc/{pid}/task/{thread}/stat" if thread else f"/proc/{pid}/stat")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     # The second field is the program's name, which may hold blanks and brackets of its own.
@@ -108,6 +109,5 @@ def signal_verified(stat: Stat, *numbers: int) -> bool:
 def boot_id() -> str:
     """Which boot of the machine this is; read once, because no process outlives it."""
     if not _boot_id:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            _boot_id.append(file.read().strip())
+        _boot_id.append(read_file("/proc/sys/kernel/random/boot_id").decode("ascii").strip())
     return _boot_id[0]

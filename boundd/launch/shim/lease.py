@@ -1,12 +1,13 @@
 """How long an attempt has waited for its device."""
 # pathlib and contextlib would cost each shim memory and start-up time:
-# ruff: noqa: PTH116, PTH123
+# ruff: noqa: PTH116
 
 from __future__ import annotations
 
 import os
 
 from .identity import is_below
+from .kernel import read_file
 
 _LEASE_LOOK_S = 1.0
 _SHORTEST_LEASE_LOOK_S = 0.05
@@ -47,8 +48,7 @@ class LeaseWatch:
     def _is_waiting(self) -> bool:
         try:
             inodes = {str(os.stat(f"{self._folder}/{name}").st_ino).encode() for name in _LEASE_FILES}
-            with open("/proc/locks", "rb") as file:
-                text = file.read()
+            text = read_file("/proc/locks")
         except OSError:
             return False  # Nobody has used the lease yet, or the kernel doesn't say.
         waiters, holders = lease_locks(text, inodes)

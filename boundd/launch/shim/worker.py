@@ -1,0 +1,124 @@
+"""The worker, from its fork until it executes.
+
+It is forked before its shim does anything else: each page that the shim has written to by then would be copied once
+more when it writes to it again. So the worker doesn't know what it will be; it is told through its gate when it is let
+go, and ends if the gate is closed before.
+"""
+# pathlib and contextlib would cost each shim memory and start-up time:
+# ruff: noqa: PTH112
+
+from __future__ import annotations
+
+import errno
+import marshal
+import os
+from signal import SIGKILL
+from typing import NamedTuple, NoReturn
+
+from .kernel import PR_SET_PDEATHSIG, be_no_dearer_than_others, default_signals, prctl, write_file
+
+_READ_BYTES = 65536
+_LONGEST_ERROR_BYTES = 4000
+
+
+class Worker(NamedTuple):
+    """A worker that waits: its pid, and the descriptors to deal with it."""
+
+    pid: int
+    output: int
+    """To read what it says, without blocking."""
+    error: int
+    """To read why it could not be executed, without blocking; empty where it could."""
+    gate: int
+    """To write what to execute."""
+
+
+def fork_worker(lock: int) -> Worker:
+    """Fork a worker that waits; it will hold the attempt's lock, of which `lock` is the descriptor.
+
+    Raises:
+        OSError: no process is to be had.
+    """
+    output, output_end = os.pipe()
+    error, error_end = os.pipe()
+    gate, gate_end = os.pipe()
+    shim_pid = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        os.close(gate_end)
+        _become_worker(shim_pid, lock, gate, output_end, error_end)
+    for descriptor in (output_end, error_end, gate):
+        os.close(descriptor)
+    os.set_blocking(output, False)
+    os.set_blocking(error, False)
+    return Worker(pid, output, error, gate_end)
+
+
+def let_go(worker: Worker, argv: list[str], env: dict[str, str], cwd: str, cgroup: str) -> None:
+    """Have the worker execute `argv`; `cgroup` is the folder of the one that it is to begin in, or empty."""
+    told = memoryview(marshal.dumps((argv, env, cwd, cgroup)))
+    try:
+        while told:
+            told = told[os.write(worker.gate, told) :]
+    except BrokenPipeError:
+        pass  # Somebody has ended it meanwhile: how will be seen as of any other worker.
+    finally:
+        os.close(worker.gate)
+
+
+def call_off(worker: Worker) -> None:
+    """Have the worker end instead, and wait for that."""
+    os.close(worker.gate)
+    os.waitpid(worker.pid, 0)
+
+
+def _become_worker(shim_pid: int, lock: int, gate: int, output: int, error: int) -> NoReturn:
+    """In the child: wait to be let go, then execute what it is told."""
+    argv, cwd = [""], ""
+    try:
+        default_signals()
+        os.setsid()
+        prctl(PR_SET_PDEATHSIG, SIGKILL)
+        # A shim that died before the line above took effect can't kill us any more.
+        told = _all_of(gate) if os.getppid() == shim_pid else b""
+        if not told:
+            os._exit(127)
+        argv, env, cwd, cgroup = marshal.loads(told)  # noqa: S302 - its own shim has written it
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.set_inheritable(lock, True)
+        if cgroup:
+            write_file(cgroup + "/cgroup.procs", b"0")
+        be_no_dearer_than_others()
+        os.chdir(cwd)
+        _execute(argv, env)
+    except BaseException as failure:
+        os.write(error, _start_error(failure, argv, cwd).encode(errors="replace")[:_LONGEST_ERROR_BYTES])
+    finally:
+        os._exit(127)
+
+
+def _all_of(gate: int) -> bytes:
+    told = b""
+    while more := os.read(gate, _READ_BYTES):
+        told += more
+    return told
+
+
+def _execute(argv: list[str], env: dict[str, str]) -> None:
+    if "/" in argv[0]:  # which `execvpe` finds out too, in some more pages
+        os.execve(argv[0], argv, env)  # noqa: S606 - a shell is what this must not be
+    os.execvpe(argv[0], argv, env)  # noqa: S606
+
+
+def _start_error(error: BaseException, argv: list[str], cwd: str) -> str:
+    """Why the worker could not be executed, in words."""
+    if not isinstance(error, OSError):
+        return f"{argv[0] if argv else 'an empty command'}: {error}"
+    if error.filename == cwd and not os.path.isdir(cwd):
+        return f"no such folder: {cwd}"
+    if error.errno == errno.ENOENT:
+        return f"no such file: {argv[0]}"
+    return f"{error.filename or argv[0]}: {os.strerror(error.errno or 0)}"
