@@ -106,8 +106,9 @@ class _Known(NamedTuple):
     """What of the others it goes by."""
 
 
+KINDS_KEPT = 16
 NEEDS_KEPT = 65_536
-"""For each kind of device."""
+"""For each of so many kinds of devices."""
 _NEEDS: dict[Kind, dict[Requirement, _Known]] = {}
 """A plan asks for every queue's need, and most are as in the last one."""
 
@@ -264,6 +265,8 @@ class Ledger:
         rules, observations = self.state.rules, self.state.observations
         kept = self._known.get(kind)
         if kept is None:
+            if len(_NEEDS) >= KINDS_KEPT:
+                _NEEDS.clear()
             kept = self._known[kind] = _NEEDS.setdefault(kind, {})
         known = kept.get(needs)
         # The same objects hold the same values: none of them is ever changed.

@@ -42,7 +42,7 @@ class GaveUpError(Exception):
 
 
 def check_of(path: str, document: dict[str, Any]) -> str:
-    """What `check` says in a document that is as it was written at `path`, in hex.
+    """What `check` says in a document that is as it was written at `path` (whole, or a name in this folder), in hex.
 
     It is CRC-32 over the attempt's id, the file's name and the rest of the document as sorted JSON: another file's or
     another attempt's content is noticed too, and the folder of all attempts may be moved.
