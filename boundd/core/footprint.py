@@ -36,8 +36,8 @@ MOST_PERCENT = 5
 as much more as the peaks were seen to vary: at least 4%, 3% and 2%, and 5% at most."""
 ONE_VARIATION_PERCENT = 150
 VARIATION_LEAST_PERMILLE = 5
-"""Where it is known how much peaks of just the same work vary here, whatever the work, no more than that is added (half
-as much again to a single peak, which may be the lowest there is), and 0.5% at least: unless this work varies more."""
+"""Where it is known how much peaks of just the same work vary here, whatever the work, that is added instead of these
+where it is less: half as much again to a single peak, which may be the lowest there is, and at least 0.5%."""
 CENSORED_PERCENT = 150
 CENSORED_AGAIN_PERCENT = 200
 """What ran out of memory at its cap gets half as much again; what ran out with that too, twice as much."""
