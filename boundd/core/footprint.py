@@ -33,7 +33,7 @@ LEAST_PERCENT = {2: 4, 3: 3, 4: 3}
 MANY_LEAST_PERCENT = 2
 MOST_PERCENT = 5
 """From two on, the largest peak (from five on, the 95th percentile, and never under the largest of the last five) and
-as much more as the peaks were seen to vary: at least 4%, 3% and 2%, and 5% at most."""
+as much more as the peaks were seen to vary: at least 4%, 3% and 2% (but see below), and 5% at most."""
 ONE_VARIATION_PERCENT = 150
 VARIATION_LEAST_PERMILLE = 5
 """Where it is known how much peaks of just the same work vary here, whatever the work, that is added instead of these

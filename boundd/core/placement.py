@@ -106,10 +106,8 @@ class _Known(NamedTuple):
     """What of the others it goes by."""
 
 
-KINDS_KEPT = 16
 NEEDS_KEPT = 65_536
-"""For each of so many kinds of devices."""
-_NEEDS: dict[Kind, dict[Requirement, _Known]] = {}
+_NEEDS: dict[tuple[Requirement, Kind], _Known] = {}
 """A plan asks for every queue's need, and most are as in the last one."""
 
 
@@ -155,7 +153,6 @@ class Ledger:
         ]
         self._kinds = {kind_of(device) for device in self._usable}
         self._needs: dict[Requirement, list[Need]] = {}
-        self._known: dict[Kind, dict[Requirement, _Known]] = {}
         self._suspects: set[str] = {strike.device for strike in state.strikes}
         for device in state.devices.values():
             self._shelve(device)
@@ -263,12 +260,7 @@ class Ledger:
     def need(self, needs: Requirement, kind: Kind) -> Need:
         """What such cells need on devices of a kind."""
         rules, observations = self.state.rules, self.state.observations
-        kept = self._known.get(kind)
-        if kept is None:
-            if len(_NEEDS) >= KINDS_KEPT:
-                _NEEDS.clear()
-            kept = self._known[kind] = _NEEDS.setdefault(kind, {})
-        known = kept.get(needs)
+        known = _NEEDS.get((needs, kind))
         # The same objects hold the same values: none of them is ever changed.
         if known is not None and known.observations is observations and known.rules is rules:
             return known.need
@@ -278,9 +270,9 @@ class Ledger:
             known is not None and known.seen is seen and known.rules is rules and known.variation_permille == varies
         )
         need = known.need if known is not None and unchanged else self._need(needs, kind)
-        if len(kept) >= NEEDS_KEPT:
-            kept.clear()
-        kept[needs] = _Known(need, rules, observations, seen, varies)
+        if len(_NEEDS) >= NEEDS_KEPT:
+            _NEEDS.clear()
+        _NEEDS[needs, kind] = _Known(need, rules, observations, seen, varies)
         return need
 
     def needs_of(self, needs: Requirement) -> Sequence[Need]:

@@ -68,8 +68,7 @@ class Shim:
         self._timeout_s: float = spec["timeout_s"]
         self._grace_s: float = spec["grace_s"]
         self._lock = lock
-        self._waiting = worker
-        self._worker = worker.pid
+        self._worker = worker
         self._log_limit_bytes: int = spec["log_limit_bytes"]
         self._cgroup: str = spec.get("cgroup", "")
         self._lease_folder = self._env.get("BOUNDD_LEASE", "")
@@ -110,7 +109,7 @@ class Shim:
         self._started_s = now_s()
         if self._lease_folder:
             self._lease = LeaseWatch(self._lease_folder, self._timeout_s, self._started_s)
-        let_go(self._waiting, self._argv, self._env, self._cwd, self._cgroup)
+        let_go(self._worker, self._argv, self._env, self._cwd, self._cgroup)
         self._until_nobody_is_left()
         self._drain(_LAST_DRAIN_BYTES)
         output_lost = not self._finish_log()
@@ -175,7 +174,7 @@ class Shim:
     def _introduce(self) -> None:
         """Leave shim.json, and tell the launcher that it is there."""
         shim_pid = os.getpid()
-        shim, worker = stat_of(shim_pid), stat_of(self._worker)
+        shim, worker = stat_of(shim_pid), stat_of(self._worker.pid)
         if shim is None or worker is None:
             raise OSError(errno.ESRCH, "/proc does not show this process")
         value = {
@@ -183,7 +182,7 @@ class Shim:
             "boot_id": boot_id(),
             "pid": shim_pid,
             "start_ticks": shim.start_ticks,
-            "worker_pid": self._worker,
+            "worker_pid": self._worker.pid,
             "worker_start_ticks": worker.start_ticks,
             "cgroup": self._cgroup,
         }
@@ -202,14 +201,14 @@ class Shim:
         """Until no process of the attempt is left."""
         poller = select.poll()
         poller.register(self._wake, select.POLLIN)
-        poller.register(self._waiting.output, select.POLLIN)
+        poller.register(self._worker.output, select.POLLIN)
         while self._reap():
             self._advance(now_s())
             for descriptor, _ in poller.poll(self._poll_ms(now_s())):
                 if descriptor == self._wake:
                     os.read(self._wake, 4096)
                 elif not self._drain(_READ_BYTES):
-                    poller.unregister(self._waiting.output)
+                    poller.unregister(self._worker.output)
 
     def _poll_ms(self, now: float) -> int:
         due = [now + _LONGEST_POLL_S]
@@ -260,8 +259,8 @@ class Shim:
         if self._status is None:
             try:
                 for each in numbers:
-                    os.killpg(self._worker, each)
-                reached = self._worker
+                    os.killpg(self._worker.pid, each)
+                reached = self._worker.pid
             except ProcessLookupError:
                 pass  # It has not made its group yet; the look below finds it.
             except PermissionError:
@@ -285,7 +284,7 @@ class Shim:
                 return False
             if pid == 0:
                 return True
-            if pid == self._worker and self._status is None:
+            if pid == self._worker.pid and self._status is None:
                 self._status, self._ended_s = status, now_s()
                 self._results_bytes = file_size(self._env.get("BOUNDD_RESULTS", ""))
 
@@ -293,7 +292,7 @@ class Shim:
         """Move up to about `most_bytes` of output to the log; False at its end."""
         while most_bytes > 0:
             try:
-                data = os.read(self._waiting.output, _READ_BYTES)
+                data = os.read(self._worker.output, _READ_BYTES)
             except BlockingIOError:
                 return True
             if not data:
@@ -314,7 +313,7 @@ class Shim:
 
     def _outcome(self) -> dict[str, object]:
         try:
-            start_error = os.read(self._waiting.error, 4096).decode(errors="replace")
+            start_error = os.read(self._worker.error, 4096).decode(errors="replace")
         except BlockingIOError:
             start_error = ""
         code = None if self._status is None else os.waitstatus_to_exitcode(self._status)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-# What `signal` makes enums around, each of whose calls would make a hundred pages of memory a process' own.
+# What `signal` makes enums around, which would make many more pages of memory a process' own.
 import _signal  # type: ignore[import-not-found]
 import codecs
 import ctypes
@@ -46,12 +46,17 @@ def read_file(path: str) -> bytes:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        text = os.read(descriptor, _READ_BYTES)
-        while more := os.read(descriptor, _READ_BYTES):
-            text += more
+        return read_all(descriptor)
     finally:
         os.close(descriptor)
-    return text
+
+
+def read_all(descriptor: int) -> bytes:
+    """All that comes until the end, with a pipe until nobody can write to it any more."""
+    found = b""
+    while more := os.read(descriptor, _READ_BYTES):
+        found += more
+    return found
 
 
 def write_file(path: str, data: bytes) -> None:

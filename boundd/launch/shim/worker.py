@@ -15,9 +15,8 @@ import os
 from signal import SIGKILL
 from typing import NamedTuple, NoReturn
 
-from .kernel import PR_SET_PDEATHSIG, be_no_dearer_than_others, default_signals, prctl, write_file
+from .kernel import PR_SET_PDEATHSIG, be_no_dearer_than_others, default_signals, prctl, read_all, write_file
 
-_READ_BYTES = 65536
 _LONGEST_ERROR_BYTES = 4000
 
 
@@ -80,7 +79,7 @@ def _become_worker(shim_pid: int, lock: int, gate: int, output: int, error: int)
         os.setsid()
         prctl(PR_SET_PDEATHSIG, SIGKILL)
         # A shim that died before the line above took effect can't kill us any more.
-        told = _all_of(gate) if os.getppid() == shim_pid else b""
+        told = read_all(gate) if os.getppid() == shim_pid else b""
         if not told:
             os._exit(127)
         argv, env, cwd, cgroup = marshal.loads(told)  # noqa: S302 - its own shim has written it
@@ -98,13 +97,6 @@ def _become_worker(shim_pid: int, lock: int, gate: int, output: int, error: int)
         os.write(error, _start_error(failure, argv, cwd).encode(errors="replace")[:_LONGEST_ERROR_BYTES])
     finally:
         os._exit(127)
-
-
-def _all_of(gate: int) -> bytes:
-    told = b""
-    while more := os.read(gate, _READ_BYTES):
-        told += more
-    return told
 
 
 def _execute(argv: list[str], env: dict[str, str]) -> None:
