@@ -28,8 +28,8 @@ check: $(STAMP) ## ruff, format, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(STAMP) ## docs/lifecycle.md, drawn from the table in boundd/core/lifecycle.py
-	$(BIN)/python -m boundd.report.lifecycle > docs/lifecycle.md
+docs: $(STAMP) ## docs/lifecycle.md, drawn from the table in boundd/core/model/transitions.py
+	$(BIN)/python -m tools.lifecycle_drawing > docs/lifecycle.md
 
 soak: $(STAMP) ## An hour under everything that goes on around a daemon (DURATION=… seconds): what grows
 	$(BIN)/python -m benchmarks.soak --seconds $(or $(DURATION),3600)
@@ -66,7 +66,7 @@ bench-recovery: $(STAMP) ## A start with 10,000 cells and 50,000 attempts in the
 	$(BIN)/python -m benchmarks.recovery
 
 train-digits: $(STAMP) ## Train the built-in digits models again, from nothing
-	$(BIN)/python -m boundd.worker.digits.train --out boundd/worker/digits/models
+	$(BIN)/python -m tools.digits.train --out boundd/worker/digits/models
 
 clean: ## Remove the environment and what demo runs left
 	rm -rf $(VENV) examples/digits-state examples/gpus-state examples/speedup_bounds.json

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from itertools import islice
 
 from benchmarks.machine import command_line, describe
-from boundd.core.cells import Cell, CellPolicy
-from boundd.core.devices import DeviceReading
-from boundd.core.effects import Commit, Effect, Spawn
-from boundd.core.events import AttemptEnded, AttemptStarted, DevicesRead, Event, MatrixLoaded, Now, Wake
-from boundd.core.outcomes import Isolation, Measurement, Outcome, Verdict
-from boundd.core.state import State
-from boundd.core.step import step
+from boundd.core.lifecycle.step import step
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.devices import DeviceReading
+from boundd.core.model.effects import Commit, Effect, Spawn
+from boundd.core.model.events import AttemptEnded, AttemptStarted, DevicesRead, Event, MatrixLoaded, Now, Wake
+from boundd.core.model.outcomes import Isolation, Measurement, Outcome, Verdict
+from boundd.core.model.state import State
 
 GIB = 1024**3
 MODELS = ("SD1.5", "SD2.1", "SDXL")

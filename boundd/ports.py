@@ -14,14 +14,14 @@ from typing import BinaryIO, Protocol
 
 from anyio.streams.memory import MemoryObjectReceiveStream
 
-from boundd.core.attempts import Attempt, CellRecord
-from boundd.core.devices import DeviceReading
-from boundd.core.effects import Note
-from boundd.core.events import Event, Now
-from boundd.core.history import Duration, Observation
-from boundd.core.outcomes import PointRecord, Verdict
-from boundd.core.records import Record
-from boundd.core.state import State
+from boundd.core.model.attempts import Attempt, CellRecord
+from boundd.core.model.devices import DeviceReading
+from boundd.core.model.effects import Note
+from boundd.core.model.events import Event, Now
+from boundd.core.model.history import Duration, Observation
+from boundd.core.model.outcomes import PointRecord, Verdict
+from boundd.core.model.records import Record
+from boundd.core.model.state import State
 
 
 class ConfigError(Exception):
@@ -193,7 +193,7 @@ class Snapshot:
     attempts: tuple[Attempt, ...] = ()
     """Attempts without an end."""
     observations: tuple[Observation, ...] = ()
-    """Of each subject, and durations of each model, the newest `boundd.core.history.KEPT`."""
+    """Of each subject, and durations of each model, the newest `boundd.core.model.history.KEPT`."""
     durations: tuple[Duration, ...] = ()
     cordons: Mapping[str, str] = field(default_factory=dict)
     paused: bool = False

@@ -1,6 +1,6 @@
 """Signals to a daemon that is at its end already.
 
-To see it fail, leave out the `finally` of `boundd.main._signals`.
+To see it fail, leave out the `finally` of `boundd.composition.run._signals`.
 """
 
 from __future__ import annotations

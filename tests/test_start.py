@@ -1,7 +1,8 @@
 """The command's way in: held states are refused before anything heavy is imported.
 
-Seen to fail: without `hold` in `boundd.start._run`, with another EXIT_HELD, without the line to systemd or to the log
-in `_held`, without one of the errors that `_run` leaves to the daemon; without `clear_drafts` in boundd/wiring.py.
+Seen to fail: without `hold` in `boundd.__main__._run`, with another EXIT_HELD, without the line to systemd or to the
+log in `_held`, without one of the errors that `_run` leaves to the daemon; without `clear_drafts` in
+boundd/composition/wiring.py.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from pathlib import Path
 
 import pytest
 
-from boundd import main as daemon_main
-from boundd import start
+from boundd import __main__ as start
 from boundd.cli.boundd import RunOptions
+from boundd.composition import run as daemon_main
 from boundd.ports import StoreBusyError
-from boundd.service.hold import hold
+from boundd.service.instance_lock import hold
 
 RUN = """
 import sys
-from boundd.start import main
+from boundd.__main__ import main
 sys.argv = ["boundd", "run", "--log-format", "json", "--config", sys.argv[1]]
 try:
     main()
 except SystemExit as end:
-    print(end.code, *sorted({"pydantic", "boundd.main", "starlette"} & set(sys.modules)))
+    print(end.code, *sorted({"pydantic", "boundd.composition.run", "starlette"} & set(sys.modules)))
 """
 
 

@@ -1,9 +1,9 @@
 """Footprint priors from what the benchmark measured: `python -m benchmarks.gpu.priors benchmarks/results/gpu-….json`.
 
-A prior is a model's weights and its activations an image (`boundd/core/footprint.py`). What a cell takes of a device is
-what the allocator reserves, so that is what the activations come from: the largest (reserved − weights) / batch over
-all methods and batches, up to a whole MiB. Beside it stands the straight line through the allocated peaks over the
-batch, which says how far the need is from proportional. Nothing is written: whoever reads it decides.
+A prior is a model's weights and its activations an image (`boundd/core/memory/footprint.py`). What a cell takes of a
+device is what the allocator reserves, so that is what the activations come from: the largest (reserved − weights) /
+batch over all methods and batches, up to a whole MiB. Beside it stands the straight line through the allocated peaks
+over the batch, which says how far the need is from proportional. Nothing is written: whoever reads it decides.
 """
 
 from __future__ import annotations

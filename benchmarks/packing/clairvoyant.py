@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from benchmarks.packing.starting import Policy, Starting
-from boundd.core.attempts import Attempt
-from boundd.core.devices import Device
-from boundd.core.events import Now
-from boundd.core.placement import cap_of
-from boundd.core.planner import Plan
-from boundd.core.state import State
+from boundd.core.model.attempts import Attempt
+from boundd.core.model.devices import Device
+from boundd.core.model.events import Now
+from boundd.core.model.state import State
+from boundd.core.scheduler.placement import cap_of
+from boundd.core.scheduler.planner import Plan
 from boundd.sim import SimCell, World
 
 Rank = Callable[["Known"], tuple[float, ...]]

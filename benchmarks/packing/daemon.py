@@ -1,7 +1,8 @@
 """The real daemon with another planner: `python -m benchmarks.packing.daemon SPEC run --config …`.
 
-All of `boundd.main` is as it is (store, shims, probe, retries, causes, footprints): only `Run.planner` is the policy's.
-SPEC is a file of JSON that names the policy; the clairvoyant is told the trace, so that it knows what is true.
+All of `boundd.composition.run` is as it is (store, shims, probe, retries, causes, footprints): only `Run.planner` is
+the policy's. SPEC is a file of JSON that names the policy; the clairvoyant is told the trace, so that it knows what is
+true.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import boundd.main
+import boundd.composition.run
 from benchmarks.packing.clairvoyant import Pace, candidates
 from benchmarks.packing.policies import POLICIES
 from benchmarks.packing.simulated import CLAIRVOYANT
 from benchmarks.packing.starting import Policy
 from benchmarks.packing.traces import TRACES, thinned
+from boundd.composition.wiring import make_run
 from boundd.config import Settings
 from boundd.launch.local import LocalLauncher
 from boundd.service.daemon import Run
-from boundd.wiring import make_run
 
 
 def policy_of(spec: dict[str, Any]) -> Policy:
@@ -40,8 +41,8 @@ def main() -> None:
     def with_policy(settings: Settings, launcher: LocalLauncher) -> Run:
         return replace(make_run(settings, launcher), planner=policy)
 
-    boundd.main.make_run = with_policy  # type: ignore[attr-defined]
-    boundd.main.main()
+    boundd.composition.run.make_run = with_policy  # type: ignore[attr-defined]
+    boundd.composition.run.main()
 
 
 if __name__ == "__main__":

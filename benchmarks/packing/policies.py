@@ -7,12 +7,12 @@ don't cap a worker's allocator, because none of those does.
 from __future__ import annotations
 
 from benchmarks.packing.starting import Policy, Starting
-from boundd.core.attempts import CellRecord
-from boundd.core.devices import Device
-from boundd.core.events import Now
-from boundd.core.footprint import estimate
-from boundd.core.planner import Plan
-from boundd.core.state import State
+from boundd.core.memory.footprint import estimate
+from boundd.core.model.attempts import CellRecord
+from boundd.core.model.devices import Device
+from boundd.core.model.events import Now
+from boundd.core.model.state import State
+from boundd.core.scheduler.planner import Plan
 
 
 def sequential(state: State, now: Now) -> Plan:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from benchmarks.packing.clairvoyant import candidates, lower_bound_s
 from benchmarks.packing.policies import POLICIES
 from benchmarks.packing.traces import Trace
-from boundd.core.outcomes import Outcome
+from boundd.core.model.outcomes import Outcome
 from boundd.sim import AttemptTrace, Failure, MemoryEnd, Mishap, Outcomes, SimCell, World, simulate
 
 OURS = "ours"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from boundd.core.attempts import Attempt, CellRecord, CellState, attempt_id
-from boundd.core.devices import Device, DeviceState
-from boundd.core.events import Now
-from boundd.core.lifecycle import Trigger, next_cell_state
-from boundd.core.planner import Plan
-from boundd.core.state import State
+from boundd.core.model.attempts import Attempt, CellRecord, CellState, attempt_id
+from boundd.core.model.devices import Device, DeviceState
+from boundd.core.model.events import Now
+from boundd.core.model.state import State
+from boundd.core.model.transitions import Trigger, next_cell_state
+from boundd.core.scheduler.planner import Plan
 
 Policy = Callable[[State, Now], Plan]
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 
-from boundd.core.cells import Cell, CellPolicy
-from boundd.core.state import Rules
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.state import Rules
 from boundd.sim import CellTruth, Failure, Faults, Foreign, Mishap, SimCell, SimDevice, World
 
 MIB = 1024**2

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.packing.traces import Trace
-from boundd.core.attempts import CellState
-from boundd.core.footprint import CONTEXT_BYTES
-from boundd.core.outcomes import Outcome
+from boundd.core.memory.footprint import CONTEXT_BYTES
+from boundd.core.model.attempts import CellState
+from boundd.core.model.outcomes import Outcome
 from boundd.sim import AttemptTrace, MemoryEnd, Outcomes, SimCell
 from boundd.sim.recorder import FITS_PERCENT
 from boundd.sim.trace import Counts

@@ -9,7 +9,8 @@ from __future__ import annotations
 import click
 
 from boundd import __version__
-from boundd.cli import changing, looking
+from boundd.cli import commands as changing
+from boundd.cli import queries as looking
 from boundd.cli.backup import backup
 
 

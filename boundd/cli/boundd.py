@@ -14,7 +14,7 @@ import click
 from boundd import __version__
 from boundd.cli.service_commands import install_service, uninstall_service
 from boundd.cli.text import safe
-from boundd.core.devices import DeviceReading
+from boundd.core.model.devices import DeviceReading
 
 LogFormat = Literal["json", "console"]
 Probe = Callable[..., "list[DeviceReading]"]

@@ -16,7 +16,7 @@ import click
 
 from boundd import __version__
 from boundd.cli.text import safe
-from boundd.core.devices import DeviceReading
+from boundd.core.model.devices import DeviceReading
 from boundd.ports import ConfigError, DeviceError
 from boundd.protocol.catalogue import BUILTIN_MODELS
 

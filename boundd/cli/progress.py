@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from boundd.cli.text import safe
-from boundd.core.attempts import CellState
-from boundd.core.effects import Action, Note
-from boundd.core.events import Now
-from boundd.core.state import State
+from boundd.core.model.attempts import CellState
+from boundd.core.model.effects import Action, Note
+from boundd.core.model.events import Now
+from boundd.core.model.state import State
 from boundd.telemetry.sink import Sink
 
 _TOLD = (Action.CELL_SUCCEEDED, Action.CELL_GAVE_UP, Action.CELL_RETRYING, Action.CELL_CANCELLED)

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from boundd.config.command import BUILTIN_WORKER
 from boundd.config.reading import key_path, nearest
 from boundd.config.schema import Config
-from boundd.core.cells import Cell
+from boundd.core.model.cells import Cell
 from boundd.protocol.catalogue import ATTENTIONS, BUILTIN_MODELS, parse_method, resolve_scheduler
 
 Judge: TypeAlias = Callable[[Any], str]

@@ -14,7 +14,7 @@ from boundd.config.builtin_checks import builtin_errors
 from boundd.config.command import ALWAYS_KNOWN, placeholders
 from boundd.config.reading import Reading, key_path, nearest
 from boundd.config.schema import Config
-from boundd.core.cells import canonical_json
+from boundd.core.model.cells import canonical_json
 from boundd.protocol.catalogue import ARCHITECTURES
 from boundd.protocol.environment import CUDA_DEVICE_ORDER, VARIABLES
 from boundd.protocol.strict_json import INT_MAX, INT_MIN

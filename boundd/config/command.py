@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from boundd.core.cells import canonical_json
+from boundd.core.model.cells import canonical_json
 
 BUILTIN_WORKER = "boundd.worker"
 ALWAYS_KNOWN = ("python", "label")

@@ -20,8 +20,8 @@ from boundd.config.checks import semantic_errors
 from boundd.config.command import BUILTIN_WORKER, as_argument, fill
 from boundd.config.reading import read_tables, read_toml
 from boundd.config.schema import Config, ModelTable, RuleTable
-from boundd.core.cells import Cell, CellPolicy, Parameters
-from boundd.core.matrix import MatrixError, expand, matches
+from boundd.core.model.cells import Cell, CellPolicy, Parameters
+from boundd.core.model.matrix import MatrixError, expand, matches
 from boundd.ports import ConfigError
 from boundd.protocol.catalogue import ARCHITECTURES
 from boundd.protocol.strict_json import Json

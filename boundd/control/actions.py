@@ -16,12 +16,13 @@ import anyio
 from pydantic import BaseModel
 
 from boundd.control import models
-from boundd.control.answers import Keeping
-from boundd.control.bodies import device_of, query_of
 from boundd.control.errors import ApiError, bad_request
 from boundd.control.exports import Tools
-from boundd.core.attempts import CellRecord, CellState
-from boundd.core.events import (
+from boundd.control.idempotency import Keeping
+from boundd.control.request_parsing import device_of, query_of
+from boundd.core.lifecycle.step import step
+from boundd.core.model.attempts import CellRecord, CellState
+from boundd.core.model.events import (
     CancelRequested,
     CordonRequested,
     Event,
@@ -31,12 +32,11 @@ from boundd.core.events import (
     RetryRequested,
     UncordonRequested,
 )
-from boundd.core.lifecycle import ENDED_CELL_STATES
-from boundd.core.placement import Placement, best_placement
-from boundd.core.query import Query
-from boundd.core.records import Record
-from boundd.core.state import State
-from boundd.core.step import step
+from boundd.core.model.queries import Query
+from boundd.core.model.records import Record
+from boundd.core.model.state import State
+from boundd.core.model.transitions import ENDED_CELL_STATES
+from boundd.core.scheduler.placement import Placement, best_placement
 from boundd.ports import ConfigError, Service, StoreBusyError
 
 _Reply = TypeVar("_Reply", bound=BaseModel)

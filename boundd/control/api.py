@@ -19,8 +19,13 @@ from starlette.types import ASGIApp
 
 from boundd.control import models, views
 from boundd.control.actions import Actions
-from boundd.control.answers import REPLAYED, Answers, Keeping
-from boundd.control.bodies import (
+from boundd.control.authorization import Followers, Following, Gate
+from boundd.control.errors import HANDLERS, bad_request, not_found
+from boundd.control.exports import ExportText, ImportPreview, Tools
+from boundd.control.idempotency import REPLAYED, Answers, Keeping
+from boundd.control.openapi import openapi_json
+from boundd.control.peers import AccessRules
+from boundd.control.request_parsing import (
     BODY_LIMIT_BYTES,
     IMPORT_LIMIT_BYTES,
     cell_of,
@@ -30,15 +35,10 @@ from boundd.control.bodies import (
     query_of,
     read_body,
 )
-from boundd.control.errors import HANDLERS, bad_request, not_found
-from boundd.control.exports import ExportText, ImportPreview, Tools
-from boundd.control.gate import Followers, Following, Gate
-from boundd.control.openapi import openapi_json
-from boundd.control.peers import AccessRules
 from boundd.control.routes import FORMATS, HISTORY_DEFAULT, HISTORY_LIMIT, ROUTES, Doc
 from boundd.control.streams import OpenFileResponse, events, log_size, read_log
-from boundd.core.attempts import CellRecord, CellState, attempt_id
-from boundd.core.query import Query
+from boundd.core.model.attempts import CellRecord, CellState, attempt_id
+from boundd.core.model.queries import Query
 from boundd.ports import Service
 
 __all__ = ["ExportText", "ImportPreview", "create_app"]

@@ -1,7 +1,8 @@
 """One connection of the API: HTTP/1.1 by uvicorn and h11, with every wait for the client bounded.
 
 Rules: whatever a client sends is answered with JSON or closed, and never waits for longer than the constants here say.
-A connection in which it is the client's turn can be closed to make room for another (`boundd.control.crowd`).
+A connection in which it is the client's turn can be closed to make room for another
+(`boundd.control.connection_limits`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from boundd.control.crowd import Crowd
-from boundd.control.gate import PEER
+from boundd.control.authorization import PEER
+from boundd.control.connection_limits import Crowd
 from boundd.control.peers import Peer
 
 HEAD_TIMEOUT_S = 10.0

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from boundd.core.query import QueryError
+from boundd.core.model.queries import QueryError
 from boundd.ports import StoreBusyError, StoreError
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from boundd.core.attempts import CellRecord
-from boundd.core.events import Imported
+from boundd.core.model.attempts import CellRecord
+from boundd.core.model.events import Imported
 
 
 @dataclass(frozen=True, slots=True)

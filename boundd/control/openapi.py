@@ -12,7 +12,7 @@ from pydantic.json_schema import models_json_schema
 
 from boundd import __version__
 from boundd.control import models
-from boundd.control.answers import HEADER, KEPT_S, KEY_CHARACTERS
+from boundd.control.idempotency import HEADER, KEPT_S, KEY_CHARACTERS
 from boundd.control.routes import ROUTES, Doc
 
 ERROR_TEXTS = {

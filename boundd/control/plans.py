@@ -9,13 +9,13 @@ from boundd.config.units import parse_size
 from boundd.control import models
 from boundd.control.errors import bad_request
 from boundd.control.views import timestamp
-from boundd.core.devices import DeviceState
-from boundd.core.durations import expectation
-from boundd.core.events import Now
-from boundd.core.footprint import estimate
-from boundd.core.placement import matrix_device_model
-from boundd.core.state import State
-from boundd.core.workload import workload_of
+from boundd.core.memory.footprint import estimate
+from boundd.core.model.devices import DeviceState
+from boundd.core.model.events import Now
+from boundd.core.model.state import State
+from boundd.core.model.workload import workload_of
+from boundd.core.scheduler.durations import expectation
+from boundd.core.scheduler.placement import matrix_device_model
 from boundd.sim.forecast import Expected, forecast
 from boundd.sim.world import SimDevice
 

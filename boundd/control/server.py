@@ -24,7 +24,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from boundd.control.connection import Connection, TurnedAway, close_quietly
-from boundd.control.crowd import CONNECTIONS, Crowd
+from boundd.control.connection_limits import CONNECTIONS, Crowd
 from boundd.control.peers import Access, AccessRules, Peer, SocketError, peer_of
 
 __all__ = ["SocketError", "bind", "serve"]

@@ -16,8 +16,8 @@ from starlette.types import Receive, Scope, Send
 
 from boundd.control.errors import not_found
 from boundd.control.views import timestamp
-from boundd.core.effects import Note
-from boundd.core.events import Now
+from boundd.core.model.effects import Note
+from boundd.core.model.events import Now
 from boundd.ports import Service
 from boundd.protocol.plain_file import NotAFileError
 from boundd.service import reading

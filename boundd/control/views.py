@@ -9,15 +9,15 @@ from datetime import UTC, datetime
 
 from boundd import __version__
 from boundd.control import models
-from boundd.core.attempts import Attempt, CellRecord, CellState
-from boundd.core.devices import Device, DeviceState
-from boundd.core.events import Now
-from boundd.core.headroom import headroom_bytes
-from boundd.core.insight import idle_reason, known_footprints
-from boundd.core.outcomes import AttemptError, Measurement, PointRecord
-from boundd.core.placement import Placement, best_placement
-from boundd.core.query import Query
-from boundd.core.state import Deferral, NoRoom, State
+from boundd.core.memory.headroom import headroom_bytes
+from boundd.core.model.attempts import Attempt, CellRecord, CellState
+from boundd.core.model.devices import Device, DeviceState
+from boundd.core.model.events import Now
+from boundd.core.model.outcomes import AttemptError, Measurement, PointRecord
+from boundd.core.model.queries import Query
+from boundd.core.model.state import Deferral, NoRoom, State
+from boundd.core.scheduler.footprint_report import idle_reason, known_footprints
+from boundd.core.scheduler.placement import Placement, best_placement
 from boundd.ports import EndedAttempt, Service
 from boundd.protocol.lines import name_of
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio.to_thread
 import psutil
 
-from boundd.core.devices import DeviceReading
+from boundd.core.model.devices import DeviceReading
 
 CPU_UUID = "CPU-0"
 _CPUINFO = Path("/proc/cpuinfo")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from boundd.core.devices import DeviceReading
+from boundd.core.model.devices import DeviceReading
 from boundd.devices.cpu import CpuProbe
 from boundd.devices.nvml import BrokenDriverError, NoDriverError, NvmlProbe
 from boundd.devices.simulated import SimulatedProbe

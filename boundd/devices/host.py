@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import psutil
 
-from boundd.core.host import HostReading
+from boundd.core.model.host import HostReading
 
 
 def read_host(pids: Mapping[str, Iterable[int]]) -> HostReading:

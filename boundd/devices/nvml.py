@@ -18,7 +18,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from boundd.core.devices import DeviceReading
+from boundd.core.model.devices import DeviceReading
 from boundd.devices.nvml_process import ChildGoneError, NvmlProcess
 from boundd.ports import DeviceError
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from boundd.core.events import Now
+from boundd.core.model.events import Now
 from boundd.launch import shim
 from boundd.launch.records import RecordError, read_shim
 

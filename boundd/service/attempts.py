@@ -9,11 +9,11 @@ from pathlib import Path
 
 import anyio
 
-from boundd.core.attempts import Attempt, EndReason
-from boundd.core.classify import Evidence, Printed, WorkerError, asks_for_output, classify
-from boundd.core.effects import Action, Note
-from boundd.core.events import AttemptEnded, AttemptProgressed, AttemptStarted, Event, PointMeasured
-from boundd.core.outcomes import ErrorKind, Isolation, Measurement, PointRecord, Verdict
+from boundd.core.lifecycle.classification import Evidence, Printed, WorkerError, asks_for_output, classify
+from boundd.core.model.attempts import Attempt, EndReason
+from boundd.core.model.effects import Action, Note
+from boundd.core.model.events import AttemptEnded, AttemptProgressed, AttemptStarted, Event, PointMeasured
+from boundd.core.model.outcomes import ErrorKind, Isolation, Measurement, PointRecord, Verdict
 from boundd.ports import Clock, Launcher, LaunchError, LaunchSpec, ProcessEnd
 from boundd.protocol import lines
 from boundd.protocol.plain_file import NotAFileError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from boundd.core.events import Now
+from boundd.core.model.events import Now
 
 
 class SystemClock:

@@ -20,11 +20,13 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from immutables import Map
 
-from boundd.core.attempts import Attempt
-from boundd.core.cells import Cell, CellPolicy
-from boundd.core.devices import DeviceReading
-from boundd.core.effects import Action, Commit, Effect, EndWorker, Note, ResultsChanged, Spawn, WakeAt
-from boundd.core.events import (
+from boundd.core.lifecycle.step import step, wake_with
+from boundd.core.memory.process_listing import Listed, Observed, settled, worth_listing
+from boundd.core.model.attempts import Attempt
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.devices import DeviceReading
+from boundd.core.model.effects import Action, Commit, Effect, EndWorker, Note, ResultsChanged, Spawn, WakeAt
+from boundd.core.model.events import (
     AttemptEnded,
     AttemptProgressed,
     AttemptStarted,
@@ -36,14 +38,12 @@ from boundd.core.events import (
     ShutdownRequested,
     Wake,
 )
-from boundd.core.history import Durations, Observations
-from boundd.core.host import HostReading
-from boundd.core.listing import Listed, Observed, settled, worth_listing
-from boundd.core.outcomes import Outcome
-from boundd.core.planner import Plan, plan
-from boundd.core.state import Rules, State
-from boundd.core.step import step, wake_with
-from boundd.core.table import Cells
+from boundd.core.model.history import Durations, Observations
+from boundd.core.model.host import HostReading
+from boundd.core.model.outcomes import Outcome
+from boundd.core.model.queues import Cells
+from boundd.core.model.state import Rules, State
+from boundd.core.scheduler.planner import Plan, plan
 from boundd.ports import (
     Clock,
     ConfigError,

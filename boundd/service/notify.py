@@ -13,10 +13,10 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 
 import anyio
 
-from boundd.core.attempts import CellState
-from boundd.core.effects import Action, Note
-from boundd.core.events import Now
-from boundd.core.state import State
+from boundd.core.model.attempts import CellState
+from boundd.core.model.effects import Action, Note
+from boundd.core.model.events import Now
+from boundd.core.model.state import State
 
 STATUS_INTERVAL_S = 1.0
 EXTENSION_S = 30

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from boundd.core.devices import DeviceReading
-from boundd.core.listing import Observed
-from boundd.core.state import State
+from boundd.core.memory.process_listing import Observed
+from boundd.core.model.devices import DeviceReading
+from boundd.core.model.state import State
 
 Pids = Mapping[str, frozenset[int]]
 """Attempt id to the pids of its processes."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from boundd.core.classify import Printed
+from boundd.core.lifecycle.classification import Printed
 from boundd.protocol.plain_file import NotAFileError, open_plain
 
 CHUNK_BYTES = 256 * 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from boundd.core.events import AttemptUnkillable, Now
+from boundd.core.model.events import AttemptUnkillable, Now
 from boundd.ports import Launcher, Unkillable
 
 LOOK_S = 5.0

@@ -12,10 +12,11 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from boundd.core.attempts import Attempt, EndReason
-from boundd.core.classify import Evidence, classify
-from boundd.core.effects import Commit, Effect, EndWorker, Spawn, WakeAt
-from boundd.core.events import (
+from boundd.core.lifecycle.classification import Evidence, classify
+from boundd.core.lifecycle.step import step, wake_with
+from boundd.core.model.attempts import Attempt, EndReason
+from boundd.core.model.effects import Commit, Effect, EndWorker, Spawn, WakeAt
+from boundd.core.model.events import (
     AttemptEnded,
     AttemptStarted,
     DevicesRead,
@@ -25,22 +26,22 @@ from boundd.core.events import (
     PointMeasured,
     Wake,
 )
-from boundd.core.outcomes import Isolation, Outcome, PointRecord, Verdict
-from boundd.core.planner import Plan
-from boundd.core.state import Rules, State
-from boundd.core.step import step, wake_with
+from boundd.core.model.outcomes import Isolation, Outcome, PointRecord, Verdict
+from boundd.core.model.state import Rules, State
+from boundd.core.scheduler.planner import Plan
 from boundd.sim.clock import Agenda
 from boundd.sim.invariants import Checker, NoChecks
-from boundd.sim.kept import Kept
 from boundd.sim.machine import Machine, Worker, reported_peak_bytes
-from boundd.sim.people import People, event_of
+from boundd.sim.memory_store import Kept
+from boundd.sim.operators import People, event_of
 from boundd.sim.probe import Probe
 from boundd.sim.recorder import Recorder
 from boundd.sim.trace import Counts, Outcomes, Violation
 from boundd.sim.world import Deed, Wish, World
 
 Policy = Callable[[State, Now], Plan]
-"""Another planner: as `boundd.core.planner.plan`, it starts cells and says what to start and when to look again."""
+"""Another planner: as `boundd.core.scheduler.planner.plan`, it starts cells and says what to start and when to look
+again."""
 
 START_UNIX_S = 1_700_000_000.0
 """What the virtual clock's 0 is in UTC seconds."""

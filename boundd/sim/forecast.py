@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 
 from immutables import Map
 
-from boundd.core.attempts import Attempt, CellRecord, CellState
-from boundd.core.devices import Device
-from boundd.core.durations import expected_duration_s, expected_left_s
-from boundd.core.events import Now
-from boundd.core.headroom import foreign_bytes
-from boundd.core.state import State
+from boundd.core.memory.headroom import foreign_bytes
+from boundd.core.model.attempts import Attempt, CellRecord, CellState
+from boundd.core.model.devices import Device
+from boundd.core.model.events import Now
+from boundd.core.model.state import State
+from boundd.core.scheduler.durations import expected_duration_s, expected_left_s
 from boundd.sim.engine import simulate
 from boundd.sim.trace import AttemptTrace
 from boundd.sim.world import FOR_EVER_S, CellTruth, Faults, Foreign, Outage, SimCell, SimDevice, World

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from boundd.core.cells import Cell, CellPolicy
-from boundd.core.state import Rules
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.state import Rules
 from boundd.sim.world import (
     CellTruth,
     Deed,

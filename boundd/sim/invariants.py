@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from boundd.core.attempts import Attempt, AttemptState, CellRecord, CellState, EndReason
-from boundd.core.devices import DeviceReading
-from boundd.core.outcomes import ErrorKind, Outcome, Verdict
-from boundd.core.records import Record, SaveAttempt, SaveCell, SaveEnd
-from boundd.core.state import Rules, State, sanity_check
-from boundd.sim.kept import Kept, bare_cell
+from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellState, EndReason
+from boundd.core.model.devices import DeviceReading
+from boundd.core.model.outcomes import ErrorKind, Outcome, Verdict
+from boundd.core.model.records import Record, SaveAttempt, SaveCell, SaveEnd
+from boundd.core.model.state import Rules, State, sanity_check
 from boundd.sim.machine import Machine, Worker, most_bytes
+from boundd.sim.memory_store import Kept, bare_cell
 from boundd.sim.recorder import FITS_PERCENT, PLAIN, fits_alone
 from boundd.sim.trace import MemoryEnd, Violation
 from boundd.sim.world import World

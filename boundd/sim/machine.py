@@ -11,11 +11,11 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from boundd.core.attempts import Attempt
-from boundd.core.classify import Evidence, WorkerError
-from boundd.core.devices import DeviceReading
-from boundd.core.footprint import CONTEXT_BYTES
-from boundd.core.outcomes import ErrorKind, Isolation, Measurement
+from boundd.core.lifecycle.classification import Evidence, WorkerError
+from boundd.core.memory.footprint import CONTEXT_BYTES
+from boundd.core.model.attempts import Attempt
+from boundd.core.model.devices import DeviceReading
+from boundd.core.model.outcomes import ErrorKind, Isolation, Measurement
 from boundd.sim.clock import Agenda
 from boundd.sim.trace import MemoryEnd
 from boundd.sim.world import Failure, Foreign, Outage, SimCell, SimDevice, World

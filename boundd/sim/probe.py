@@ -10,11 +10,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from boundd.core.devices import DeviceReading
-from boundd.core.events import DevicesRead
-from boundd.core.host import HostReading
-from boundd.core.listing import Listed, Observed, settled, worth_listing
-from boundd.core.state import State
+from boundd.core.memory.process_listing import Listed, Observed, settled, worth_listing
+from boundd.core.model.devices import DeviceReading
+from boundd.core.model.events import DevicesRead
+from boundd.core.model.host import HostReading
+from boundd.core.model.state import State
 from boundd.sim.machine import Machine, pid_of
 from boundd.sim.trace import Counts
 from boundd.sim.world import World

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from boundd.core.attempts import Attempt
-from boundd.core.outcomes import ErrorKind, Outcome, Verdict
-from boundd.core.records import Record, SaveCell, SaveCordon, SaveEnd
-from boundd.core.state import Rules, State
+from boundd.core.model.attempts import Attempt
+from boundd.core.model.outcomes import ErrorKind, Outcome, Verdict
+from boundd.core.model.records import Record, SaveCell, SaveCordon, SaveEnd
+from boundd.core.model.state import Rules, State
 from boundd.sim.machine import Machine
-from boundd.sim.people import CORDON_REASON
+from boundd.sim.operators import CORDON_REASON
 from boundd.sim.trace import AttemptTrace, Counts, MemoryEnd, Outcomes
 from boundd.sim.world import World
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from boundd.core.cells import Cell, CellPolicy
+from boundd.core.model.cells import Cell, CellPolicy
 
 FOR_EVER_S = float("inf")
 RAMP = ((0.0, 0.1), (0.05, 0.5), (0.2, 1.0))

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import boundd
 from boundd.ports import StoreBusyError, StoreError
-from boundd.store import acknowledged, queries, seals
+from boundd.store import commit_mark as acknowledged
+from boundd.store import queries, seals
 
 APPLICATION_ID = 0x626F756E
 """'boun', as migration 1 sets it."""

@@ -15,10 +15,10 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import Any
 
-from boundd.core.attempts import Attempt, AttemptState, CellRecord, CellState, EndReason
-from boundd.core.cells import Cell, CellPolicy
-from boundd.core.history import Duration, Observation
-from boundd.core.outcomes import (
+from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellState, EndReason
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.history import Duration, Observation
+from boundd.core.model.outcomes import (
     AttemptError,
     ErrorKind,
     Isolation,
@@ -28,7 +28,7 @@ from boundd.core.outcomes import (
     PointRecord,
     Verdict,
 )
-from boundd.core.records import (
+from boundd.core.model.records import (
     Record,
     SaveAnswer,
     SaveAttempt,

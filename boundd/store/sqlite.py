@@ -21,15 +21,15 @@ import aiosqlite
 import anyio
 import anyio.to_thread
 
-from boundd.core.history import KEPT
-from boundd.core.outcomes import PointRecord
-from boundd.core.records import Record
+from boundd.core.model.history import KEPT
+from boundd.core.model.outcomes import PointRecord
+from boundd.core.model.records import Record
 from boundd.ports import EndedAttempt, InvariantError, KeptAnswer, Snapshot, StoreBusyError, StoreCopy, StoreError
 from boundd.store import queries, rows, seals
-from boundd.store.acknowledged import Acknowledged, Mark
-from boundd.store.anew import write_anew
 from boundd.store.backup import back_up
+from boundd.store.commit_mark import Acknowledged, Mark
 from boundd.store.migrate import cannot_open, prepare
+from boundd.store.rewrite import write_anew
 from boundd.store.rows import Statement
 
 _PASSING = frozenset(

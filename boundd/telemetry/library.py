@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from boundd.core.effects import Action, Note
-from boundd.core.events import Now
+from boundd.core.model.effects import Action, Note
+from boundd.core.model.events import Now
 from boundd.ports import Observer
 
 TRACEBACK_CHARACTERS = 4_000

@@ -18,11 +18,11 @@ from typing import Any, Literal
 from structlog.dev import ConsoleRenderer
 from structlog.processors import JSONRenderer
 
-from boundd.core.effects import Action, Note
-from boundd.core.events import Now
+from boundd.core.model.effects import Action, Note
+from boundd.core.model.events import Now
 from boundd.telemetry.journal import datagram
 from boundd.telemetry.sink import QUEUE_LINES, Sink
-from boundd.telemetry.text import encodable, printable, shortened, timestamp
+from boundd.text import encodable, printable, shortened, timestamp
 
 ECS_VERSION = "8.11.0"
 LINE_LIMIT_BYTES = 16 * 1024

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
-from boundd.core.attempts import CellState
-from boundd.core.effects import Action, Note
-from boundd.core.events import Now
-from boundd.core.outcomes import Outcome
-from boundd.telemetry.text import encodable
+from boundd.core.model.attempts import CellState
+from boundd.core.model.effects import Action, Note
+from boundd.core.model.events import Now
+from boundd.core.model.outcomes import Outcome
+from boundd.text import encodable
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DURATION_BUCKETS_S = (1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14400, 28800)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from boundd.core.attempts import CellState
+from boundd.core.model.attempts import CellState
 from tests.acceptance.conftest import Box
 
 TWO_METHODS = 'method = ["tome", "tgate"]'

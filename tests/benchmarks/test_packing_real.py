@@ -17,10 +17,10 @@ import pytest
 from benchmarks.packing.real import Bench, Job, compiled, real_scores, run
 from benchmarks.packing.simulated import CLAIRVOYANT, OURS
 from benchmarks.packing.traces import TRACES, Trace, thinned
-from boundd.core.attempts import CellState
-from boundd.core.cells import Cell, CellPolicy
-from boundd.core.outcomes import Outcome
-from boundd.core.state import Rules
+from boundd.core.model.attempts import CellState
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.outcomes import Outcome
+from boundd.core.model.state import Rules
 from boundd.sim import CellTruth, Failure, Faults, Foreign, MemoryEnd, Mishap, SimCell, SimDevice, World
 
 GIB = 1024**3

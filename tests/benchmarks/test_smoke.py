@@ -13,8 +13,8 @@ from benchmarks.packing.clairvoyant import candidates, lower_bound_s
 from benchmarks.packing.policies import POLICIES, one_a_gpu, sequential
 from benchmarks.packing.simulated import CLAIRVOYANT, OURS, scores, with_first_failures
 from benchmarks.packing.traces import TRACES, Trace
-from boundd.core.attempts import CellState
-from boundd.core.outcomes import Outcome
+from boundd.core.model.attempts import CellState
+from boundd.core.model.outcomes import Outcome
 from boundd.sim import AttemptTrace, MemoryEnd, simulate
 
 

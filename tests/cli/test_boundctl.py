@@ -15,7 +15,7 @@ from control_server import CELLS, GPU, LABELS, Running
 
 from boundd.cli import boundctl as command
 from boundd.cli import sockets, text
-from boundd.core.events import CancelRequested, RetryRequested
+from boundd.core.model.events import CancelRequested, RetryRequested
 
 
 def boundctl(

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from boundd.cli.boundd import RunOptions, make_cli
-from boundd.core.devices import DeviceReading
+from boundd.core.model.devices import DeviceReading
 from boundd.ports import DeviceError
 
 GPU = DeviceReading("GPU-1", 0, "Some \x1b[31mGPU", 24 * 1024**3, 20 * 1024**3, driver="570.1")

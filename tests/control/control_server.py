@@ -24,13 +24,14 @@ from boundd.control.api import ExportText, ImportPreview, create_app
 from boundd.control.client import Client
 from boundd.control.peers import AccessRules
 from boundd.control.server import serve
-from boundd.core.attempts import Attempt, AttemptState, CellRecord, CellState
-from boundd.core.cells import CellPolicy
-from boundd.core.devices import DeviceReading
-from boundd.core.effects import Note
-from boundd.core.events import DevicesRead, Event, Imported, MatrixLoaded, Now
-from boundd.core.matrix import expand
-from boundd.core.outcomes import (
+from boundd.core.lifecycle.step import step
+from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellState
+from boundd.core.model.cells import CellPolicy
+from boundd.core.model.devices import DeviceReading
+from boundd.core.model.effects import Note
+from boundd.core.model.events import DevicesRead, Event, Imported, MatrixLoaded, Now
+from boundd.core.model.matrix import expand
+from boundd.core.model.outcomes import (
     AttemptError,
     ErrorKind,
     Isolation,
@@ -39,9 +40,8 @@ from boundd.core.outcomes import (
     PointRecord,
     Verdict,
 )
-from boundd.core.records import Record, SaveAnswer
-from boundd.core.state import State
-from boundd.core.step import step
+from boundd.core.model.records import Record, SaveAnswer
+from boundd.core.model.state import State
 from boundd.ports import ConfigError, EndedAttempt, Keep, KeptAnswer, StoreBusyError, keep_nothing
 
 GIB = 1024**3

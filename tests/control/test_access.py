@@ -221,8 +221,8 @@ def test_idle_connections_of_others_make_room(folder: Path, monkeypatch: pytest.
 
 def test_answers_that_go_on_are_limited_in_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Past those that a user may have there are some for others, past those that all may have for nobody."""
-    monkeypatch.setattr("boundd.control.gate.FOLLOWERS", 3)
-    monkeypatch.setattr("boundd.control.gate.FOLLOWERS_A_USER", 2)
+    monkeypatch.setattr("boundd.control.authorization.FOLLOWERS", 3)
+    monkeypatch.setattr("boundd.control.authorization.FOLLOWERS_A_USER", 2)
     wait = "http://localhost/v1/wait?timeout=0"
     with running_server(folder, rules=rules(Access.READ)) as running, Holder(running, 3, STRANGER) as one:
         assert one.served == 2

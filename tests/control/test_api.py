@@ -18,8 +18,8 @@ from control_server import CELLS, GPU, LABELS, Running, curl, live_attempt
 
 from boundd.control.client import RequestError, cell_path
 from boundd.control.routes import ROUTES
-from boundd.core.effects import Action, Note
-from boundd.core.events import (
+from boundd.core.model.effects import Action, Note
+from boundd.core.model.events import (
     AttemptEnded,
     CancelRequested,
     CordonRequested,
@@ -31,7 +31,7 @@ from boundd.core.events import (
     RetryRequested,
     UncordonRequested,
 )
-from boundd.core.outcomes import AttemptError, ErrorKind, Outcome, Verdict
+from boundd.core.model.outcomes import AttemptError, ErrorKind, Outcome, Verdict
 from boundd.ports import Keep, keep_nothing
 
 

@@ -43,7 +43,8 @@ from control_server import (
 )
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from boundd.control import api, bodies, connection, streams
+from boundd.control import api, connection, streams
+from boundd.control import request_parsing as bodies
 
 MIB = 1024**2
 LONG_S = 600.0

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 from control_server import CELLS, GPU, Running, curl
 
-from boundd.control import answers
+from boundd.control import idempotency as answers
 from boundd.control.client import Client, NoDaemonError, RequestError
-from boundd.core.events import Now
-from boundd.core.records import SaveAnswer, SavePaused
+from boundd.core.model.events import Now
+from boundd.core.model.records import SaveAnswer, SavePaused
 from boundd.ports import InvariantError
 from boundd.store.sqlite import SqliteStore
 

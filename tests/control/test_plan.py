@@ -8,9 +8,9 @@ import pytest
 from control_server import CELLS, GPU, LABELS, Running
 
 from boundd.control.client import RequestError
-from boundd.core.attempts import CellState
-from boundd.core.durations import duration_of
-from boundd.core.workload import workload_of
+from boundd.core.model.attempts import CellState
+from boundd.core.model.workload import workload_of
+from boundd.core.scheduler.durations import duration_of
 
 GIB = 1024**3
 

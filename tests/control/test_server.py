@@ -37,7 +37,9 @@ from control_server import (
     wait_for,
 )
 
-from boundd.control import bodies, connection, gate, server
+from boundd.control import authorization as gate
+from boundd.control import connection, server
+from boundd.control import request_parsing as bodies
 from boundd.control.client import Client, NoDaemonError, RequestError
 from boundd.control.peers import AccessRules
 from boundd.control.server import SocketError, bind

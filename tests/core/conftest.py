@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from immutables import Map
 
-from boundd.core.cells import Cell, CellPolicy
-from boundd.core.devices import DeviceReading
-from boundd.core.events import DevicesRead, MatrixLoaded, Now
-from boundd.core.state import Rules, State
-from boundd.core.step import step
+from boundd.core.lifecycle.step import step
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.devices import DeviceReading
+from boundd.core.model.events import DevicesRead, MatrixLoaded, Now
+from boundd.core.model.state import Rules, State
 
 GIB = 1024**3
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from boundd.core.devices import DeviceReading
+from boundd.core.model.devices import DeviceReading
 from boundd.devices.cpu import CpuProbe
 from boundd.devices.discover import nvidia_traces, open_probe, select
 from boundd.devices.nvml import BrokenDriverError, NoDriverError, NvmlProbe

@@ -198,7 +198,7 @@ def wait_for(
 class Nursery:
     """Forks daemons, one at a time, from a process that has imported boundd already.
 
-    Importing is most of what a start costs, and nothing that a kill could harm. A fork runs `boundd.start.main`.
+    Importing is most of what a start costs, and nothing that a kill could harm. A fork runs `boundd.__main__.main`.
     """
 
     def __init__(self) -> None:

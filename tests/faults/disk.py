@@ -28,21 +28,21 @@ from pathlib import Path
 
 import anyio
 
-from boundd import main as daemon_main
 from boundd.cli.boundd import RunOptions
-from boundd.core.attempts import CellRecord, CellState
-from boundd.core.cells import Cell, CellPolicy
-from boundd.core.events import Now
-from boundd.core.records import SaveCell
+from boundd.composition import run as daemon_main
+from boundd.core.model.attempts import CellRecord, CellState
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.events import Now
+from boundd.core.model.records import SaveCell
 from boundd.launch import processes, shim
 from boundd.launch.local import LocalLauncher
 from boundd.launch.prune import prune
 from boundd.launch.records import RecordError, read_outcome
 from boundd.ports import LaunchError, LaunchSpec, StoreBusyError, StoreError
-from boundd.service.hold import hold
+from boundd.service.instance_lock import hold
 from boundd.store import migrate, sqlite
 from boundd.store.sqlite import SqliteStore
-from boundd.telemetry.export import is_boundd_json, write_export
+from boundd.telemetry.export_file import is_boundd_json, write_export
 
 CONTROL_VARIABLE = "DISKFAULT_CONTROL"
 KINDS = (
@@ -615,7 +615,7 @@ def export_file(disk: Disk, folder: Path, point: Point | None) -> None:
 HOLD = """
 import pathlib, sys
 from boundd.ports import HeldError
-from boundd.service.hold import hold
+from boundd.service.instance_lock import hold
 try:
     with hold(pathlib.Path(sys.argv[1])):
         pass

@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 
-import boundd.main  # noqa: F401 - imported here, so that no daemon has to
-from boundd.start import main
+import boundd.composition.run  # noqa: F401 - imported here, so that no daemon has to
+from boundd.__main__ import main
 
 
 def serve() -> None:

@@ -28,18 +28,18 @@ from pathlib import Path
 
 import anyio
 
-from boundd import main as daemon_main
 from boundd.cli.boundd import RunOptions
-from boundd.core.attempts import CellRecord
-from boundd.core.cells import Cell, CellPolicy
-from boundd.core.records import SaveCell
+from boundd.composition import run as daemon_main
+from boundd.core.model.attempts import CellRecord
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.records import SaveCell
 from boundd.launch.local import LocalLauncher
 from boundd.launch.records import RecordError, read_outcome
 from boundd.ports import LaunchSpec, StoreBusyError, StoreError
-from boundd.service.hold import hold
+from boundd.service.instance_lock import hold
 from boundd.store import queries
 from boundd.store.sqlite import SqliteStore
-from boundd.telemetry.export import is_boundd_json, write_export
+from boundd.telemetry.export_file import is_boundd_json, write_export
 
 EXT4_IOC_SHUTDOWN = 0x8004587D
 NO_LOG_FLUSH = 2

@@ -21,9 +21,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from boundd.core.attempts import CellRecord
-from boundd.core.cells import Cell, CellPolicy
-from boundd.core.records import Record, SaveCell, SaveCordon
+from boundd.core.model.attempts import CellRecord
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.records import Record, SaveCell, SaveCordon
 from boundd.ports import InvariantError
 from boundd.store.sqlite import SqliteStore
 from tests.faults import campaign

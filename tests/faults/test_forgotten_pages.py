@@ -24,9 +24,9 @@ from pathlib import Path
 
 import pytest
 
-from boundd.core.attempts import CellRecord
-from boundd.core.cells import Cell, CellPolicy
-from boundd.core.records import SaveCell
+from boundd.core.model.attempts import CellRecord
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.records import SaveCell
 from boundd.launch import records
 from boundd.launch.shim import files
 from boundd.ports import StoreBusyError

@@ -29,7 +29,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from boundd.control.client import Client, NoDaemonError, RequestError, cell_path
-from boundd.core.matrix import expand
+from boundd.core.model.matrix import expand
 from tests.faults.hostile import CANARY, STRINGS
 
 PATIENCE_S = 120.0

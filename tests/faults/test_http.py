@@ -30,7 +30,7 @@ import jsonschema_rs
 import pytest
 
 from boundd.control.client import Client, NoDaemonError, cell_path
-from boundd.core.matrix import expand
+from boundd.core.model.matrix import expand
 from tests.faults import campaign
 from tests.faults.fuzz import Attack, attacks
 

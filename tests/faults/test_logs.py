@@ -33,7 +33,7 @@ LINES = 1200
 WITH_A_SMALL_QUEUE = f"""\
 from boundd.telemetry.logs import JsonLog
 JsonLog.__init__.__kwdefaults__["capacity"] = {QUEUE_LINES}
-from boundd.main import main
+from boundd.composition.run import main
 main()
 """
 

@@ -38,10 +38,10 @@ from typing import Any
 import anyio
 import pytest
 
-from boundd.core.attempts import AttemptState, CellRecord, CellState
-from boundd.core.cells import Cell, CellPolicy
-from boundd.core.outcomes import Isolation, Measurement, Outcome, PointRecord, Verdict
-from boundd.core.records import Record, SaveCell, SaveCordon, SaveEnd, SavePaused, SavePoint
+from boundd.core.model.attempts import AttemptState, CellRecord, CellState
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.outcomes import Isolation, Measurement, Outcome, PointRecord, Verdict
+from boundd.core.model.records import Record, SaveCell, SaveCordon, SaveEnd, SavePaused, SavePoint
 from boundd.launch import shim
 from boundd.launch.records import RecordError, read_outcome, read_shim
 from boundd.ports import StoreBusyError, StoreError

@@ -7,7 +7,7 @@ down at a random instant without its journal being flushed (`tests/faults/power.
 - Without `sync_written` in `Shim.run`, outcomes that say 0 stand beside results that are gone: `results_lost`.
 - Without the fsync of the file in `write_outcome`, all outcomes are empty: `outcomes_torn`; without that of the folder,
   `outcomes_lost` 3 in 20 cuts.
-- Without the fsync of the file in `telemetry.files._write_whole`, every export is empty: `exports_torn`; without
+- Without the fsync of the file in `telemetry.export_file._write_whole`, every export is empty: `exports_torn`; without
   `_sync_folder` in `write_export`, `exports_lost` 5 in 20 cuts.
 
 BOUNDD_CAMPAIGN_SEED=N cuts after the same waits again; what is under way then is the machine's to say.

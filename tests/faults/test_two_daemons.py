@@ -6,8 +6,9 @@ half of them, one whose lock file somebody deletes again and again, and one whos
 Who owns is not asked of the lock, but seen: a thread looks through /proc for who has the store open, all the time. In
 the end the audit (audit.py) says whether anything was harmed.
 
-To see it fail: in `boundd/service/hold.py`, let `_take` return at once (several owners); leave out the `_take` of the
-folder (the rounds in which the file is deleted); let `_holder` return what is in the file (a dead owner is named).
+To see it fail: in `boundd/service/instance_lock.py`, let `_take` return at once (several owners); leave out the `_take`
+of the folder (the rounds in which the file is deleted); let `_holder` return what is in the file (a dead owner is
+named).
 """
 
 from __future__ import annotations

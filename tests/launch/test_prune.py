@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from boundd.core.events import Now
+from boundd.core.model.events import Now
 from boundd.launch.prune import prune
 from boundd.launch.shim import boot_id
 

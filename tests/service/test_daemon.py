@@ -15,13 +15,13 @@ from pathlib import Path
 import anyio
 import pytest
 
-from boundd.core.attempts import Attempt, AttemptState, CellState
-from boundd.core.cells import Cell, CellPolicy
-from boundd.core.effects import Action, Note
-from boundd.core.events import AttemptEnded, Now, PauseRequested, ResumeRequested
-from boundd.core.outcomes import Isolation, Measurement, Outcome, Verdict
-from boundd.core.records import Record, SaveAttempt, SaveEnd
-from boundd.core.state import Rules, State, sanity_check
+from boundd.core.model.attempts import Attempt, AttemptState, CellState
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.effects import Action, Note
+from boundd.core.model.events import AttemptEnded, Now, PauseRequested, ResumeRequested
+from boundd.core.model.outcomes import Isolation, Measurement, Outcome, Verdict
+from boundd.core.model.records import Record, SaveAttempt, SaveEnd
+from boundd.core.model.state import Rules, State, sanity_check
 from boundd.devices.cpu import CpuProbe
 from boundd.launch.local import LocalLauncher
 from boundd.ports import LaunchSpec, StoreBusyError

@@ -21,12 +21,12 @@ from pathlib import Path
 import pytest
 
 from boundd.ports import HeldError, StoreBusyError
-from boundd.service.hold import LOCK_NAME, hold
+from boundd.service.instance_lock import LOCK_NAME, hold
 
 HOLDS = """
 import sys
 from pathlib import Path
-from boundd.service.hold import hold
+from boundd.service.instance_lock import hold
 with hold(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -103,7 +103,7 @@ def test_a_lock_of_a_dead_daemon_is_waited_for(tmp_path: Path) -> None:
     code = f"""
 import os, sys, time
 from pathlib import Path
-from boundd.service.hold import hold
+from boundd.service.instance_lock import hold
 with hold(Path({str(tmp_path)!r})):
     if os.fork() == 0:
         time.sleep(0.5)

@@ -18,10 +18,10 @@ from typing import Any
 import anyio
 import pytest
 
-from boundd.core.attempts import Attempt, CellState
-from boundd.core.cells import Cell, CellPolicy
-from boundd.core.records import SaveAttempt
-from boundd.core.state import Rules, State
+from boundd.core.model.attempts import Attempt, CellState
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.records import SaveAttempt
+from boundd.core.model.state import Rules, State
 from boundd.devices.cpu import CpuProbe
 from boundd.launch.local import LocalLauncher
 from boundd.ports import LaunchSpec, StoreBusyError

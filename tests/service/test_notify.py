@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from immutables import Map
 
-from boundd.core.attempts import Attempt, CellRecord, CellState
-from boundd.core.cells import Cell, CellPolicy
-from boundd.core.effects import Action, Note
-from boundd.core.events import Now
-from boundd.core.state import State
+from boundd.core.model.attempts import Attempt, CellRecord, CellState
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.effects import Action, Note
+from boundd.core.model.events import Now
+from boundd.core.model.state import State
 from boundd.service.notify import Notifier, status_line
 
 pytestmark = pytest.mark.anyio

@@ -6,7 +6,7 @@ import os
 import subprocess
 from dataclasses import replace
 
-from boundd.core.devices import DeviceReading
+from boundd.core.model.devices import DeviceReading
 from boundd.service.processes import foreign_on, observed_in
 
 GIB = 1024**3

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from boundd.core.classify import Printed
+from boundd.core.lifecycle.classification import Printed
 from boundd.service import reading
 from boundd.service.attempts import POINTS_LIMIT, RESULTS_LIMIT_BYTES, Collected
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import anyio
 import pytest
 
-from boundd.core.attempts import Attempt, AttemptState, CellState
-from boundd.core.cells import Cell, CellPolicy
-from boundd.core.devices import DeviceState
-from boundd.core.effects import Action, Note
-from boundd.core.events import CancelRequested, Now
-from boundd.core.state import Rules, State
+from boundd.core.model.attempts import Attempt, AttemptState, CellState
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.devices import DeviceState
+from boundd.core.model.effects import Action, Note
+from boundd.core.model.events import CancelRequested, Now
+from boundd.core.model.state import Rules, State
 from boundd.devices.cpu import CpuProbe
 from boundd.launch import shim
 from boundd.launch.local import LocalLauncher

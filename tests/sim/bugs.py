@@ -14,18 +14,21 @@ from typing import Any
 import pytest
 from immutables import Map
 
-from boundd.core import classify, ending, footprint, placement, planner, retry, step
-from boundd.core import events as ev
-from boundd.core.attempts import Attempt, EndReason
-from boundd.core.devices import Device, DeviceState
-from boundd.core.effects import Commit, Effect
-from boundd.core.events import Event, Now
-from boundd.core.headroom import foreign_bytes, headroom_bytes
-from boundd.core.host import HostLedger
-from boundd.core.outcomes import ErrorKind, MemoryCause, Outcome, Verdict
-from boundd.core.records import Record, SaveCell, SaveEnd
-from boundd.core.retry import Decision
-from boundd.core.state import State
+from boundd.core.lifecycle import classification as classify
+from boundd.core.lifecycle import ending, retry, step
+from boundd.core.lifecycle.retry import Decision
+from boundd.core.memory import footprint
+from boundd.core.memory.headroom import foreign_bytes, headroom_bytes
+from boundd.core.model import events as ev
+from boundd.core.model.attempts import Attempt, EndReason
+from boundd.core.model.devices import Device, DeviceState
+from boundd.core.model.effects import Commit, Effect
+from boundd.core.model.events import Event, Now
+from boundd.core.model.outcomes import ErrorKind, MemoryCause, Outcome, Verdict
+from boundd.core.model.records import Record, SaveCell, SaveEnd
+from boundd.core.model.state import State
+from boundd.core.scheduler import placement, planner
+from boundd.core.scheduler.host import HostLedger
 
 Patch = pytest.MonkeyPatch
 Step = tuple[State, tuple[Effect, ...]]

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from boundd.core import placement
-from boundd.core.attempts import CellState
-from boundd.core.cells import Cell, CellPolicy
-from boundd.core.events import Now
-from boundd.core.outcomes import ErrorKind, Outcome
-from boundd.core.planner import Plan, plan
-from boundd.core.state import Rules, State
+from boundd.core.model.attempts import CellState
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.events import Now
+from boundd.core.model.outcomes import ErrorKind, Outcome
+from boundd.core.model.state import Rules, State
+from boundd.core.scheduler import placement
+from boundd.core.scheduler.planner import Plan, plan
 from boundd.sim import (
     CellTruth,
     Deed,
@@ -166,7 +166,7 @@ def test_a_store_that_is_busy_is_asked_again() -> None:
     ],
 )
 def test_who_pays(failure: Failure, attempts: int, state: CellState) -> None:
-    """Each failure ends, after as many attempts as the table of `boundd.core.retry` says."""
+    """Each failure ends, after as many attempts as the table of `boundd.core.lifecycle.retry` says."""
     done = simulate(World(ONE, (cell(0, 9, 10, always=Mishap(failure)),)), RULES)
     assert len(done.attempts) == attempts
     assert set(done.cells.values()) == {state}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from boundd.core.cells import Cell, CellPolicy
-from boundd.core.devices import DeviceReading
-from boundd.core.durations import expected_duration_s
-from boundd.core.events import DevicesRead, MatrixLoaded, Now, PauseRequested, Wake
-from boundd.core.state import State
-from boundd.core.step import step
+from boundd.core.lifecycle.step import step
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.devices import DeviceReading
+from boundd.core.model.events import DevicesRead, MatrixLoaded, Now, PauseRequested, Wake
+from boundd.core.model.state import State
+from boundd.core.scheduler.durations import expected_duration_s
 from boundd.sim import SimDevice
 from boundd.sim.forecast import forecast
 

@@ -1,7 +1,7 @@
 """Writes the store of a release, with data in every table: `python tests/store/release.py FILE.db`.
 
 Run once for each new migration, by the code that is released with it; the file is kept in `released/` for ever, and
-test_released.py upgrades each. It is run by older code too, so it uses only what every release has.
+test_released.py upgrades each.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from pathlib import Path
 
 import anyio
 
-from boundd.core import records
-from boundd.core.attempts import Attempt, AttemptState, CellRecord, CellState, attempt_id
-from boundd.core.cells import Cell, CellPolicy
-from boundd.core.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, PointRecord, Verdict
+from boundd.core.model import records
+from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellState, attempt_id
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.history import Duration, Observation
+from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, PointRecord, Verdict
 from boundd.store.sqlite import SqliteStore
 
 CELLS = 6
@@ -60,23 +61,11 @@ def everything() -> list[list[object]]:
             verdict = Verdict(Outcome.OUT_OF_MEMORY, None, error, 1, None, 3.25)
             after = dataclasses.replace(running, state=CellState.OUT_OF_MEMORY, charged_failures=1, error=error)
         commits.append([*points, records.SaveEnd(ended, verdict, 1_700_000_600.0 + n), records.SaveCell(after)])
-    observation = next(c for c in (_of("boundd.core.history"), _of("boundd.core.footprint")) if c is not None)
-    commits.append([records.SaveObservation(observation("model=SD1.5", 4, 2**32, n % 2 == 0)) for n in range(4)])
-    if hasattr(records, "SaveDuration"):
-        from boundd.core.history import Duration
-
-        commits.append([records.SaveDuration(Duration("SD1.5", "tome", "GPU", 20, 32, 4, 71.5 + n)) for n in range(4)])
-    if hasattr(records, "SaveAnswer"):
-        commits.append([records.SaveAnswer(1000, "a-key", "00" * 32, 1_700_000_700.5, b"{}", 0.0, 100)])
+    commits.append([records.SaveObservation(Observation("model=SD1.5", 4, 2**32, n % 2 == 0)) for n in range(4)])
+    commits.append([records.SaveDuration(Duration("SD1.5", "tome", "GPU", 20, 32, 4, 71.5 + n)) for n in range(4)])
+    commits.append([records.SaveAnswer(1000, "a-key", "00" * 32, 1_700_000_700.5, b"{}", 0.0, 100)])
     commits.append([records.SaveCordon("GPU-22222222-bbbb", "the fan is loud"), records.SavePaused(True)])
     return commits
-
-
-def _of(module: str) -> type | None:
-    try:
-        return getattr(__import__(module, fromlist=["Observation"]), "Observation", None)
-    except ImportError:
-        return None
 
 
 async def write(path: Path) -> None:

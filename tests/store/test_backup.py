@@ -21,9 +21,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from boundd.core.attempts import CellRecord
-from boundd.core.cells import Cell, CellPolicy
-from boundd.core.records import SaveCell
+from boundd.core.model.attempts import CellRecord
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.records import SaveCell
 from boundd.ports import StoreBusyError, StoreCopy, StoreError
 from boundd.store import backup, seals
 from boundd.store.sqlite import SqliteStore

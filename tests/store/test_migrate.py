@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import boundd
-from boundd.core.records import SavePaused
+from boundd.core.model.records import SavePaused
 from boundd.ports import StoreBusyError, StoreError
 from boundd.store import seals
 from boundd.store.migrate import (

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from boundd.core.attempts import Attempt, AttemptState, CellRecord, CellState, EndReason, attempt_id
-from boundd.core.cells import Cell, CellPolicy
-from boundd.core.history import KEPT, Duration, Observation
-from boundd.core.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, PointRecord, Verdict
-from boundd.core.records import (
+from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellState, EndReason, attempt_id
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.history import KEPT, Duration, Observation
+from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, PointRecord, Verdict
+from boundd.core.model.records import (
     Record,
     SaveAttempt,
     SaveCell,
@@ -512,9 +512,9 @@ _COMMIT_FOR_EVER = """
 import sys
 from pathlib import Path
 import anyio
-from boundd.core.cells import Cell, CellPolicy
-from boundd.core.attempts import CellRecord
-from boundd.core.records import SaveCell
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.attempts import CellRecord
+from boundd.core.model.records import SaveCell
 from boundd.store.sqlite import SqliteStore
 
 async def main():

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from boundd.core.effects import Action, Note
-from boundd.core.events import Now
+from boundd.core.model.effects import Action, Note
+from boundd.core.model.events import Now
 from boundd.telemetry.library import TRACEBACK_CHARACTERS, LibraryLog, listen
 
 

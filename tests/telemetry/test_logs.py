@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boundd.core.effects import Action, Note
-from boundd.core.events import Now
+from boundd.core.model.effects import Action, Note
+from boundd.core.model.events import Now
 from boundd.telemetry.logs import ECS_VERSION, LINE_LIMIT_BYTES, JsonLog, json_line
 
 ROOT = Path(__file__).parents[2]

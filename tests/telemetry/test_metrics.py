@@ -2,9 +2,9 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from boundd.core.attempts import CellState
-from boundd.core.effects import Action, Note
-from boundd.core.events import Now
+from boundd.core.model.attempts import CellState
+from boundd.core.model.effects import Action, Note
+from boundd.core.model.events import Now
 from boundd.telemetry.metrics import DeviceNumbers, Metrics, StateView
 
 NOW = Now(1.0, 1.0)

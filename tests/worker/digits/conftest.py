@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from boundd.worker.digits import scorer_folder
-from boundd.worker.digits.measure import load_pipeline
 from boundd.worker.digits.scorer import DigitsScorer
+from tools.digits.measure import load_pipeline
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from boundd.worker.digits import DIGIT_WORDS, MODEL_NAMES, PROMPTS, model_folder, scorer_folder
-from boundd.worker.digits.measure import SCHEDULERS, folder_bytes, generate, share_recognised
 from boundd.worker.digits.pipelines import encode_prompts
 from boundd.worker.digits.scorer import DigitsScorer
+from tools.digits.measure import SCHEDULERS, folder_bytes, generate, share_recognised
 
 Loader = Callable[[str], Any]
 

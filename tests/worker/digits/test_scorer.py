@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from boundd.worker.digits.data import images_of_ink, ink_of_images, load_split
 from boundd.worker.digits.scorer import DigitsScorer
+from tools.digits.data import images_of_ink, ink_of_images, load_split
 
 
 def prompts_for(digits: torch.Tensor) -> list[str]:

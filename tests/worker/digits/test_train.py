@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from boundd.worker.digits import DIGIT_WORDS
 from boundd.worker.digits.scorer import DigitsScorer
 from boundd.worker.digits.tokenizer import FILLER_WORDS
-from boundd.worker.digits.train import main
+from tools.digits.train import main
 
 
 def weights_in(folder: Path) -> dict[str, bytes]:

@@ -1,0 +1,231 @@
+"""What a worker's end means: the one place that turns evidence into a verdict.
+
+Rules: what the worker itself reported comes before what its output looks like; of an output, the last exception
+counts, because a warning of little memory can precede a quite different error; SIGKILL is never taken for the device's
+memory, since it is the host that kills so.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, Verdict
+
+MESSAGE_LIMIT = 1000
+SIGKILL = 9
+SHELL_SIGNAL_BASE = 128
+
+OUT_OF_MEMORY = re.compile(
+    r"CUDA out of memory|OutOfMemoryError|CUDA error: out of memory|CUDA_ERROR_OUT_OF_MEMORY|CUBLAS_STATUS_ALLOC_FAILED"
+    r"|cudaErrorMemoryAllocation|CUDNN_STATUS_ALLOC_FAILED|HIP out of memory|hipErrorOutOfMemory"
+    r"|DefaultCPUAllocator: can't allocate memory|^MemoryError\b",
+    re.MULTILINE,
+)
+MODEL_UNAVAILABLE = re.compile(
+    r"is not a local folder and is not a valid model identifier|RepositoryNotFoundError|LocalEntryNotFoundError"
+    r"|GatedRepoError|We couldn't connect to|Error no file named .* found in directory|Cannot load model"
+)
+EXCEPTION_LINE = re.compile(
+    r"^(?:terminate called after throwing an instance of '[^']+'|(?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt)\b.*)$",
+    re.MULTILINE,
+)
+WRAPPERS = ("CalledProcessError", "subprocess.CalledProcessError", "ChildFailedError")
+"""Exceptions that only say that an inner process failed: what it said itself stands above them."""
+SPEEDUP = re.compile(r"speedup: (\d+\.\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerError:
+    """The error line that a worker wrote on purpose."""
+
+    kind: ErrorKind
+    message: str
+    phase: str | None = None
+    requested_bytes: int | None = None
+    free_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """The lines `speedup: x.xx` of an output: how many there are, and the largest that can be a speed-up."""
+
+    count: int = 0
+    largest: float | None = None
+
+    @classmethod
+    def of(cls, text: str) -> Printed:
+        """Those of a text."""
+        # Digits without end make an infinite number, and 0.0 is no speed-up.
+        found = [value for match in SPEEDUP.findall(text) if 0 < (value := float(match)) < math.inf]
+        return cls(len(found), max(found, default=None))
+
+    def __add__(self, other: Printed) -> Printed:
+        known = [value for value in (self.largest, other.largest) if value is not None]
+        return Printed(self.count + other.count, max(known, default=None))
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that is known of how an attempt ended. `log_text` is its output, or the head and tail of a long one."""
+
+    exit_status: int | None = None
+    signal: int | None = None
+    timed_out: bool = False
+    ended_on_request: bool = False
+    start_error: str = ""
+    lost: str = ""
+    wall_s: float | None = None
+    timeout_s: float = 0.0
+    lease_waited_s: float | None = None
+    """How long it waited for its device's lease, beside its timeout."""
+    host_memory: str = ""
+    """Why the kernel ended some of it for want of the host's memory; empty where it didn't, or nobody knows."""
+    measurement: Measurement | None = None
+    worker_error: WorkerError | None = None
+    malformed: str = ""
+    log_text: str = ""
+    from_stdout: bool = False
+    """The result is the largest `speedup: x.xx` of the output."""
+    printed: Printed | None = None
+    """Those of the whole output, where `log_text` isn't all of it."""
+    ran_alone: bool = False
+    """No other attempt was on the device: what boundd can attest for a worker that doesn't attest it itself."""
+    foreign_seen: bool = False
+    """A process that is not boundd's was on the device, which boundd attests likewise."""
+    peak_allocated_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    host_peak_bytes: int | None = None
+
+
+def classify(evidence: Evidence, at_unix_s: float) -> Verdict:
+    """The verdict on an attempt; `at_unix_s` is when it ended, UTC."""
+    measurement = _success(evidence)
+    if measurement is not None:
+        return _verdict(evidence, Outcome.SUCCEEDED, measurement=measurement)
+    outcome, error = _failure(evidence, at_unix_s)
+    return _verdict(evidence, outcome, error=error)
+
+
+def asks_for_output(evidence: Evidence) -> bool:
+    """Whether the verdict depends on what was printed: a result that the worker wrote speaks for itself."""
+    return evidence.from_stdout or _success(evidence) is None
+
+
+def _success(evidence: Evidence) -> Measurement | None:
+    measurement = stdout_measurement(evidence) if evidence.from_stdout else evidence.measurement
+    ended_well = evidence.exit_status == 0 and not (evidence.timed_out or evidence.lost or evidence.start_error)
+    return measurement if ended_well and not evidence.malformed and evidence.worker_error is None else None
+
+
+def stdout_measurement(evidence: Evidence) -> Measurement | None:
+    """The largest speed-up in an output; None where there is none."""
+    found = evidence.printed if evidence.printed is not None else Printed.of(evidence.log_text)
+    if found.largest is None:
+        return None
+    isolation = Isolation.EXCLUSIVE if evidence.ran_alone else Isolation.UNKNOWN
+    if evidence.foreign_seen:
+        isolation = Isolation.CONTENDED
+    details = {"points": found.count, "read_from": "stdout", "isolation_attested_by": "boundd"}
+    return Measurement(found.largest, None, None, isolation, details=details)
+
+
+def _verdict(
+    evidence: Evidence, outcome: Outcome, *, measurement: Measurement | None = None, error: AttemptError | None = None
+) -> Verdict:
+    return Verdict(
+        outcome,
+        measurement,
+        error,
+        evidence.exit_status,
+        evidence.signal,
+        evidence.wall_s,
+        evidence.peak_allocated_bytes,
+        evidence.peak_reserved_bytes,
+        evidence.host_peak_bytes,
+    )
+
+
+def _failure(evidence: Evidence, at_unix_s: float) -> tuple[Outcome, AttemptError]:
+    def error(outcome: Outcome, kind: ErrorKind, message: str) -> tuple[Outcome, AttemptError]:
+        return outcome, AttemptError(kind, message[:MESSAGE_LIMIT], at_unix_s)
+
+    if evidence.start_error:
+        return error(
+            Outcome.REJECTED, ErrorKind.NOT_STARTED, f"the worker could not be started: {evidence.start_error}"
+        )
+    if evidence.lost:
+        return error(Outcome.LOST, ErrorKind.LOST, evidence.lost)
+    if evidence.timed_out:
+        waited_s = evidence.lease_waited_s or 0.0
+        beside = f" beside the {waited_s:.0f} s that it waited for the device's lease" if waited_s >= 1 else ""
+        message = f"no end within its {evidence.timeout_s:g} s{beside}; {_last_words(evidence.log_text)}"
+        return error(Outcome.TIMED_OUT, ErrorKind.TIMEOUT, message)
+    if evidence.ended_on_request:
+        return error(Outcome.CANCELLED, ErrorKind.CANCELLED, "ended on request")
+    if evidence.worker_error is not None:
+        return _reported(evidence.worker_error, at_unix_s)
+    if evidence.host_memory:
+        # Not out_of_memory: no smaller batch and no other device would cure it.
+        message = f"{evidence.host_memory}; {_last_words(evidence.log_text)}"
+        return error(Outcome.FAILED, ErrorKind.KILLED_BY_SIGNAL, message)
+    if evidence.malformed:
+        return error(Outcome.FAILED, ErrorKind.MALFORMED_RESULT, evidence.malformed)
+    if evidence.exit_status == 0:
+        where = "its output has no `speedup: x.xx`" if evidence.from_stdout else "it wrote no result line"
+        return error(Outcome.FAILED, ErrorKind.NO_RESULT, f"the worker exited 0, but {where}")
+    return error(*_from_output(evidence))
+
+
+def _reported(reported: WorkerError, at_unix_s: float) -> tuple[Outcome, AttemptError]:
+    outcome = Outcome.OUT_OF_MEMORY if reported.kind is ErrorKind.OUT_OF_MEMORY else Outcome.FAILED
+    return outcome, AttemptError(
+        reported.kind,
+        reported.message[:MESSAGE_LIMIT],
+        at_unix_s,
+        reported.phase,
+        reported.requested_bytes,
+        reported.free_bytes,
+    )
+
+
+def _from_output(evidence: Evidence) -> tuple[Outcome, ErrorKind, str]:
+    signal = evidence.signal
+    if signal is None and evidence.exit_status is not None and evidence.exit_status > SHELL_SIGNAL_BASE:
+        signal = evidence.exit_status - SHELL_SIGNAL_BASE
+    if signal == SIGKILL:
+        return (
+            Outcome.FAILED,
+            ErrorKind.KILLED_BY_SIGNAL,
+            "killed by SIGKILL: the host ran out of memory, or somebody did",
+        )
+    words, said = last_exception(evidence.log_text), _last_words(evidence.log_text)
+    if OUT_OF_MEMORY.search(words or evidence.log_text):
+        return Outcome.OUT_OF_MEMORY, ErrorKind.OUT_OF_MEMORY, words or said
+    if signal is not None:
+        return (
+            Outcome.FAILED,
+            ErrorKind.KILLED_BY_SIGNAL,
+            f"killed by signal {signal}; {_last_words(evidence.log_text)}",
+        )
+    if MODEL_UNAVAILABLE.search(words):
+        return Outcome.FAILED, ErrorKind.MODEL_UNAVAILABLE, words
+    message = f"exit status {evidence.exit_status}; {words or said}"
+    return Outcome.FAILED, ErrorKind.OTHER, message
+
+
+def last_exception(log_text: str) -> str:
+    """The last exception of an output, from its name to the end of its message; empty where there is none."""
+    found = [match for match in EXCEPTION_LINE.finditer(log_text) if not match.group().startswith(WRAPPERS)]
+    if not found:
+        return ""
+    first = found[-1].group()
+    if first.startswith("terminate called"):
+        return log_text[found[-1].start() :].strip()[:MESSAGE_LIMIT]
+    return first.strip()[:MESSAGE_LIMIT]
+
+
+def _last_words(log_text: str) -> str:
+    lines = [line.strip() for line in log_text.splitlines() if line.strip()]
+    return f"its last line was: {lines[-1][:200]}" if lines else "it printed nothing"

@@ -1,0 +1,264 @@
+"""Footprints: how much device memory a cell will take at its peak, before and after boundd has seen it run.
+
+Rules: the context and the allocator's cache are included; arithmetic is in integers of bytes; what attempts reported
+of the same work beats what they reported of other batches and sizes of it, which beats the config's `footprint`, which
+beats the model's prior; a model that nobody knows runs alone. What ran out of memory is a lower bound, never an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from boundd.core.model.attempts import CellRecord
+from boundd.core.model.history import Observation, Observations
+from boundd.core.model.workload import DEFAULT_PIXELS, NATIVE_PIXELS, Workload, subject_on, workload_of
+
+MIB = 1024**2
+GIB = 1024**3
+MEGAPIXEL = 1_000_000
+
+CONTEXT_BYTES = GIB // 2
+"""CUDA context with lazy loading, about 300 MB, and what the libraries take beside it."""
+FEW_PERCENT = 110
+FEW_BYTES = 256 * MIB
+"""What other batches and sizes say: x 1.10 + 256 MiB."""
+ONE_PERCENT = 5
+ONE_BYTES = 64 * MIB
+"""From a single peak of just this work, of which nobody knows how much they vary: 5% and 64 MiB more."""
+MANY = 5
+MANY_PERCENTILE = 95
+LEAST_PERCENT = {2: 4, 3: 3, 4: 3}
+MANY_LEAST_PERCENT = 2
+MOST_PERCENT = 5
+"""From two on, the largest peak (from five on, the 95th percentile, and never under the largest of the last five) and
+as much more as the peaks were seen to vary: at least 4%, 3% and 2% (but see below), and 5% at most."""
+ONE_VARIATION_PERCENT = 150
+VARIATION_LEAST_PERMILLE = 5
+"""Where it is known how much peaks of just the same work vary here, whatever the work, that is added instead of these
+where it is less: half as much again to a single peak, which may be the lowest there is, and at least 0.5%."""
+CENSORED_PERCENT = 150
+CENSORED_AGAIN_PERCENT = 200
+"""What ran out of memory at its cap gets half as much again; what ran out with that too, twice as much."""
+PRIOR_SLACK_PERCENT = 125
+LARGEST_PERCENT = 90
+"""A cell estimated above this share of a device is tried alone on it once so much is free: an estimate can be wrong,
+some bytes are always the driver's or the host's, and a cell that no device could ever take would wait for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A model's memory before it was seen. Activations are in bytes a megapixel, in half precision.
+
+    `caches` are the bytes that a method keeps for each latent sample at the model's native size, in half precision.
+    """
+
+    unet_parameters: int
+    text_parameters: int
+    unet_activations: int
+    vae_activations: int
+    vae_parameters: int = 83_653_863
+    vae_in_float32: bool = False
+    caches: Mapping[str, int] = field(default_factory=dict)
+
+
+# Parameters: counted on the pipelines. Activations: traced with live tensors in fp16, exactly linear in batch x
+# megapixels (UNet SD1.5 260 MiB, SDXL 158 MiB; VAE decode 1,536 MiB, which sets the peak; twice that in fp32, which
+# SDXL's VAE needs). Caches of T-GATE and DeepCache: measured at the native sizes.
+ARCHITECTURES = {
+    "SD1.5": Architecture(
+        859_520_964, 123_060_480, 260 * MIB, 1536 * MIB, caches={"tgate": 44 * MIB, "deepcache": 54 * MIB}
+    ),
+    "SD2.1": Architecture(
+        865_910_724, 340_387_840, 260 * MIB, 1536 * MIB, caches={"tgate": 99 * MIB, "deepcache": 121 * MIB}
+    ),
+    "SDXL": Architecture(
+        2_567_463_684,
+        123_060_480 + 694_659_840,
+        158 * MIB,
+        1536 * MIB,
+        vae_in_float32=True,
+        caches={"tgate": 400 * MIB, "deepcache": 161 * MIB},
+    ),
+}
+SCORER_BYTES = 4 * 427_616_513
+"""CLIP ViT-L/14 in fp32. It visits the device between batches, when the activations are not there."""
+DIGITS_BYTES = GIB
+"""The built-in digits models: on the CPU, where torch itself counts."""
+VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+UNKNOWN_WEIGHTS_BYTES = 2 * GIB
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """How many bytes to reserve and where the number is from. None: nobody knows, so the cell runs alone."""
+
+    size_bytes: int | None
+    source: str
+    learned: bool = False
+    """True where attempts at this very work are what it is from."""
+
+
+def estimate(record: CellRecord, device_name: str, observations: Observations, torch: str = "") -> Estimate:
+    """The bytes to reserve for the cell's next attempt on a device of this name, with this version of torch."""
+    return estimate_of(workload_of(record), record.policy.footprint_bytes, device_name, observations, torch)
+
+
+def estimate_of(
+    work: Workload, rule_bytes: int | None, device_name: str, observations: Observations, torch: str = ""
+) -> Estimate:
+    """The bytes that a piece of work needs; `rule_bytes` is the config's `footprint` for it."""
+    known = [o for o in observations.about(subject_on(work, device_name)) if torch in ("", o.torch) or not o.torch]
+    base = _learned(known, work, observations.variation_permille)
+    if base is None:
+        base = prior(work) if rule_bytes is None else Estimate(rule_bytes, "the config's footprint")
+    bound = _lower_bound(known, work)
+    if bound is None or (base.size_bytes is not None and base.size_bytes >= bound):
+        return base
+    return Estimate(bound, "more than what it ran out of memory with")
+
+
+def prior(work: Workload) -> Estimate:
+    """What the model's configuration says: context + weights + the largest activations + the methods' caches."""
+    if work.architecture.startswith("digits-"):
+        return Estimate(CONTEXT_BYTES + DIGITS_BYTES, "a prior for the built-in digits models")
+    architecture = ARCHITECTURES.get(work.architecture)
+    if architecture is None:
+        return Estimate(None, "an unknown model")
+    size = CONTEXT_BYTES + weights_bytes(work.architecture, work.dtype)
+    size += max(activations_bytes(work), SCORER_BYTES) + caches_bytes(work)
+    return Estimate(size * PRIOR_SLACK_PERCENT // 100, "a prior: context + weights + activations + caches")
+
+
+@lru_cache(maxsize=1024)
+def weights_bytes(model: str, dtype: str = "") -> int:
+    """A whole pipeline's weights; of a model that nobody knows, a middling size."""
+    if model.startswith("digits-"):
+        return 5 * MIB
+    architecture = ARCHITECTURES.get(model)
+    if architecture is None:
+        return UNKNOWN_WEIGHTS_BYTES
+    value = VALUE_BYTES.get(dtype, 2)
+    vae_value = 4 if architecture.vae_in_float32 else value
+    parameters = architecture.unet_parameters + architecture.text_parameters
+    return parameters * value + architecture.vae_parameters * vae_value
+
+
+def activations_bytes(work: Workload) -> int:
+    """The larger of the UNet's peak, whose batch guidance doubles, and the VAE's, which decodes the whole batch."""
+    architecture = ARCHITECTURES[work.architecture]
+    value = VALUE_BYTES.get(work.dtype, 2)
+    unet = architecture.unet_activations * _guided(work) * value // 2
+    vae = architecture.vae_activations * (4 if architecture.vae_in_float32 else value) // 2
+    return max(unet, vae) * work.batch_pixels // MEGAPIXEL
+
+
+def caches_bytes(work: Workload) -> int:
+    """What the methods keep between steps, for each latent sample, of which guidance makes two an image."""
+    architecture = ARCHITECTURES[work.architecture]
+    sample = sum(architecture.caches.get(part.strip(), 0) for part in work.method.split("+"))
+    native = NATIVE_PIXELS.get(work.architecture, DEFAULT_PIXELS)
+    value = VALUE_BYTES.get(work.dtype, 2)
+    return sample * _guided(work) * work.batch_pixels // native * value // 2
+
+
+def _guided(work: Workload) -> int:
+    return 2 if work.guided else 1
+
+
+def _learned(known: Sequence[Observation], work: Workload, variation_permille: int | None) -> Estimate | None:
+    seen = [o for o in known if not o.censored]
+    same = [o.peak_bytes for o in seen if (o.batch_size, o.pixels) == (work.batch_size, work.pixels)]
+    if same:
+        size = _with_slack(same, variation_permille)
+        return Estimate(size, f"learned from {len(same)} attempt(s)", learned=True)
+    return _extrapolated(seen, work) if seen else None
+
+
+def _with_slack(peaks: Sequence[int], variation_permille: int | None) -> int:
+    """What these peaks of one kind of work, oldest first, call for: more the more they were seen to vary.
+
+    `variation_permille` is how much peaks of any work vary here; None where nobody knows.
+    """
+    many = len(peaks) >= MANY
+    top = _percentile(peaks, MANY_PERCENTILE) if many else max(peaks)
+    if len(peaks) == 1:
+        least = top * ONE_PERCENT // 100 + ONE_BYTES
+    else:
+        least = top * (MANY_LEAST_PERCENT if many else LEAST_PERCENT[len(peaks)]) // 100
+    if variation_permille is not None:
+        percent = ONE_VARIATION_PERCENT if len(peaks) == 1 else 100
+        usual_permille = max(variation_permille * percent // 100, VARIATION_LEAST_PERMILLE)
+        least = min(least, top * usual_permille // 1000)
+    slack = max(least, min(top - min(peaks), top * MOST_PERCENT // 100))
+    return max(top + slack, max(peaks[-MANY:]))
+
+
+def _few(peak_bytes: int) -> int:
+    return peak_bytes * FEW_PERCENT // 100 + FEW_BYTES
+
+
+def _percentile(values: Sequence[int], percent: int) -> int:
+    """The nearest-rank percentile: a value that was seen, in integers."""
+    ordered = sorted(values)
+    return ordered[-(-len(ordered) * percent // 100) - 1]
+
+
+def _extrapolated(seen: Sequence[Observation], work: Workload) -> Estimate:
+    """peak = a + b x (batch x pixels), fitted to other batches and sizes of the same model, method and device.
+
+    From a single other batch, the slope is the prior's; of an unknown model, the peak grows in proportion, which is
+    too much by the weights, and never shrinks.
+    """
+    peaks: dict[int, int] = {}
+    for o in seen:
+        peaks[o.batch_pixels] = max(peaks.get(o.batch_pixels, 0), o.peak_bytes)
+    wanted = work.batch_pixels
+    if len(peaks) > 1:
+        size, how = _fitted(peaks, wanted), f"fitted to {len(peaks)} other batches"
+    else:
+        ((pixels, peak),) = peaks.items()
+        size, how = _carried_over(work, pixels, peak, wanted), "carried over from another batch"
+    at_least = max((peak for pixels, peak in peaks.items() if pixels <= wanted), default=0)
+    return Estimate(_few(max(size, at_least)), f"{how}, {len(seen)} attempt(s)")
+
+
+def _fitted(peaks: Mapping[int, int], wanted: int) -> int:
+    """The least-squares line at `wanted`, in integers; never falling with the batch."""
+    n, sum_x, sum_y = len(peaks), sum(peaks), sum(peaks.values())
+    covariance = n * sum(x * y for x, y in peaks.items()) - sum_x * sum_y
+    variance = n * sum(x * x for x in peaks) - sum_x * sum_x
+    if covariance <= 0:
+        return max(peaks.values())
+    return (sum_y * variance + covariance * (n * wanted - sum_x)) // (n * variance)
+
+
+def _carried_over(work: Workload, pixels: int, peak: int, wanted: int) -> int:
+    if work.architecture not in ARCHITECTURES:
+        return peak if wanted <= pixels else peak * wanted // max(1, pixels)
+    slope = activations_bytes(work) + caches_bytes(work)  # of `wanted` pixels, and linear in them
+    return max(CONTEXT_BYTES + weights_bytes(work.architecture, work.dtype), peak + slope * (wanted - pixels) // wanted)
+
+
+def _lower_bound(known: Sequence[Observation], work: Workload) -> int | None:
+    """What attempts that ran out of memory at no more than this work call for; five that didn't, since, outweigh one.
+
+    One that was since seen to succeed with a peak as large calls for nothing more: the learned peak says it all.
+    """
+    bounds = []
+    for place, censored in enumerate(known):
+        if not censored.censored or censored.batch_pixels > work.batch_pixels:
+            continue
+        since = [
+            o
+            for o in known[place + 1 :]
+            if not o.censored and (o.batch_size, o.pixels) == (work.batch_size, work.pixels)
+        ]
+        if len(since) < MANY and not any(o.peak_bytes >= censored.peak_bytes for o in since):
+            bounds.append(censored.peak_bytes)
+    if not bounds:
+        return None
+    # Attempts that ran beside each other with the same estimate tell no more than one.
+    again = max(bounds) * 100 >= min(bounds) * CENSORED_PERCENT
+    return max(bounds) * (CENSORED_AGAIN_PERCENT if again else CENSORED_PERCENT) // 100

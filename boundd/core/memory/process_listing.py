@@ -1,0 +1,54 @@
+"""When the driver's lists of processes are worth reading, and what is known of them in between.
+
+Rules: reading a list holds up what runs on the device, so it is read where attempts have come or gone since the last
+time, or where free memory says that somebody took or gave back more than a little; never where somebody times. Until it
+is read again, what was seen stays, and no memory counts as free that wasn't then, but for what our own have left: what
+an attempt has given back meanwhile would be counted twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from boundd.core.model.devices import DeviceReading
+
+MISMATCH_BYTES = 64 * 1024**2
+"""Free memory that differs by more than this from when the list was read says that the list is old."""
+
+Observed = Mapping[str, int | None]
+"""Attempt id to the bytes that its processes hold; None: unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A device when its list was last read: the free bytes of the same pass, and what each attempt there held."""
+
+    free_bytes: int
+    observed: Observed
+
+
+def worth_listing(
+    readings: Iterable[DeviceReading], attempts: Mapping[str, frozenset[str]], listed: Mapping[str, Listed]
+) -> bool:
+    """Whether any device's list should be read now; `attempts` are the live ones of each device, by UUID."""
+    return any(
+        _is_old(reading, attempts.get(reading.uuid, frozenset()), listed.get(reading.uuid)) for reading in readings
+    )
+
+
+def _is_old(reading: DeviceReading, attempts: frozenset[str], last: Listed | None) -> bool:
+    if reading.free_bytes is None or not attempts:
+        return False
+    if last is None or attempts != frozenset(last.observed):
+        return True
+    return abs(reading.free_bytes - last.free_bytes) > MISMATCH_BYTES
+
+
+def settled(reading: DeviceReading, attempts: frozenset[str], last: Listed | None) -> tuple[DeviceReading, Observed]:
+    """A reading whose list was not read, with what the last list tells: the reading to go by, and what is held."""
+    if reading.free_bytes is None or last is None or not attempts:
+        return reading, {}
+    observed = {attempt_id: size for attempt_id, size in last.observed.items() if attempt_id in attempts}
+    left = sum(size or 0 for attempt_id, size in last.observed.items() if attempt_id not in attempts)
+    return replace(reading, free_bytes=min(reading.free_bytes, last.free_bytes + left + MISMATCH_BYTES)), observed

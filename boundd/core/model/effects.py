@@ -1,0 +1,109 @@
+"""What the shell is to do, in order. A later effect is only done once the earlier ones are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from boundd.core.model.attempts import Attempt, EndReason
+from boundd.core.model.cells import Cell
+from boundd.core.model.records import Record
+
+
+class Action(StrEnum):
+    """The closed list of `event.action` in the logs; docs/logs.md explains each, and a test compares the two."""
+
+    DAEMON_STARTED = "daemon-started"
+    DAEMON_STOPPING = "daemon-stopping"
+    DAEMON_STOPPED = "daemon-stopped"
+    CONFIG_RELOADED = "config-reloaded"
+    CONFIG_REJECTED = "config-rejected"
+    MATRIX_LOADED = "matrix-loaded"
+    DEVICE_FOUND = "device-found"
+    DEVICE_UNAVAILABLE = "device-unavailable"
+    DEVICE_RECOVERED = "device-recovered"
+    DEVICE_CORDONED = "device-cordoned"
+    DEVICE_UNCORDONED = "device-uncordoned"
+    ATTEMPT_STARTING = "attempt-starting"
+    ATTEMPT_STARTED = "attempt-started"
+    ATTEMPT_ADOPTED = "attempt-adopted"
+    ATTEMPT_ENDING = "attempt-ending"
+    ATTEMPT_ENDED = "attempt-ended"
+    ATTEMPT_UNKILLABLE = "attempt-unkillable"
+    FOREIGN_PROCESS = "foreign-process"
+    RESERVATION_EXCEEDED = "reservation-exceeded"
+    OUT_OF_MEMORY = "out-of-memory"
+    BATCH_LOWERED = "batch-lowered"
+    POINT_MEASURED = "point-measured"
+    CELL_RETRYING = "cell-retrying"
+    CELL_SUCCEEDED = "cell-succeeded"
+    CELL_GAVE_UP = "cell-gave-up"
+    CELL_CANCELLED = "cell-cancelled"
+    CELLS_RETRIED = "cells-retried"
+    CELLS_IMPORTED = "cells-imported"
+    RUN_PAUSED = "run-paused"
+    RUN_RESUMED = "run-resumed"
+    RUN_IDLE = "run-idle"
+    STORE_UNAVAILABLE = "store-unavailable"
+    STORE_RECOVERED = "store-recovered"
+    DISK_PROBLEM = "disk-problem"
+    DISK_RECOVERED = "disk-recovered"
+    EXPORT_WRITTEN = "export-written"
+    EXPORT_FAILED = "export-failed"
+    LOGS_DROPPED = "logs-dropped"
+    SOCKET_UNREACHABLE = "socket-unreachable"
+    LIBRARY_MESSAGE = "library-message"
+    INTERNAL_ERROR = "internal-error"
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Keep these records, in one transaction. Where it fails, the step didn't happen."""
+
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Start the worker of an attempt whose intent has been committed."""
+
+    attempt: Attempt
+    cell: Cell
+
+
+@dataclass(frozen=True, slots=True)
+class EndWorker:
+    """End everything of an attempt: TERM, the grace period, KILL."""
+
+    attempt_id: str
+    reason: EndReason
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something worth a line in the log. Field names end in their unit."""
+
+    action: Action
+    message: str
+    level: str = "info"
+    cell: str | None = None
+    attempt: str | None = None
+    device: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ResultsChanged:
+    """What an export would say has changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAt:
+    """Plan again at this instant, in seconds since boot, even if nothing happens before."""
+
+    boot_s: float
+
+
+Effect = Commit | Spawn | EndWorker | Note | ResultsChanged | WakeAt

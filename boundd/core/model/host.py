@@ -1,0 +1,17 @@
+"""A reading of the machine's own memory and cores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class HostReading:
+    """The machine at one instant. `observed_bytes`: attempt id to the resident memory of its processes."""
+
+    total_bytes: int
+    free_bytes: int
+    """What the kernel calls available."""
+    cores: int
+    observed_bytes: Mapping[str, int] = field(default_factory=dict)

@@ -1,0 +1,212 @@
+"""The cells of a run, with what the planner asks of them at each step kept beside: an immutable value.
+
+A matrix may have a million cells, and a step must not look at each. So those that wait stand in queues, one for all
+cells that need the same (`Requirement`): where one of them finds no place, none of its queue does. A queue's entries
+are checked when they are taken, so that a cell that was cancelled or imported needs no search for its entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+from immutables import Map
+
+from boundd.core.model.attempts import CellRecord, CellState
+from boundd.core.model.cells import CellPolicy
+from boundd.core.model.workload import KEPT, Workload, workload_of
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """All that placing a cell depends on: cells with equal ones fit, and don't fit, on the same devices."""
+
+    policy: CellPolicy
+    work: Workload
+    memory_level: int
+    alone: bool
+    avoid: str
+    _hash: int = field(init=False, repr=False, compare=False)
+    """Worked out once: a plan looks each queue up a dozen times, and the fields are many."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.policy, self.work, self.memory_level, self.alone, self.avoid)))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __lt__(self, other: Requirement) -> bool:
+        """An order that means nothing, and is the same in every process."""
+        return repr(self) < repr(other)
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Cells with one requirement, in the matrix' order. Entries before `head`, and stale ones, don't count."""
+
+    keys: tuple[str, ...]
+    head: int = 0
+    returned: tuple[tuple[int, str], ...] = ()
+    """Places in the matrix and keys of cells that wait again: they have waited longest, so they are first."""
+
+    def __len__(self) -> int:
+        """How many cells wait in it at most: stale entries count until they are trimmed."""
+        return len(self.returned) + len(self.keys) - self.head
+
+    def entries(self) -> Iterator[str]:
+        """The keys, first come first."""
+        for _, key in self.returned:
+            yield key
+        for place in range(self.head, len(self.keys)):
+            yield self.keys[place]
+
+
+def requirement_of(record: CellRecord) -> Requirement:
+    """What a cell's next attempt needs."""
+    return _requirement(record.policy, workload_of(record), record.memory_level, record.alone, record.avoid)
+
+
+@lru_cache(maxsize=KEPT)
+def _requirement(policy: CellPolicy, work: Workload, memory_level: int, alone: bool, avoid: str) -> Requirement:
+    """The same value each time, so that comparing two is a look at one address."""
+    return Requirement(policy, work, memory_level, alone, avoid)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cells:
+    """Keys to records, as a persistent map, and the queues of those of the matrix that are pending."""
+
+    records: Map[str, CellRecord] = field(default_factory=Map)
+    order: tuple[str, ...] = ()
+    places: Mapping[str, int] = field(default_factory=dict)
+    counts: Map[CellState, int] = field(default_factory=Map)
+    """Of the matrix."""
+    queues: Map[Requirement, Queue] = field(default_factory=Map)
+    examples: Map[Workload, str] = field(default_factory=Map)
+    """Every kind of work that the matrix has, and a cell of it."""
+    resting: Map[str, float] = field(default_factory=Map)
+    """Pending cells with a backoff, and the seconds since boot at which it ends."""
+
+    @classmethod
+    def of(cls, records: Mapping[str, CellRecord], order: Iterable[str] = ()) -> Cells:
+        """These records, of which the keys of `order` are the matrix."""
+        known = records if isinstance(records, Map) else Map(records)
+        keys = tuple(order)
+        counts: dict[CellState, int] = {}
+        waiting: dict[Requirement, list[str]] = {}
+        resting: dict[str, float] = {}
+        examples: dict[Workload, str] = {}
+        for key in keys:
+            record = known[key]
+            needs = requirement_of(record)
+            examples.setdefault(needs.work, key)
+            counts[record.state] = counts.get(record.state, 0) + 1
+            if record.state is CellState.PENDING:
+                waiting.setdefault(needs, []).append(key)
+                if record.not_before_boot_s > 0:
+                    resting[key] = record.not_before_boot_s
+        queues = Map({requirement: Queue(tuple(found)) for requirement, found in waiting.items()})
+        places = {key: place for place, key in enumerate(keys)}
+        return cls(known, keys, places, Map(counts), queues, Map(examples), Map(resting))
+
+    def set(self, key: str, record: CellRecord) -> Cells:
+        """With this record instead of the one before."""
+        before = self.records.get(key)
+        records = self.records.set(key, record)
+        if before is None or key not in self.places:
+            return replace(self, records=records)
+        return Cells(
+            records,
+            self.order,
+            self.places,
+            self._counts_with(before, record),
+            self._queues_with(before, record),
+            self._examples_with(record),
+            self._resting_with(record),
+        )
+
+    def _counts_with(self, before: CellRecord, after: CellRecord) -> Map[CellState, int]:
+        if before.state is after.state:
+            return self.counts
+        fewer = self.counts.set(before.state, self.counts[before.state] - 1)
+        return fewer.set(after.state, fewer.get(after.state, 0) + 1)
+
+    def _queues_with(self, before: CellRecord, after: CellRecord) -> Map[Requirement, Queue]:
+        if after.state is not CellState.PENDING:
+            return self.queues
+        needs, key = requirement_of(after), after.cell.key
+        if before.state is CellState.PENDING and requirement_of(before) == needs:
+            return self.queues
+        queue = self.queues.get(needs, Queue(()))
+        returned = tuple(sorted({*queue.returned, (self.places[key], key)}))
+        return self.queues.set(needs, replace(queue, returned=returned))
+
+    def _examples_with(self, after: CellRecord) -> Map[Workload, str]:
+        # Only a batch that was lowered makes another kind of work of a cell.
+        if after.batch_size is None or (work := workload_of(after)) in self.examples:
+            return self.examples
+        return self.examples.set(work, after.cell.key)
+
+    def _resting_with(self, after: CellRecord) -> Map[str, float]:
+        key = after.cell.key
+        if after.state is CellState.PENDING and after.not_before_boot_s > 0:
+            return self.resting.set(key, after.not_before_boot_s)
+        return self.resting.delete(key) if key in self.resting else self.resting
+
+    def waits_in(self, needs: Requirement, key: str) -> bool:
+        """Whether a queue's entry is still true: the cell is pending and needs just this."""
+        record = self.records[key]
+        return (
+            record.state is CellState.PENDING
+            and record.memory_level == needs.memory_level
+            and record.alone == needs.alone
+            and record.avoid == needs.avoid
+            and (record.policy is needs.policy or record.policy == needs.policy)
+            and ((work := workload_of(record)) is needs.work or work == needs.work)
+        )
+
+    def trimmed(self, needs: Requirement) -> Cells:
+        """Without the entries at a queue's front that are not true any more; without the queue if none is left."""
+        queue = self.queues[needs]
+        head = queue.head
+        while head < len(queue.keys) and not self.waits_in(needs, queue.keys[head]):
+            head += 1
+        returned = tuple(entry for entry in queue.returned if self.waits_in(needs, entry[1]))
+        if head == queue.head and returned == queue.returned and (returned or head < len(queue.keys)):
+            return self
+        if head == len(queue.keys) and not returned:
+            return replace(self, queues=self.queues.delete(needs))
+        return replace(self, queues=self.queues.set(needs, replace(queue, head=head, returned=returned)))
+
+    # What a map can do
+
+    def __getitem__(self, key: str) -> CellRecord:
+        return self.records[key]
+
+    def get(self, key: str) -> CellRecord | None:
+        """The record of a key, or None."""
+        return self.records.get(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.records
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def values(self) -> Iterable[CellRecord]:
+        """All the records."""
+        return self.records.values()
+
+    def items(self) -> Iterable[tuple[str, CellRecord]]:
+        """All keys and records."""
+        return self.records.items()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Cells) and (self.order, self.records) == (other.order, other.records)
+
+    def __hash__(self) -> int:
+        return hash((self.order, self.records))

@@ -1,0 +1,1 @@
+"""Who starts now, on which device, in which order, and why the others wait."""

@@ -1,0 +1,92 @@
+"""The host as a resource: its memory and its cores, held for attempts as device memory is.
+
+Rules: the same arithmetic as a device's ledger. On the CPU device, whose memory is the host's, an attempt holds nothing
+here. A cell that needs more than the host could ever give is tried while nothing else of ours runs, because an estimate
+can be wrong and it would wait for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from boundd.core.memory.footprint import FEW_PERCENT, GIB, SCORER_BYTES, weights_bytes
+from boundd.core.memory.headroom import room_bytes
+from boundd.core.model.attempts import Attempt
+from boundd.core.model.cells import CellPolicy
+from boundd.core.model.history import Observations
+from boundd.core.model.host import HostReading
+from boundd.core.model.workload import Workload, subject_on
+
+MARGIN_BYTES = GIB
+"""Host memory that is left free; a tenth of the host where that is less."""
+LIBRARIES_BYTES = 2 * GIB
+"""Python, torch with CUDA's libraries, diffusers: what a worker holds before it has a model."""
+LARGEST_PERCENT = 90
+
+
+@dataclass(frozen=True, slots=True)
+class HostNeed:
+    """What an attempt takes of the host, and where the number of bytes is from."""
+
+    memory_bytes: int
+    cores: int
+    source: str
+
+
+def host_need(policy: CellPolicy, work: Workload, device_name: str, observations: Observations) -> HostNeed:
+    """By rule; else the largest peak that workers of this work reported x 1.10; else, for known models, a prior.
+
+    The prior is what the libraries take and the weights, which pass through host memory on their way to the device,
+    with the scorer, which stays there. Of a script that nobody knows, nothing is reserved until it has said.
+    """
+    if policy.host_memory_bytes is not None:
+        return HostNeed(policy.host_memory_bytes, policy.cores, "the config's host_memory")
+    peaks = [o.host_peak_bytes for o in observations.about(subject_on(work, device_name)) if o.host_peak_bytes]
+    if peaks:
+        size = max(peaks) * FEW_PERCENT // 100
+        return HostNeed(size, policy.cores, f"learned from {len(peaks)} attempt(s)")
+    if not policy.builtin:
+        return HostNeed(0, policy.cores, "a worker that boundd doesn't know")
+    size = LIBRARIES_BYTES + weights_bytes(work.architecture, work.dtype) + SCORER_BYTES
+    return HostNeed(size, policy.cores, "a prior: libraries + weights + scorer")
+
+
+@dataclass(slots=True)
+class HostLedger:
+    """What of the host may still be given away during one step."""
+
+    host: HostReading
+    room_bytes: int
+    busy_cores: int
+    held_by: int
+    """Attempts that hold any of it."""
+
+    @classmethod
+    def of(cls, host: HostReading, attempts: Iterable[Attempt]) -> HostLedger:
+        """With these attempts on it."""
+        live = tuple(attempts)
+        claims = [(attempt.host_memory_bytes, host.observed_bytes.get(attempt.id)) for attempt in live]
+        margin = min(MARGIN_BYTES, host.total_bytes // 10)
+        room = room_bytes(host.total_bytes, host.free_bytes, claims) - margin
+        holders = sum(1 for attempt in live if attempt.host_memory_bytes or attempt.cores)
+        return cls(host, room, sum(attempt.cores for attempt in live), holders)
+
+    def add(self, attempt: Attempt) -> None:
+        """One more attempt, which has not allocated anything yet."""
+        self.room_bytes -= attempt.host_memory_bytes
+        self.busy_cores += attempt.cores
+        self.held_by += bool(attempt.host_memory_bytes or attempt.cores)
+
+    def refusal(self, need: HostNeed) -> str:
+        """Why the host can't take one more attempt, with numbers; empty where it can."""
+        largest = self.host.total_bytes * LARGEST_PERCENT // 100
+        if need.memory_bytes > self.room_bytes and (self.held_by or need.memory_bytes <= largest):
+            return (
+                f"{need.memory_bytes - self.room_bytes:,} bytes of host memory short: needs {need.memory_bytes:,} "
+                f"({need.source}), {max(0, self.room_bytes):,} left beside {self.held_by} attempt(s)"
+            )
+        if need.cores and self.held_by and self.busy_cores + need.cores > self.host.cores:
+            held = f"{self.busy_cores} of the host's {self.host.cores} are held by {self.held_by} attempt(s)"
+            return f"needs {need.cores} core(s), and {held}"
+        return ""

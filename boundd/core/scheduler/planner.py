@@ -1,0 +1,374 @@
+"""The planner: state and an instant in, decisions and reasons out.
+
+Cells that need the same stand in one queue (`table`), and queues are taken in this order: those that were passed over
+for too long, longest first; those that died quickly on some device, because where they run tells what was to blame;
+those that must be alone, because big rocks go in first and draining a device later costs more; then as `ranking` says.
+Before all but the first, one cell, the shortest, goes ahead of each kind of work whose memory is a guess. A queue whose
+first cell must be alone, was passed over for too long, or goes ahead of its kind, and finds no place has a device
+emptied for it: it drains one rather than starving.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+
+from boundd.core.model.attempts import Attempt, CellRecord, CellState, attempt_id
+from boundd.core.model.devices import DeviceState
+from boundd.core.model.events import Now
+from boundd.core.model.queues import Requirement, requirement_of
+from boundd.core.model.state import Deferral, State
+from boundd.core.model.transitions import Trigger, next_cell_state
+from boundd.core.model.workload import subject_on, workload_of
+from boundd.core.scheduler.durations import expectation
+from boundd.core.scheduler.order import LONG_PATIENCE, passed_over, patience, ranked
+from boundd.core.scheduler.placement import Ledger, Placement, kind_of
+from boundd.core.scheduler.quarantine import next_rest_end, seen_running
+
+Refused = set[Requirement]
+"""Queues of which a cell found no place in a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to start now, why the rest waits, and when to look again. `state` holds the new attempts already."""
+
+    state: State
+    started: tuple[Attempt, ...]
+    joined: tuple[Attempt, ...]
+    """Attempts that had a device to themselves and have company now."""
+    next_wake_boot_s: float | None
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Attempt id to what was chosen and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deferrals(Mapping[str, Deferral]):
+    """Why each pending cell waits. A reason is worked out when it is asked for: a large matrix has too many."""
+
+    state: State
+    now: Now
+    held: Mapping[str, str]
+    reason: str = ""
+    """The one reason for all, where there is one."""
+
+    def __getitem__(self, key: str) -> Deferral:
+        record = self.state.cells.get(key)
+        if record is None or record.state is not CellState.PENDING or key not in self.state.cells.places:
+            raise KeyError(key)
+        if self.reason:
+            return Deferral(self.reason)
+        if record.not_before_boot_s > self.now.boot_s:
+            return Deferral(f"backoff: {record.not_before_boot_s - self.now.boot_s:.0f} s left")
+        answer = Ledger(self.state, self.now.boot_s, self.held).reasons(record)
+        if isinstance(answer, Placement):
+            return Deferral("a device has room by now: the next plan looks again")
+        return Deferral("no device takes it now" if answer else "there is no device", answer)
+
+    def __iter__(self) -> Iterator[str]:
+        return (record.cell.key for record in self.state.pending())
+
+    def __len__(self) -> int:
+        return self.state.cells.counts.get(CellState.PENDING, 0)
+
+
+def plan(state: State, now: Now) -> Plan:
+    """Start every cell that can start now."""
+    state = seen_running(state, now.boot_s)
+    if state.stopping or state.paused:
+        reason = "the daemon is stopping" if state.stopping else "paused: `boundctl resume` goes on"
+        return Plan(_explained(state, now, {}, reason), (), (), None)
+    if state.disk_shortage:
+        # Each reading of the devices brings one of the disk, and plans.
+        return Plan(_explained(state, now, {}, state.disk_shortage), (), (), None)
+    if not state.has_pending:
+        return Plan(_explained(state, now, {}), (), (), None)
+    overdue = passed_over(state)
+    filling = _Filling(state, now, overdue)
+    queues = ranked(state, filling.ledger, overdue)
+    # Where a device takes one cell at a time, nobody waits to know how much another needs.
+    crowded = not all(kind.single for kind in filling.ledger.kinds())
+    scouts = scouted(state, queues) if crowded else []
+    for needs in queues:
+        if needs in overdue:
+            filling.fill(needs)
+    for needs in scouts:
+        filling.fill(needs, most=1, wanted=True)
+    # A guess that is too high keeps others out, one that is too low wastes what ran: what is known goes first. Of the
+    # kinds that are being learned, the shortest: they leave room when the sizes of the rest are known.
+    names = device_names(state)
+    guessed = [needs for needs in queues if is_guessed(state, needs, names)]
+    learning = _subjects(state) | {needs.work.subject for needs in scouts}
+    unknown = frozenset(guessed)
+    # For the first that finds no place a device is kept, or what fits at any instant would be in its way for ever.
+    first = True
+    for needs in queues:
+        if needs not in unknown:
+            first = not filling.fill(needs, wanted=first) and first
+    for needs in sorted(guessed, key=lambda n: _amount(n) if n.work.subject in learning else 0):
+        filling.fill(needs)
+    return filling.plan()
+
+
+def device_names(state: State) -> frozenset[str]:
+    """The names of the devices that there are."""
+    return frozenset(device.reading.name for device in state.devices.values())
+
+
+def is_guessed(state: State, needs: Requirement, names: frozenset[str]) -> bool:
+    """Whether no attempt has shown yet what such cells take, and it matters: a cell that must be alone gets all."""
+    if needs.policy.must_be_alone or needs.alone:
+        return False
+    if any(known.method == needs.work.method for known in state.durations.about(needs.work.model)):
+        return False  # its like succeeded and reported no peak: no other will, and there is nothing to wait for
+    return not any(
+        not seen.censored for name in names for seen in state.observations.about(subject_on(needs.work, name))
+    )
+
+
+def scouted(state: State, queues: Sequence[Requirement]) -> list[Requirement]:
+    """The shortest queue of each kind of work whose memory is guessed, and of which nothing runs.
+
+    One of its cells goes ahead of all others, and has a device emptied for it: what it takes is learned once and early,
+    and not by ten that fail together, and the rest is packed with known sizes. What has a single cell teaches nobody.
+    """
+    seen = _subjects(state)
+    found: dict[str, Requirement] = {}
+    names = device_names(state)
+    waiting = Counter[str]()
+    for needs in queues:
+        waiting[needs.work.subject] += len(state.cells.queues[needs])
+    for needs in queues:
+        if waiting[needs.work.subject] > 1 and needs.work.subject not in seen and is_guessed(state, needs, names):
+            before = found.get(needs.work.subject)
+            if before is None or _amount(needs) < _amount(before):
+                found[needs.work.subject] = needs
+    return list(found.values())
+
+
+def _subjects(state: State) -> set[str]:
+    """The kinds of work that run."""
+    return {workload_of(state.cells[attempt.key]).subject for attempt in state.attempts.values()}
+
+
+def _amount(needs: Requirement) -> int:
+    """What a cell's duration goes with, for cells of one kind."""
+    return needs.work.steps * needs.work.samples
+
+
+class _Filling:
+    """One step's work: a ledger that fills, and what was decided so far."""
+
+    def __init__(self, state: State, now: Now, overdue: frozenset[Requirement]) -> None:
+        self.now = now
+        self.overdue = overdue
+        self.before = state
+        self.cells = state.cells
+        self.ledger = Ledger(state, now.boot_s)
+        self.started: dict[str, Attempt] = {}
+        self.reasons: dict[str, str] = {}
+        self.joined: dict[str, Attempt] = {}
+        self.refused = Refused()
+        """Nothing is freed in a step, so that who found no place in it finds none later."""
+        self.refused_since = state.refused_since
+        self.passed: list[Requirement] = []
+        """Queues that were refused since the last cell was placed: the next one overtakes them."""
+        self.last_model = state.last_model
+        self.emptying: dict[str, str] = {}
+        self.emptying_for: set[Requirement] = set()
+        """The queues of the cells that devices are being emptied for: most have none, and need not look for it."""
+        self.wanting: set[str] = set()
+        """Cells that found no place in this step and for which a device may stay empty."""
+        for uuid, key in state.emptying.items():
+            record = state.cells.get(key)
+            if record is not None and record.state is CellState.PENDING and self._may_hold(record, uuid):
+                self._hold(record, uuid)
+
+    def fill(self, needs: Requirement, most: int | None = None, *, wanted: bool = False) -> bool:
+        """Start cells of one queue until one finds no place, or `most` were started; whether one found none.
+
+        With `wanted`, a device is emptied for one that finds no place, as for cells that must be alone.
+        """
+        if needs in self.refused:
+            return True
+        if needs not in self.cells.queues:
+            return False
+        if not wanted and self.ledger.is_full and self._is_refused_again(needs):
+            self.passed.append(needs)
+            return True
+        touched, left, refused = False, most, False
+        for key in self._entries(needs):
+            if not self.cells.waits_in(needs, key):
+                touched = True
+                continue
+            if left == 0:
+                break
+            record = self.cells[key]
+            if record.not_before_boot_s > self.now.boot_s:
+                continue
+            self._take_over(needs, record)
+            placement = self.ledger.best(record)
+            if placement is None:
+                self._refused(needs, record, wanted=wanted)
+                refused = True
+                break
+            self._place(record, placement)
+            touched, left = True, None if left is None else left - 1
+            if needs in self.refused_since:
+                self.refused_since = self.refused_since.delete(needs)
+        if touched:
+            self.cells = self.cells.trimmed(needs)
+        return refused
+
+    def _is_refused_again(self, needs: Requirement) -> bool:
+        """Whether a queue that finds no place is refused as it was before, and nothing is to be done about it."""
+        if needs not in self.refused_since or needs in self.overdue or needs in self.emptying_for:
+            return False
+        return bool(self.ledger.held) or not self.ledger.is_alone(needs)
+
+    def _entries(self, needs: Requirement) -> Iterator[str]:
+        """A queue's cells, first come first, but for one that a device is being emptied for.
+
+        A cell that comes back stands before it, and would be refused the device for ever that is kept for the other.
+        """
+        entries = self.cells.queues[needs].entries()
+        if needs not in self.emptying_for:
+            return entries
+        first = [key for key in self.emptying.values() if self.cells.waits_in(needs, key)]
+        return chain(first, (key for key in entries if key not in first))
+
+    def plan(self) -> Plan:
+        """What came of it."""
+        attempts = self.before.attempts.update({**self.joined, **self.started})
+        state = replace(
+            self.before,
+            cells=self.cells,
+            attempts=attempts,
+            refused_since=self.refused_since,
+            last_model=self.last_model,
+            emptying={uuid: key for uuid, key in self.emptying.items() if key in self.wanting},
+        )
+        state = _explained(state, self.now, self.ledger.held)
+        return Plan(
+            state,
+            tuple(self.started.values()),
+            tuple(self.joined.values()),
+            _next_wake(state, self.now),
+            self.reasons,
+        )
+
+    def _take_over(self, needs: Requirement, record: CellRecord) -> None:
+        """A device that is being emptied for a cell of the queue is for whichever is first: they need the same."""
+        for uuid, key in self.emptying.items() if needs in self.emptying_for else ():
+            if key != record.cell.key and self.cells.waits_in(needs, key):
+                self._hold(record, uuid)
+
+    def _refused(self, needs: Requirement, record: CellRecord, *, wanted: bool) -> None:
+        self.refused.add(needs)
+        self.passed.append(needs)
+        if needs not in self.refused_since:
+            later = self.before.completions + (LONG_PATIENCE - 1) * patience(self.before)
+            self.refused_since = self.refused_since.set(needs, later)
+        overdue = needs in self.overdue
+        if not (overdue or wanted or self.ledger.is_alone(needs)):
+            return
+        self.wanting.add(record.cell.key)
+        if overdue or not self.ledger.held:
+            self._hold_one(record)
+
+    def _hold_one(self, record: CellRecord) -> None:
+        """Keep a device free of others: of those that could take the cell once empty, the one that is empty first.
+
+        It is kept in the state until the cell has run: chosen anew in each plan it would be one device now and another
+        a second later, and none would ever be empty. One at a time, but for those that were passed over for too long:
+        a device that waits to be empty is half empty, and the cells that must be alone go there one after another.
+        """
+        if len(self.ledger.held) >= len(self.before.devices) or record.cell.key in self.emptying.values():
+            return
+        usable = [
+            (max(map(self._ends_boot_s, self.ledger.attempts_on(uuid))), uuid)
+            for uuid in self.before.devices
+            if self.ledger.attempts_on(uuid) and uuid not in self.ledger.held and self._may_hold(record, uuid)
+        ]
+        if usable:
+            self._hold(record, min(usable)[1])
+
+    def _hold(self, record: CellRecord, uuid: str) -> None:
+        self.ledger.hold(uuid, record.cell.key)
+        self.emptying[uuid] = record.cell.key
+        self.emptying_for.add(requirement_of(record))
+
+    def _may_hold(self, record: CellRecord, uuid: str) -> bool:
+        device = self.before.devices.get(uuid)
+        if device is None or device.state is not DeviceState.READY or uuid == record.avoid:
+            return False
+        right = self.ledger.model is None or device.reading.name == self.ledger.model
+        return right and self._could_take(record, uuid)
+
+    def _ends_boot_s(self, attempt: Attempt) -> float:
+        """When an attempt was expected to end when it began; by that, an attempt that is late keeps its place."""
+        name = self.before.devices[attempt.device].reading.name
+        work = workload_of(self.cells[attempt.key], attempt.batch_size)
+        return attempt.started_boot_s + expectation(self.before.durations, work, name).wall_s
+
+    def _could_take(self, record: CellRecord, uuid: str) -> bool:
+        """Whether the device would take the cell once what is ours has left it; what others hold may not leave."""
+        device = self.before.devices[uuid]
+        need = self.ledger.need(requirement_of(record), kind_of(device))
+        return self.ledger.room_when_empty(uuid) >= max(1, need.needed_bytes)
+
+    def _overtake(self) -> None:
+        """From now on the patience counts of all that were refused so far, and are served after this one."""
+        for needs in self.passed:
+            if self.refused_since[needs] > self.before.completions:
+                self.refused_since = self.refused_since.set(needs, self.before.completions)
+        self.passed.clear()
+
+    def _place(self, record: CellRecord, placement: Placement) -> None:
+        self._overtake()
+        number = record.attempts + 1
+        company = self.ledger.attempts_on(placement.device)
+        attempt = Attempt(
+            id=attempt_id(record.cell, number),
+            key=record.cell.key,
+            label=record.cell.label,
+            number=number,
+            device=placement.device,
+            reservation_bytes=placement.reservation_bytes,
+            cap_bytes=placement.cap_bytes,
+            batch_size=record.wanted_batch_size,
+            exclusive=placement.exclusive,
+            timeout_s=record.policy.timeout_s,
+            grace_s=record.policy.grace_s,
+            started_unix_s=self.now.unix_s,
+            started_boot_s=self.now.boot_s,
+            whole_device=placement.whole_device,
+            had_company=bool(company),
+            estimate_bytes=placement.estimate_bytes,
+            host_memory_bytes=placement.host_memory_bytes,
+            cores=placement.cores,
+        )
+        running = replace(record, state=next_cell_state(record.state, Trigger.PLACE), attempts=number)
+        self.cells = self.cells.set(record.cell.key, running)
+        for other in company:
+            if not other.had_company:
+                changed = self.started if other.id in self.started else self.joined
+                changed[other.id] = replace(other, had_company=True)
+        self.started[attempt.id] = attempt
+        self.reasons[attempt.id] = placement.why
+        self.last_model = str(record.cell.parameters.get("model", ""))
+        self.ledger.add(attempt)
+
+
+def _explained(state: State, now: Now, held: Mapping[str, str], reason: str = "") -> State:
+    """The state with its deferrals. They keep the state without those of the plan before, or none would ever end."""
+    bare = replace(state, deferrals={})
+    return replace(state, deferrals=Deferrals(bare, now, dict(held), reason))
+
+
+def _next_wake(state: State, now: Now) -> float | None:
+    waits = [boot_s for boot_s in state.cells.resting.values() if boot_s > now.boot_s]
+    rest = next_rest_end(state, now.boot_s)
+    return min([*waits, *([] if rest is None else [rest])], default=None)

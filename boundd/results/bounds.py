@@ -1,0 +1,45 @@
+"""The upper bound of a cell, from what was measured.
+
+Rules: only a measurement whose device was its own while it was timed makes a bound. A figure that was imported is the
+bound it was said to be, and is named as imported. What was scored and never came within the tolerance has no bound:
+its fastest point is known to be too lossy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from boundd.core.model.outcomes import Isolation, Measurement
+
+IMPORTED = "imported"
+MAX_SPEEDUP = "max_speedup"
+MAX_SPEEDUP_WITHIN_TOLERANCE = "max_speedup_within_tolerance"
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """An upper bound of the speed-up, and the figure that it was made of; both None where there is none."""
+
+    upper_bound: float | None = None
+    upper_bound_of: str | None = None
+
+
+def was_scored(measurement: Measurement) -> bool:
+    """Whether the worker compared the quality of what it measured with the baseline's."""
+    best = measurement.best or {}
+    return measurement.max_speedup_within_tolerance is not None or best.get("score_loss") is not None
+
+
+def bound_of(measurement: Measurement | None, safety_factor: float) -> Bound:
+    """The upper bound that a measurement makes: `safety_factor` times the figure that is named beside it."""
+    if measurement is None:
+        return Bound()
+    if measurement.imported_upper_bound is not None:
+        return Bound(measurement.imported_upper_bound, IMPORTED)
+    if measurement.isolation is not Isolation.EXCLUSIVE:
+        return Bound()
+    if measurement.max_speedup_within_tolerance is not None:
+        return Bound(safety_factor * measurement.max_speedup_within_tolerance, MAX_SPEEDUP_WITHIN_TOLERANCE)
+    if measurement.max_speedup is None or was_scored(measurement):
+        return Bound()
+    return Bound(safety_factor * measurement.max_speedup, MAX_SPEEDUP)

@@ -1,0 +1,115 @@
+"""What the composition root adds to its parts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import pytest
+
+from boundd.composition.wiring import Exporter, earlier_results
+from boundd.config.settings import load
+from boundd.core.model.attempts import attempt_id
+from boundd.core.model.cells import Cell
+from boundd.core.model.effects import Action, Note
+from boundd.core.model.events import Now
+from boundd.core.model.state import State
+from boundd.service.clock import SystemClock
+from boundd.store.sqlite import SqliteStore
+from boundd.telemetry.export_file import ForeignExportError
+
+CONFIG = """
+[matrix.axes]
+n = [1, 2]
+[worker]
+command = ["true", "{n}"]
+result = "stdout"
+"""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """aiosqlite runs on asyncio only."""
+    return "asyncio"
+
+
+class Notes:
+    """Keeps what is noted."""
+
+    def __init__(self) -> None:
+        self.actions: list[Action] = []
+
+    def note(self, note: Note, at: Now) -> None:
+        """Keep its action."""
+        assert at.unix_s > 0
+        self.actions.append(note.action)
+
+
+@pytest.mark.anyio
+async def test_exports_that_meet_don_t_trip_over_each_other(tmp_path: Path) -> None:
+    """The last export of a run may be asked for while one is still being written: both are written, one after the
+    other. (Without the lock they share a temporary file, and one of them fails with 'No such file'.)"""
+    config = tmp_path / "config.toml"
+    config.write_text(CONFIG)
+    settings = load(config, {"STATE_DIRECTORY": str(tmp_path / "state")})
+    settings = replace(settings, export=tmp_path / "speedup_bounds.json")
+    store = await SqliteStore.open(tmp_path / "boundd.db")
+    notes = Notes()
+    try:
+        exporters = Exporter(settings, store, notes, SystemClock())
+        for round_number in range(5):
+            (tmp_path / "speedup_bounds.json").unlink(missing_ok=True)
+            async with anyio.create_task_group() as group:
+                for number in range(4):
+                    safety = replace(settings, safety_factor=1.0 + round_number / 10 + number / 100)
+                    exporters._settings = safety
+                    group.start_soon(exporters.write, State())
+    finally:
+        await store.aclose()
+    assert Action.EXPORT_FAILED not in notes.actions
+    assert json.loads((tmp_path / "speedup_bounds.json").read_text())["cells"] == []
+
+
+@pytest.mark.anyio
+async def test_an_export_that_can_t_be_read_now_keeps_nobody_from_starting(tmp_path: Path) -> None:
+    """It is told when it is to be written, and tried again; a file of somebody else's is refused at once."""
+    config = tmp_path / "config.toml"
+    config.write_text(CONFIG)
+    (tmp_path / "file").touch()
+    settings = replace(
+        load(config, {"STATE_DIRECTORY": str(tmp_path / "state")}), export=tmp_path / "file" / "bounds.json"
+    )
+    store = await SqliteStore.open(tmp_path / "boundd.db")
+    notes = Notes()
+    try:
+        exporter = Exporter(settings, store, notes, SystemClock())
+        await exporter.check_may_write()
+        assert not await exporter.write(State())
+        (tmp_path / "theirs").write_text("theirs")
+        with pytest.raises(ForeignExportError):
+            await Exporter(replace(settings, export=tmp_path / "theirs"), store, notes, SystemClock()).check_may_write()
+    finally:
+        await store.aclose()
+    assert notes.actions == [Action.EXPORT_FAILED]
+
+
+class Folders:
+    """Where attempts' results lie."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def results_path(self, attempt_id: str) -> Path:
+        """One file an attempt."""
+        return self.folder / attempt_id
+
+
+def test_a_worker_is_told_of_earlier_attempts(tmp_path: Path) -> None:
+    """The results files that are still there, the oldest first, and neither its own nor another cell's."""
+    cell, other = Cell.of({"n": 1}, ["n"]), Cell.of({"n": 2}, ["n"])
+    for owner, number in ((cell, 1), (cell, 3), (cell, 4), (other, 2)):
+        (tmp_path / attempt_id(owner, number)).touch()
+    found = earlier_results(Folders(tmp_path), cell, 4)
+    assert [path.name for path in found] == [attempt_id(cell, 1), attempt_id(cell, 3)]

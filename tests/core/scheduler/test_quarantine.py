@@ -1,0 +1,131 @@
+"""What becomes of a device whose attempt can't be killed.
+
+Seen to fail: without `cordoned_for` in `_attempt_unkillable` (boundd/core/lifecycle/step.py) cells are placed beside
+the stuck one; without `lifted_after` in boundd/core/lifecycle/ending.py the device stays out of service; with a
+`lifted_after` that doesn't look at the reason, a person's cordon is lifted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from boundd.core.lifecycle.step import step
+from boundd.core.model.attempts import AttemptState
+from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.devices import DeviceState
+from boundd.core.model.effects import Action, Commit, Effect, Note, Spawn
+from boundd.core.model.events import (
+    AttemptEnded,
+    AttemptUnkillable,
+    CancelRequested,
+    CordonRequested,
+    Event,
+    Now,
+    UncordonRequested,
+    Wake,
+)
+from boundd.core.model.outcomes import AttemptError, ErrorKind, Outcome, Verdict
+from boundd.core.model.records import SaveCordon
+from boundd.core.model.state import State, sanity_check
+
+GIB = 1024**3
+LOST = Verdict(Outcome.LOST, error=AttemptError(ErrorKind.LOST, "why", 0.0))
+WHY = "pid 7 (python) is in state D and has not died of KILL since 2026-01-01 00:00:00 UTC"
+MakeCell = Callable[..., Cell]
+MakeState = Callable[..., State]
+
+
+class Run:
+    """A state and what was done about it."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.effects: list[Effect] = []
+
+    def __call__(self, *events: Event) -> None:
+        """Apply, and check."""
+        for event in events:
+            self.state, effects = step(self.state, event, Now(10.0, 10.0))
+            sanity_check(self.state)
+            self.effects += effects
+
+    def cordons(self) -> list[str | None]:
+        """The reasons that were committed, None for a cordon lifted."""
+        commits = (effect for effect in self.effects if isinstance(effect, Commit))
+        return [record.reason for each in commits for record in each.records if isinstance(record, SaveCordon)]
+
+    def told(self) -> list[Action]:
+        """What was told."""
+        return [effect.action for effect in self.effects if isinstance(effect, Note)]
+
+    def spawned(self) -> int:
+        """How many attempts were started."""
+        return sum(isinstance(effect, Spawn) for effect in self.effects)
+
+
+@pytest.fixture
+def run(make_cell: MakeCell, make_state: MakeState) -> Run:
+    """One device with room for two of three cells, two of which run."""
+    cells = [make_cell(steps=n) for n in (1, 2, 3)]
+    run = Run(make_state(cells, [24], max_cells=2, policy=CellPolicy(footprint_bytes=GIB)))
+    run(Wake())
+    return run
+
+
+def test_its_device_is_cordoned_and_its_reservation_held(run: Run) -> None:
+    """Nothing new comes, the reason names the process, and it is told once, however often it is seen."""
+    first, *others = sorted(run.state.attempts)
+    held = run.state.attempts[first]
+    run(CancelRequested((held.key,)), *(AttemptUnkillable(first, WHY) for _ in range(3)), Wake())
+    device = run.state.devices[held.device]
+    assert device.state is DeviceState.CORDONED
+    assert WHY in device.reason
+    assert held.label in device.reason
+    assert run.state.attempts[first].state is AttemptState.ENDING
+    assert run.state.attempts[first].reservation_bytes == held.reservation_bytes
+    assert run.cordons() == [device.reason]
+    assert run.told().count(Action.ATTEMPT_UNKILLABLE) == run.told().count(Action.DEVICE_CORDONED) == 1
+    before = run.spawned()
+    run(*(AttemptEnded(other, LOST) for other in others if run.state.attempts[other].device == held.device), Wake())
+    assert run.spawned() == before
+
+
+def test_it_is_in_service_again_when_the_attempt_has_ended(run: Run) -> None:
+    """Also after a restart, which keeps the cordon's reason and nothing else of it."""
+    first = min(run.state.attempts)
+    device = run.state.attempts[first].device
+    run(AttemptUnkillable(first, WHY))
+    forgotten = replace(run.state.attempts[first], unkillable="")
+    run.state = replace(run.state, attempts=run.state.attempts.set(first, forgotten))
+    run(AttemptEnded(first, LOST))
+    assert run.state.devices[device].state is DeviceState.READY
+    assert run.cordons()[-1] is None
+    assert Action.DEVICE_UNCORDONED in run.told()
+    run(AttemptUnkillable(first, WHY))
+    assert run.state.devices[device].state is DeviceState.READY
+
+
+def test_a_persons_word_counts(run: Run) -> None:
+    """A cordon of theirs is neither replaced nor lifted, and their uncordon is not undone."""
+    first = min(run.state.attempts)
+    device = run.state.attempts[first].device
+    run(CordonRequested(device, "fan is loud"), AttemptUnkillable(first, WHY), AttemptEnded(first, LOST))
+    assert run.state.devices[device].reason == "fan is loud"
+    run(UncordonRequested(device), Wake())
+    second = min(run.state.attempts)
+    run(AttemptUnkillable(second, WHY), UncordonRequested(device), AttemptUnkillable(second, WHY))
+    assert run.state.devices[device].state is DeviceState.READY
+
+
+def test_two_on_one_device(run: Run) -> None:
+    """The device stays out of service until the last of them has ended; the reason is that of who is left."""
+    first, second = sorted(run.state.attempts)[:2]
+    device = run.state.attempts[first].device
+    assert run.state.attempts[second].device == device
+    run(AttemptUnkillable(first, WHY), AttemptUnkillable(second, "the other"), AttemptEnded(first, LOST))
+    assert "the other" in run.state.devices[device].reason
+    run(AttemptEnded(second, LOST))
+    assert run.state.devices[device].state is DeviceState.READY

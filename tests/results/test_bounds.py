@@ -1,0 +1,52 @@
+"""What makes an upper bound, and what doesn't."""
+
+import pytest
+
+from boundd.core.model.outcomes import Isolation, Measurement
+from boundd.results.bounds import Bound, bound_of
+
+
+def measured(
+    fastest: float | None,
+    within: float | None,
+    *,
+    loss: float | None = 0.01,
+    isolation: Isolation = Isolation.EXCLUSIVE,
+    imported: float | None = None,
+) -> Measurement:
+    """A measurement with these figures."""
+    best = {"parameters": {}, "speedup": fastest, "score_loss": loss}
+    return Measurement(fastest, within, best, isolation, imported_upper_bound=imported)
+
+
+def test_scored_bound_is_of_the_speedup_within_tolerance() -> None:
+    """Where points were scored, the faster but lossy ones don't count."""
+    assert bound_of(measured(4.0, 2.0), 1.1) == Bound(1.1 * 2.0, "max_speedup_within_tolerance")
+
+
+def test_unscored_bound_is_of_the_fastest() -> None:
+    """Where nothing was scored, the fastest point is all there is, and the bound says so."""
+    assert bound_of(measured(4.0, None, loss=None), 1.1) == Bound(1.1 * 4.0, "max_speedup")
+
+
+def test_scored_but_never_within_tolerance_has_no_bound() -> None:
+    """A fastest point that is known to be too lossy makes no bound."""
+    assert bound_of(measured(4.0, None, loss=0.3), 1.1) == Bound()
+
+
+@pytest.mark.parametrize("isolation", [Isolation.CONTENDED, Isolation.UNKNOWN])
+def test_only_exclusive_timing_makes_a_bound(isolation: Isolation) -> None:
+    """A figure that was timed in company, or perhaps in company, is no bound."""
+    assert bound_of(measured(4.0, 2.0, isolation=isolation), 1.1) == Bound(None, None)
+
+
+def test_imported_bound_is_itself() -> None:
+    """An imported figure is a bound already: no factor, and its unknown isolation doesn't matter."""
+    imported = measured(None, None, isolation=Isolation.UNKNOWN, imported=2.42)
+    assert bound_of(imported, 1.1) == Bound(2.42, "imported")
+
+
+def test_no_measurement_no_bound() -> None:
+    """A cell that was not measured has no bound."""
+    assert bound_of(None, 1.1) == Bound()
+    assert bound_of(measured(None, None, loss=None), 1.1) == Bound()

@@ -1,0 +1,1 @@
+"""What developers run from a checkout: it is not part of the wheel."""

@@ -1,0 +1,1 @@
+"""How the built-in digits models are trained and measured."""
