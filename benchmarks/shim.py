@@ -61,7 +61,7 @@ def shims(launcher: LocalLauncher, folder: Path) -> Start:
 
     async def start(name: str, argv: list[str]) -> Callable[[], Awaitable[int]]:
         env = {"PATH": os.environ["PATH"]}
-        await launcher.launch(LaunchSpec(name, folder / name, tuple(argv), env, folder, 600, 0.5))
+        await launcher.launch(LaunchSpec(name, tuple(argv), env, folder, 600, 0.5))
 
         async def end() -> int:
             record = json.loads((folder / name / shim.SHIM).read_text())

@@ -86,10 +86,11 @@ class DeviceProbe(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LaunchSpec:
-    """All that the shim needs to run one attempt. `folder` is the attempt's own."""
+    """One attempt, as the core wants it run. Where its files are is the launcher's: it adds what a worker is told of
+    them (`BOUNDD_RESULTS`, `BOUNDD_LEASE`, `BOUNDD_EARLIER_RESULTS`) to `env`.
+    """
 
     attempt_id: str
-    folder: Path
     argv: tuple[str, ...]
     env: Mapping[str, str]
     cwd: Path
@@ -100,6 +101,10 @@ class LaunchSpec:
     """Of the host's memory, for all of its processes; 0 for no limit."""
     pids_max: int = 0
     """Processes and threads; 0 for no limit."""
+    device: str = ""
+    """The UUID of the device whose lease the worker takes; empty for none."""
+    earlier_attempts: tuple[str, ...] = ()
+    """Ids of the cell's attempts before this one, the oldest first: a worker reads back the points they measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,18 +176,34 @@ class Launcher(Protocol):
     def pids_of(self, attempt_ids: Iterable[str]) -> Mapping[str, frozenset[int]]:
         """The same of many attempts, in one look at the machine's processes."""
 
-    def worker_lives(self, attempt_id: str) -> bool:
-        """Whether the worker's own process has yet to end; true where that can't be told.
+    async def read_results(
+        self, attempt_id: str, offset: int, most_bytes: int, *, of_the_living: bool = False
+    ) -> bytes:
+        """Some of what the worker has appended to its results, from `offset` on; empty where there is no more (yet).
+
+        With `of_the_living`, empty too where the worker's own process had ended by the time of the reading: what it
+        left behind may go on writing.
 
         Raises:
-            OSError: the system refuses to tell now.
+            NotAFileError: something else is in the place of the results.
+            OSError: they can't be read now.
         """
 
-    def results_path(self, attempt_id: str) -> Path:
-        """The file that the worker appends its lines to."""
+    async def read_log(self, attempt_id: str, offset: int, most_bytes: int) -> bytes:
+        """Some of what the worker printed, from `offset` on; empty where there is no more (yet).
 
-    def log_path(self, attempt_id: str) -> Path:
-        """The file that the worker's two output streams end up in."""
+        Raises:
+            NotAFileError: something else is in the place of the log.
+            OSError: it can't be read now.
+        """
+
+    async def log_size_bytes(self, attempt_id: str) -> int | None:
+        """How long the log is; None where there is none (any more).
+
+        Raises:
+            NotAFileError: something else is in the place of the log.
+            OSError: it can't be told now.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from anyio.abc import TaskStatus
 from boundd import __version__
 from boundd.cli.boundd import RunOptions, make_cli
 from boundd.composition.wiring import (
+    LEASES_NAME,
     Exporter,
     check_limits,
     control_app,
@@ -172,18 +173,18 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog, notifier
         groups = cgroups.find()
         cgroups.sweep(groups)
         check_limits(settings, groups)
-        launcher = LocalLauncher(settings.state_dir / ATTEMPTS_NAME, groups)
+        launcher = LocalLauncher(
+            settings.state_dir / ATTEMPTS_NAME, groups, leases_folder=settings.state_dir / LEASES_NAME
+        )
         stack.callback(launcher.close)
         hooks = Hooks(
-            partial(_reload, settings, launcher, groups),
+            partial(_reload, settings, groups),
             exporter.write,
             notifier.reloading,
             read_host,
             partial(disk_free_bytes, settings.state_dir),
         )
-        daemon = Daemon(
-            make_run(settings, launcher), store, launcher, Chosen(probe, settings), clock, tuple(observers), hooks
-        )
+        daemon = Daemon(make_run(settings), store, launcher, Chosen(probe, settings), clock, tuple(observers), hooks)
         rules = AccessRules.of(settings.control_group, settings.control_others)
         app = control_app(daemon, settings, exporter, metrics, lambda: sum(each.dropped_lines for each in logs), rules)
         notifier.status("taking up what the store knows")
@@ -264,13 +265,13 @@ async def _prune_now_and_then(daemon: Daemon, settings: Settings) -> None:
         await anyio.sleep(PRUNE_INTERVAL_S)
 
 
-def _reload(settings: Settings, launcher: LocalLauncher, groups: cgroups.Cgroups) -> Run:
+def _reload(settings: Settings, groups: cgroups.Cgroups) -> Run:
     new = load(settings.config_path, os.environ)
     changed = [name for name in AT_START_ONLY if getattr(new, name) != getattr(settings, name)]
     if changed:
         raise ConfigError([f"{name}: takes effect at a restart only; put it back, or restart" for name in changed])
     check_limits(new, groups)
-    return make_run(new, launcher)
+    return make_run(new)
 
 
 def _started(settings: Settings) -> Note:

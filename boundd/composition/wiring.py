@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import anyio
 from starlette.types import ASGIApp
@@ -30,7 +29,7 @@ from boundd.core.model.devices import Device
 from boundd.core.model.effects import Action, Note
 from boundd.core.model.state import Rules, State
 from boundd.launch.cgroups import Cgroups
-from boundd.ports import Clock, ConfigError, Launcher, LaunchSpec, Observer, Service, Store
+from boundd.ports import Clock, ConfigError, LaunchSpec, Observer, Service, Store
 from boundd.protocol.catalogue import PIPELINE_CLASSES
 from boundd.protocol.environment import WorkerEnvironment
 from boundd.protocol.lease import lease_use
@@ -59,7 +58,7 @@ VERSIONS_KEPT_S = 10.0
 MEDIA_TYPES = {"json": "application/json", "csv": "text/csv"}
 
 
-def make_run(settings: Settings, launcher: Launcher) -> Run:
+def make_run(settings: Settings) -> Run:
     """The matrix, the rules and the way to start a worker."""
     rules = Rules(
         margin_bytes=settings.margin_bytes,
@@ -75,9 +74,7 @@ def make_run(settings: Settings, launcher: Launcher) -> Run:
     from_stdout = settings.worker_result == "stdout"
     summary = f"{settings.config_path}: {len(settings.cells)} cells"
     environ = dict(os.environ)  # once: reading it decodes every variable
-    return Run(
-        settings.cells, rules, lambda *parts: launch_spec(settings, launcher, environ, *parts), from_stdout, summary
-    )
+    return Run(settings.cells, rules, lambda *parts: launch_spec(settings, environ, *parts), from_stdout, summary)
 
 
 def check_limits(settings: Settings, groups: Cgroups) -> None:
@@ -96,19 +93,15 @@ def check_limits(settings: Settings, groups: Cgroups) -> None:
 
 
 def launch_spec(
-    settings: Settings, launcher: Launcher, environ: Mapping[str, str], attempt: Attempt, cell: Cell, state: State
+    settings: Settings, environ: Mapping[str, str], attempt: Attempt, cell: Cell, state: State
 ) -> LaunchSpec:
     """What the shim needs to run an attempt: its command, its environment, its limits."""
-    results = launcher.results_path(attempt.id)
     return LaunchSpec(
         attempt_id=attempt.id,
-        folder=results.parent,
         argv=command_for(settings, cell, attempt.batch_size, sys.executable),
         env={
             **environ,
-            **worker_environment(
-                settings, attempt, cell, state, results, earlier_results(launcher, cell, attempt.number)
-            ),
+            **worker_environment(settings, attempt, cell, state),
             **settings.worker_env,
         },
         cwd=settings.config_folder,
@@ -116,53 +109,30 @@ def launch_spec(
         grace_s=attempt.grace_s,
         memory_max_bytes=state.cells[attempt.key].policy.memory_max_bytes,
         pids_max=state.cells[attempt.key].policy.pids_max,
+        device=attempt.device,
+        earlier_attempts=tuple(attempt_id(cell, number) for number in range(1, attempt.number)),
     )
 
 
-class HasResults(Protocol):
-    """Knows where an attempt's results are."""
-
-    def results_path(self, attempt_id: str) -> Path:
-        """The file that its worker appends to."""
-
-
-def earlier_results(launcher: HasResults, cell: Cell, attempt_number: int) -> tuple[Path, ...]:
-    """What earlier attempts of the cell wrote and is still kept: a worker reads back the points they measured."""
-    earlier = (launcher.results_path(attempt_id(cell, number)) for number in range(1, attempt_number))
-    return tuple(path for path in earlier if path.exists())
-
-
-def worker_environment(
-    settings: Settings, attempt: Attempt, cell: Cell, state: State, results: Path, earlier: tuple[Path, ...]
-) -> Mapping[str, str]:
+def worker_environment(settings: Settings, attempt: Attempt, cell: Cell, state: State) -> Mapping[str, str]:
     """The protocol's variables for an attempt. A worker on the CPU sees no GPU at all."""
     device = state.devices.get(attempt.device)
     backend = device.reading.backend if device is not None else "nvml"
-    lease = lease_folder(settings, attempt.device)
-    lease.mkdir(parents=True, exist_ok=True)
     environment = WorkerEnvironment(
         cell=dict(cell.parameters),
         attempt=attempt.id,
-        results=results,
         memory_cap_bytes=attempt.cap_bytes,
         batch_size=attempt.batch_size,
-        lease_folder=lease,
         model=model_value(settings, cell),
         scorer=scorer_value(settings),
-        earlier_results=earlier,
         visible_devices=attempt.device if backend == "nvml" else "",
     )
     return {**environment.to_environ(), "PYTHONUNBUFFERED": "1"}
 
 
-def lease_folder(settings: Settings, device: str) -> Path:
-    """Where the lease of a device is, by its UUID."""
-    return settings.state_dir / LEASES_NAME / device
-
-
 def is_timed(settings: Settings, device: str) -> bool:
     """Whether a worker holds the device's lease for timing at this instant."""
-    return bool(lease_use(lease_folder(settings, device)).timing)
+    return bool(lease_use(settings.state_dir / LEASES_NAME / device).timing)
 
 
 def pipelines_of(settings: Settings) -> dict[str, str]:

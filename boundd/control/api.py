@@ -157,8 +157,8 @@ class Reads:
             made = f"it has made {record.attempts} attempt(s)"
             raise not_found(f"{record.cell.label} has no attempt {number}: {made}" if number else f"{made} so far")
         identifier = attempt_id(record.cell, number)
-        path, follow = self.service.launcher.log_path(identifier), flag_of(request, "follow")
-        size = await anyio.to_thread.run_sync(log_size, path)
+        launcher, follow = self.service.launcher, flag_of(request, "follow")
+        size = await log_size(launcher, identifier)
 
         def is_live() -> bool:
             return identifier in self.service.state.attempts
@@ -173,7 +173,7 @@ class Reads:
             rest = max(0, (size or 0) - start)
             limit = rest if limit is None else min(rest, limit)
         headers = {**NO_STORE, "Boundd-Attempt": str(number), "Boundd-Offset": str(start)}
-        body = read_log(path, start, limit, is_live if follow else None)
+        body = read_log(launcher, identifier, start, limit, is_live if follow else None)
         if not follow:
             return StreamingResponse(body, media_type="text/plain; charset=utf-8", headers=headers)
         return self._following(request, body, "text/plain; charset=utf-8", headers)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import anyio
@@ -18,9 +17,8 @@ from boundd.control.errors import not_found
 from boundd.control.views import timestamp
 from boundd.core.model.effects import Note
 from boundd.core.model.events import Now
-from boundd.ports import Service
+from boundd.ports import Launcher, Service
 from boundd.protocol.plain_file import NotAFileError
-from boundd.service import reading
 
 CHUNK_BYTES = 64 * 1024
 POLL_S = 0.2
@@ -28,7 +26,7 @@ HEARTBEAT_S = 15.0
 
 
 async def read_log(
-    path: Path, offset: int, limit: int | None, is_live: Callable[[], bool] | None
+    launcher: Launcher, attempt_id: str, offset: int, limit: int | None, is_live: Callable[[], bool] | None
 ) -> AsyncIterator[bytes]:
     """A log's bytes from `offset`, at most `limit` of them; with `is_live`, as it grows, until that is false.
 
@@ -39,24 +37,21 @@ async def read_log(
     while left is None or left > 0:
         was_live = is_live is not None and is_live()
         try:
-            data, position = await anyio.to_thread.run_sync(
-                _read_at, path, position, CHUNK_BYTES if left is None else left
+            data = await launcher.read_log(
+                attempt_id, position, min(CHUNK_BYTES, CHUNK_BYTES if left is None else left)
             )
+            if not data:
+                position = min(position, await launcher.log_size_bytes(attempt_id) or 0)
         except NotAFileError:
             return
         if data:
+            position += len(data)
             left = None if left is None else left - len(data)
             yield data
             continue
         if not was_live:
             return
         await anyio.sleep(POLL_S)
-
-
-def _read_at(path: Path, position: int, most: int) -> tuple[bytes, int]:
-    """What is there from `position` on, and where to read on."""
-    data = reading.read_chunk(path, position, min(most, CHUNK_BYTES))
-    return data, position + len(data) if data else min(position, reading.size_of(path) or 0)
 
 
 class OpenFileResponse(StreamingResponse):
@@ -79,14 +74,14 @@ async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:
         yield data
 
 
-def log_size(path: Path) -> int | None:
+async def log_size(launcher: Launcher, attempt_id: str) -> int | None:
     """The log's size in bytes; None where there is none.
 
     Raises:
         ApiError: there is something else in its place, which is not read.
     """
     try:
-        return reading.size_of(path)
+        return await launcher.log_size_bytes(attempt_id)
     except NotAFileError as error:
         raise not_found(f"there is no log to be read: {error}") from None
 

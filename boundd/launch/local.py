@@ -25,7 +25,8 @@ from boundd.launch import cgroups, processes, shim
 from boundd.launch.records import RecordError, ShimRecord, read_outcome, read_shim
 from boundd.launch.spawner import ShimSpawner
 from boundd.ports import LaunchError, LaunchSpec, ProcessEnd, Unkillable
-from boundd.protocol.plain_file import NotAFileError, open_plain
+from boundd.protocol.environment import WorkerEnvironment
+from boundd.protocol.plain_file import NotAFileError, open_plain, read_chunk, size_bytes
 
 _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 1.0
@@ -39,13 +40,17 @@ _SAID_ERRNO = re.compile(r"\[Errno (\d+)\]")
 
 
 class LocalLauncher:
-    """A Launcher (see ports) whose attempts live in folders of `attempts_folder`, one each, named by their ids.
+    """A Launcher (see ports) whose attempts live in folders of `attempts_folder`, one each, named by their ids. The
+    leases of devices are in folders of `leases_folder`, named by their UUIDs.
 
     Of one event loop; any number of launchers, in any number of processes, may look at the same attempts.
     """
 
-    def __init__(self, attempts_folder: Path, groups: cgroups.Cgroups = cgroups.NONE) -> None:
+    def __init__(
+        self, attempts_folder: Path, groups: cgroups.Cgroups = cgroups.NONE, *, leases_folder: Path | None = None
+    ) -> None:
         self._attempts_folder = attempts_folder.absolute()
+        self._leases_folder = leases_folder
         self._cgroups = groups
         self._spawner = ShimSpawner(self._attempts_folder)
         self._ours: set[str] = set()
@@ -64,7 +69,8 @@ class LocalLauncher:
     async def launch(self, spec: LaunchSpec) -> None:
         """Start the attempt's shim; returns once it has taken over: from then on this process may die.
 
-        What a crashed launch of the same id left behind is cleared away. The environment is passed as given.
+        What a crashed launch of the same id left behind is cleared away. The environment is passed as given, with where
+        the attempt's files are.
 
         Raises:
             LaunchError: nothing was started: the attempt lives or has ended already, or the system refused.
@@ -85,7 +91,7 @@ class LocalLauncher:
                 os.close(ready)
         how = _ending(await self._failure(spec.attempt_id))
         self._failures.pop(spec.attempt_id, None)
-        why = said.decode(errors="replace") or _last_words(spec.folder)
+        why = said.decode(errors="replace") or _last_words(self._folder(spec.attempt_id))
         raise LaunchError(
             f"the shim of attempt {spec.attempt_id} {how} before it started the worker: {why}",
             passing=any(int(number) in _DISK_ERRORS for number in _SAID_ERRNO.findall(why)),
@@ -199,6 +205,26 @@ class LocalLauncher:
                     found[each] = frozenset(stat.pid for stat in self._remnants(each))
         return {each: found.get(each, frozenset()) for each in wanted}
 
+    async def read_results(
+        self, attempt_id: str, offset: int, most_bytes: int, *, of_the_living: bool = False
+    ) -> bytes:
+        """Some of what the worker has appended to its results; see `boundd.ports.Launcher`."""
+
+        def read() -> bytes:
+            data = read_chunk(self.results_path(attempt_id), offset, most_bytes)
+            # In this order: of a worker that still lives now, all that was read is from before its end.
+            return b"" if data and of_the_living and not self.worker_lives(attempt_id) else data
+
+        return await to_thread.run_sync(read)
+
+    async def read_log(self, attempt_id: str, offset: int, most_bytes: int) -> bytes:
+        """Some of what the worker printed; see `boundd.ports.Launcher`."""
+        return await to_thread.run_sync(read_chunk, self.log_path(attempt_id), offset, most_bytes)
+
+    async def log_size_bytes(self, attempt_id: str) -> int | None:
+        """How long the log is; None where there is none."""
+        return await to_thread.run_sync(size_bytes, self.log_path(attempt_id))
+
     def worker_lives(self, attempt_id: str) -> bool:
         """Whether the worker's own process has yet to end, whatever it left behind; true where that can't be told.
 
@@ -231,15 +257,13 @@ class LocalLauncher:
         """
         try:
             folder = self._folder(spec.attempt_id)
-            if spec.folder.absolute() != folder:
-                raise LaunchError(f"the folder of attempt {spec.attempt_id} is {folder}, not {spec.folder}")
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(folder / shim.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 _claim(folder, lock, spec.attempt_id)
                 # The environment may hold a token.
                 place = str(folder / shim.SPEC)
-                document = shim.checked(place, _spec_document(spec, self._cgroup(spec)))
+                document = shim.checked(place, _spec_document(spec, self._environment(spec), self._cgroup(spec)))
                 shim.write_atomically(place, document, mode=0o600)
                 return self._start_shim(folder, lock)
             finally:
@@ -248,6 +272,20 @@ class LocalLauncher:
         except (OSError, ValueError, TypeError, subprocess.SubprocessError, cgroups.CgroupError) as error:
             passing = isinstance(error, OSError) and error.errno in _DISK_ERRORS
             raise LaunchError(f"attempt {spec.attempt_id} can't be started: {error}", passing=passing) from error
+
+    def _environment(self, spec: LaunchSpec) -> dict[str, str]:
+        """The worker's environment, with where its files are; makes the folder of its lease."""
+        earlier = (self.results_path(each) for each in spec.earlier_attempts)
+        lease = None
+        if spec.device and self._leases_folder is not None:
+            lease = self._leases_folder / spec.device
+            lease.mkdir(parents=True, exist_ok=True)
+        files = WorkerEnvironment(
+            results=self.results_path(spec.attempt_id),
+            lease_folder=lease,
+            earlier_results=tuple(path for path in earlier if path.exists()),
+        )
+        return {**spec.env, **files.to_environ()}
 
     def _cgroup(self, spec: LaunchSpec) -> str:
         """The path of the attempt's cgroup; empty where it has none.
@@ -402,7 +440,7 @@ def _claim(folder: Path, lock: int, attempt_id: str) -> None:
             path.unlink()
 
 
-def _spec_document(spec: LaunchSpec, cgroup: str) -> dict[str, Any]:
+def _spec_document(spec: LaunchSpec, env: dict[str, str], cgroup: str) -> dict[str, Any]:
     """spec.json.
 
     Raises:
@@ -413,7 +451,7 @@ def _spec_document(spec: LaunchSpec, cgroup: str) -> dict[str, Any]:
     return {
         "format": shim.SPEC_FORMAT,
         "argv": list(spec.argv),
-        "env": dict(spec.env),
+        "env": env,
         "cwd": str(spec.cwd),
         "timeout_s": spec.timeout_s,
         "grace_s": spec.grace_s,

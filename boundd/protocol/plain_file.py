@@ -38,3 +38,32 @@ def open_plain(path: Path) -> BinaryIO | None:
         os.close(descriptor)
         raise NotAFileError(f"{path.name} is not a regular file")
     return os.fdopen(descriptor, "rb", buffering=0)
+
+
+def read_chunk(path: Path, offset: int, most_bytes: int) -> bytes:
+    """Up to so many bytes from `offset` on; empty where there are none, or no file yet.
+
+    Raises:
+        NotAFileError: it is a link, a pipe, a folder, a device.
+        OSError: it can't be read now.
+    """
+    file = open_plain(path)
+    if file is None:
+        return b""
+    with file:
+        file.seek(offset)
+        return file.read(max(0, most_bytes))
+
+
+def size_bytes(path: Path) -> int | None:
+    """How many bytes a file has; None where there is none.
+
+    Raises:
+        NotAFileError: it is a link, a pipe, a folder, a device.
+        OSError: it can't be told now.
+    """
+    file = open_plain(path)
+    if file is None:
+        return None
+    with file:
+        return os.fstat(file.fileno()).st_size

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import anyio
 
-from boundd.core.lifecycle.classification import Evidence, Printed, WorkerError, asks_for_output, classify
+from boundd.core.lifecycle.classification import Evidence, WorkerError, asks_for_output, classify
 from boundd.core.model.attempts import Attempt, EndReason
 from boundd.core.model.effects import Action, Note
 from boundd.core.model.events import AttemptEnded, AttemptProgressed, AttemptStarted, Event, PointMeasured
@@ -212,14 +211,10 @@ class AttemptWatcher:
             return False
         left = until_bytes - collected.read_bytes
 
-        def read() -> bytes:
-            path, most = self._launcher.results_path(attempt_id), min(left, reading.CHUNK_BYTES)
-            data = reading.read_chunk(path, collected.read_bytes, most)
-            # In this order: of a worker that still lives now, all that was read is from before its end.
-            return b"" if data and of_the_living and not self._launcher.worker_lives(attempt_id) else data
-
         try:
-            data = await anyio.to_thread.run_sync(read)
+            data = await self._launcher.read_results(
+                attempt_id, collected.read_bytes, min(left, reading.CHUNK_BYTES), of_the_living=of_the_living
+            )
         except NotAFileError as error:
             collected.malformed = str(error)
             return False
@@ -239,10 +234,6 @@ class AttemptWatcher:
         while await self._read_chunk(attempt_id, collected, until_bytes):
             pass
         return collected
-
-    def _read_log(self, path: Path) -> tuple[str, Printed | None]:
-        """What a verdict looks at of the log, and the lines of somebody's own script, where they are the result."""
-        return reading.read_log(path), reading.read_printed(path) if self._from_stdout else None
 
     async def _verdict(self, attempt_id: str, end: ProcessEnd, collected: Collected) -> Verdict:
         attempt = self._attempt_now(attempt_id)
@@ -269,7 +260,9 @@ class AttemptWatcher:
             host_peak_bytes=_host_peak_bytes(memory),
         )
         if asks_for_output(evidence):
-            log, printed = await anyio.to_thread.run_sync(self._read_log, self._launcher.log_path(attempt_id))
+            log = await reading.read_log(self._launcher, attempt_id)
+            # The lines of somebody's own script, where they are the result.
+            printed = await reading.read_printed(self._launcher, attempt_id) if self._from_stdout else None
             evidence = replace(evidence, log_text=log, printed=printed)
         verdict = classify(evidence, self._clock.now().unix_s)
         if verdict.host_peak_bytes is None:

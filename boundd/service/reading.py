@@ -6,11 +6,9 @@ followed: the daemon may be allowed to read what the worker's author is not.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from boundd.core.lifecycle.classification import Printed
-from boundd.protocol.plain_file import NotAFileError, open_plain
+from boundd.ports import Launcher
+from boundd.protocol.plain_file import NotAFileError
 
 CHUNK_BYTES = 256 * 1024
 LOG_HEAD_BYTES = 64 * 1024
@@ -21,58 +19,38 @@ _CARRIED_BYTES = 1024
 """So much of an unfinished line is kept for the next chunk: more than a `speedup: 1.23` is long."""
 
 
-def read_chunk(path: Path, offset: int, most_bytes: int = CHUNK_BYTES) -> bytes:
-    """Up to so many bytes from `offset` on; empty where there are none, or no file yet.
-
-    Raises:
-        NotAFileError: it is a link, a pipe, a folder, a device.
-        OSError: it can't be read now.
-    """
-    file = open_plain(path)
-    if file is None:
-        return b""
-    with file:
-        file.seek(offset)
-        return file.read(max(0, most_bytes))
-
-
-def size_of(path: Path) -> int | None:
-    """How many bytes a file has; None where there is none.
-
-    Raises:
-        NotAFileError: it is a link, a pipe, a folder, a device.
-        OSError: it can't be told now.
-    """
-    file = open_plain(path)
-    if file is None:
-        return None
-    with file:
-        return os.fstat(file.fileno()).st_size
-
-
-def read_log(path: Path) -> str:
+async def read_log(launcher: Launcher, attempt_id: str) -> str:
     """The head and the tail of a log; empty where there is none.
 
     Raises:
         OSError: it can't be read now.
     """
     try:
-        file = open_plain(path)
+        size = await launcher.log_size_bytes(attempt_id)
+        if size is None:
+            return ""
+        head = await _read(launcher, attempt_id, 0, LOG_HEAD_BYTES)
+        start = max(len(head), size - LOG_TAIL_BYTES)
+        tail = await _read(launcher, attempt_id, start, LOG_TAIL_BYTES)
     except NotAFileError:
-        file = None
-    if file is None:
         return ""
-    with file:
-        size = os.fstat(file.fileno()).st_size
-        if size <= LOG_HEAD_BYTES + LOG_TAIL_BYTES:
-            return file.read(LOG_HEAD_BYTES + LOG_TAIL_BYTES).decode(errors="replace")
-        head = file.read(LOG_HEAD_BYTES)
-        file.seek(size - LOG_TAIL_BYTES)
-        tail = file.read(LOG_TAIL_BYTES)
+    if start == len(head):
+        return (head + tail).decode(errors="replace")
     return head.decode(errors="replace") + _LEFT_OUT + tail.decode(errors="replace")
 
 
-def read_printed(path: Path) -> Printed:
+async def _read(launcher: Launcher, attempt_id: str, offset: int, most_bytes: int) -> bytes:
+    """So much of a log from `offset` on, or what there is of it."""
+    found = b""
+    while len(found) < most_bytes:
+        data = await launcher.read_log(attempt_id, offset + len(found), min(CHUNK_BYTES, most_bytes - len(found)))
+        if not data:
+            break
+        found += data
+    return found
+
+
+async def read_printed(launcher: Launcher, attempt_id: str) -> Printed:
     """The speed-ups that somebody's own script has printed, in all of its log.
 
     Raises:
@@ -81,7 +59,7 @@ def read_printed(path: Path) -> Printed:
     found, carried, offset = Printed(), b"", 0
     while True:
         try:
-            data = read_chunk(path, offset)
+            data = await launcher.read_log(attempt_id, offset, CHUNK_BYTES)
         except NotAFileError:
             return found
         offset += len(data)

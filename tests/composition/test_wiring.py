@@ -9,10 +9,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from boundd.composition.wiring import Exporter, earlier_results
+from boundd.composition.wiring import Exporter
 from boundd.config.settings import load
-from boundd.core.model.attempts import attempt_id
-from boundd.core.model.cells import Cell
 from boundd.core.model.effects import Action, Note
 from boundd.core.model.events import Now
 from boundd.core.model.state import State
@@ -93,23 +91,3 @@ async def test_an_export_that_can_t_be_read_now_keeps_nobody_from_starting(tmp_p
     finally:
         await store.aclose()
     assert notes.actions == [Action.EXPORT_FAILED]
-
-
-class Folders:
-    """Where attempts' results lie."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def results_path(self, attempt_id: str) -> Path:
-        """One file an attempt."""
-        return self.folder / attempt_id
-
-
-def test_a_worker_is_told_of_earlier_attempts(tmp_path: Path) -> None:
-    """The results files that are still there, the oldest first, and neither its own nor another cell's."""
-    cell, other = Cell.of({"n": 1}, ["n"]), Cell.of({"n": 2}, ["n"])
-    for owner, number in ((cell, 1), (cell, 3), (cell, 4), (other, 2)):
-        (tmp_path / attempt_id(owner, number)).touch()
-    found = earlier_results(Folders(tmp_path), cell, 4)
-    assert [path.name for path in found] == [attempt_id(cell, 1), attempt_id(cell, 3)]

@@ -43,6 +43,7 @@ from boundd.core.model.outcomes import (
 from boundd.core.model.records import Record, SaveAnswer
 from boundd.core.model.state import State
 from boundd.ports import ConfigError, EndedAttempt, Keep, KeptAnswer, StoreBusyError, keep_nothing
+from boundd.protocol.plain_file import read_chunk, size_bytes
 
 GIB = 1024**3
 AXES = {"model": ["SD1.5", "SDXL"], "scheduler": ["DDIM"], "steps": [20], "method": ["deepcache", "tgate", "tome"]}
@@ -91,6 +92,14 @@ class FileLauncher:
     """Logs in a folder."""
 
     folder: Path
+
+    async def read_log(self, attempt_id: str, offset: int, most_bytes: int) -> bytes:
+        """Some of a log."""
+        return await anyio.to_thread.run_sync(read_chunk, self.log_path(attempt_id), offset, most_bytes)
+
+    async def log_size_bytes(self, attempt_id: str) -> int | None:
+        """How long a log is."""
+        return await anyio.to_thread.run_sync(size_bytes, self.log_path(attempt_id))
 
     def log_path(self, attempt_id: str) -> Path:
         """The log of an attempt."""

@@ -36,7 +36,7 @@ def spec_of(attempts: Path, attempt_id: str, left: str) -> LaunchSpec:
     leave = f"(setsid sh -c '{stays}' \"$1\" &) ; " if left != "nothing" else ""
     env = {"PATH": os.environ["PATH"], "BOUNDD_RESULTS": str(attempts / attempt_id / "results.jsonl")}
     argv = ("sh", "-c", f"{leave} exec sleep 600", "worker", str(attempts / attempt_id / "left"))
-    return LaunchSpec(attempt_id, attempts / attempt_id, argv, env, attempts, 600, 0.2)
+    return LaunchSpec(attempt_id, argv, env, attempts, 600, 0.2)
 
 
 def stranger_with(pid: int) -> subprocess.Popen[bytes] | None:

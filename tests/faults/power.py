@@ -184,7 +184,7 @@ timeout = "60s"
                 name = f"{number}.{n}"
                 folder = launcher.results_path(name).parent
                 env = {"PATH": "/usr/bin:/bin", "BOUNDD_RESULTS": str(folder / "results.jsonl")}
-                spec = LaunchSpec(name, folder, ("/bin/sh", "-c", WORKER), env, Path("/"), 60.0, 0.3)
+                spec = LaunchSpec(name, ("/bin/sh", "-c", WORKER), env, Path("/"), 60.0, 0.3)
                 await launcher.launch(spec)
                 end = await launcher.wait(name)
                 if end.exit_status == 0:

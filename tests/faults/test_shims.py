@@ -89,7 +89,7 @@ def spec_of(attempts: Path, attempt_id: str, takes_s: float) -> LaunchSpec:
     """A worker that takes so long."""
     env = {"PATH": os.environ["PATH"], "BOUNDD_RESULTS": str(attempts / attempt_id / "results.jsonl")}
     argv = ("sh", "-c", WORKER, "worker", f"{takes_s:.3f}")
-    return LaunchSpec(attempt_id, attempts / attempt_id, argv, env, attempts, 60, 0.2)
+    return LaunchSpec(attempt_id, argv, env, attempts, 60, 0.2)
 
 
 class Tally:

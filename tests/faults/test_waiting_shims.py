@@ -74,7 +74,7 @@ def spec(launcher: LocalLauncher, script: str, *, grace_s: float) -> LaunchSpec:
     """An attempt of a shell script."""
     results = launcher.results_path("1")
     env = {"PATH": "/usr/bin:/bin", "BOUNDD_RESULTS": str(results)}
-    return LaunchSpec("1", results.parent, ("/bin/sh", "-c", script), env, Path("/"), LONG_S, grace_s)
+    return LaunchSpec("1", ("/bin/sh", "-c", script), env, Path("/"), LONG_S, grace_s)
 
 
 async def until(true: Callable[[], object], what: str) -> None:

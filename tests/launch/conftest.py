@@ -43,7 +43,6 @@ def make_spec(attempts: Path, tmp_path: Path) -> MakeSpec:
     def make(*argv: str, attempt_id: str = "1", **changes: object) -> LaunchSpec:
         values: dict[str, object] = {
             "attempt_id": attempt_id,
-            "folder": attempts / attempt_id,
             "argv": argv,
             "env": {"PATH": "/usr/bin:/bin", "BOUNDD_RESULTS": str(attempts / attempt_id / "results.jsonl")},
             "cwd": tmp_path,

@@ -21,6 +21,7 @@ import pytest
 from boundd.launch import shim
 from boundd.launch.local import LocalLauncher
 from boundd.ports import LaunchError, LaunchSpec, ProcessEnd
+from boundd.protocol.environment import WorkerEnvironment
 
 pytestmark = pytest.mark.anyio
 
@@ -30,13 +31,14 @@ ANOTHER = """
 import sys, anyio
 from pathlib import Path
 from boundd.launch.local import LocalLauncher
+from boundd.protocol.environment import WorkerEnvironment
 from boundd.ports import LaunchSpec
 folder = Path(sys.argv[1])
 async def main():
     launcher = LocalLauncher(folder)
     if sys.argv[2] == "launch":
         env = {"PATH": "/usr/bin:/bin"}
-        await launcher.launch(LaunchSpec("1", folder / "1", tuple(sys.argv[3:]), env, folder, 30, 1))
+        await launcher.launch(LaunchSpec("1", tuple(sys.argv[3:]), env, folder, 30, 1))
         print("launched", flush=True)
         await anyio.sleep(60)
     else:
@@ -137,11 +139,11 @@ async def test_the_log_can_be_followed(launcher: LocalLauncher, make_spec: MakeS
 
 
 async def test_the_environment_is_as_given(launcher: LocalLauncher, make_spec: MakeSpec) -> None:
-    """Nothing of the daemon's environment reaches the worker, and signals are as a program expects them."""
+    """But where its files are: nothing of the daemon's own environment, and signals are as a program expects them."""
     program = "import os,signal; print(sorted(os.environ), signal.getsignal(signal.SIGTERM), os.getsid(0)==os.getpid())"
     env = {"A": "é ü\n", "LC_ALL": "C.UTF-8"}
     await run(launcher, make_spec, PYTHON, "-I", "-c", program, env=env)
-    assert launcher.log_path("1").read_text() == "['A', 'LC_ALL'] 0 True\n"
+    assert launcher.log_path("1").read_text() == "['A', 'BOUNDD_RESULTS', 'LC_ALL'] 0 True\n"
 
 
 async def test_the_deadline_is_kept_against_a_worker_that_ignores_it(
@@ -442,14 +444,33 @@ async def test_a_launch_that_fails_says_why(launcher: LocalLauncher, make_spec: 
     """A spec that can't be, a folder that can't be made, and a shim that fails: each a LaunchError with its reason."""
     with pytest.raises(LaunchError, match="command is empty"):
         await launcher.launch(make_spec())
-    with pytest.raises(LaunchError, match="the folder of attempt 1 is"):
-        await launcher.launch(make_spec("true", folder=attempts / "2"))
     with pytest.raises(LaunchError, match="before it started the worker: TypeError"):
         await launcher.launch(make_spec("true", log_limit_bytes="many"))
     assert not launcher.is_alive("1")
     attempts.joinpath("3").write_text("")
     with pytest.raises(LaunchError, match="File exists"):
         await launcher.launch(make_spec("true", attempt_id="3"))
+
+
+async def test_a_worker_is_told_where_its_files_are(attempts: Path, make_spec: MakeSpec, tmp_path: Path) -> None:
+    """Its results, its device's lease, and the results of those of the named attempts that are still kept, in order."""
+    launcher = LocalLauncher(attempts, leases_folder=tmp_path / "leases")
+    try:
+        for kept in ("a1", "a3", "b1"):
+            (attempts / kept).mkdir(parents=True)
+            launcher.results_path(kept).touch()
+        spec = make_spec("env", attempt_id="a4", env={"BOUNDD_RESULTS": "/elsewhere"})
+        told = dataclasses.replace(spec, device="GPU-1", earlier_attempts=("a1", "a2", "a3"))
+        await launcher.launch(told)
+        assert (await launcher.wait("a4")).exit_status == 0
+        lines = dict(line.split("=", 1) for line in launcher.log_path("a4").read_text().splitlines())
+    finally:
+        launcher.close()
+    told_of = WorkerEnvironment.from_environ(lines)
+    assert told_of.results == launcher.results_path("a4")
+    assert told_of.lease_folder == tmp_path / "leases" / "GPU-1"
+    assert told_of.lease_folder.is_dir()
+    assert told_of.earlier_results == (launcher.results_path("a1"), launcher.results_path("a3"))
 
 
 async def test_a_launch_that_fails_leaves_nothing(launcher: LocalLauncher, make_spec: MakeSpec) -> None:
@@ -496,10 +517,10 @@ async def test_a_full_disk_refuses_a_launch_and_keeps_an_outcome(
         pytest.skip("needs to mount a file system")
     request.addfinalizer(lambda: subprocess.run(["umount", "-l", small], check=True))
     launcher = LocalLauncher(small)
-    end = await run(launcher, make_spec, "sh", "-c", "yes | head -c 20000000; exit 5", folder=small / "1")
+    end = await run(launcher, make_spec, "sh", "-c", "yes | head -c 20000000; exit 5")
     assert end.exit_status == 5
     with pytest.raises(LaunchError, match="No space left on device"):
-        await launcher.launch(make_spec("true", attempt_id="2", folder=small / "2"))
+        await launcher.launch(make_spec("true", attempt_id="2"))
     assert not launcher.is_alive("2")
 
 

@@ -120,7 +120,6 @@ async def run_daemon(
         environment = WorkerEnvironment(attempt=attempt.id, results=results, batch_size=attempt.batch_size)
         return LaunchSpec(
             attempt.id,
-            results.parent,
             (sys.executable, "-c", script),
             {**os.environ, **environment.to_environ()},
             folder,

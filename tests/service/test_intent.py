@@ -84,7 +84,7 @@ async def run_daemon(folder: Path, fault: str = "", *, for_s: float | None = Non
         results = launcher.results_path(attempt.id)
         env = {**os.environ, "BOUNDD_RESULTS": str(results)}
         argv = ("sh", "-c", f"echo ran >> {folder}/ran; echo '{RESULT}' >> \"$BOUNDD_RESULTS\"")
-        return LaunchSpec(attempt.id, results.parent, argv, env, folder, attempt.timeout_s, attempt.grace_s)
+        return LaunchSpec(attempt.id, argv, env, folder, attempt.timeout_s, attempt.grace_s)
 
     matrix = tuple((Cell.of({"n": n, "batch_size": 4}, ["n"]), CellPolicy(timeout_s=60)) for n in range(3))
     run = Run(matrix, Rules(backoff_s=0.1), spec_of, False, "a test")

@@ -1,6 +1,6 @@
 """What a worker may have put where its results and its log are to be.
 
-Seen to fail: without O_NONBLOCK in boundd/service/reading.py the pipe is waited for; without O_NOFOLLOW the link is
+Seen to fail: without O_NONBLOCK in boundd/protocol/plain_file.py the pipe is waited for; without O_NOFOLLOW the link is
 read; without the check for a regular file the folder is an error of the daemon's.
 """
 
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from boundd.core.lifecycle.classification import Printed
+from boundd.launch.local import LocalLauncher
+from boundd.protocol.plain_file import NotAFileError
 from boundd.service import reading
 from boundd.service.attempts import POINTS_LIMIT, RESULTS_LIMIT_BYTES, Collected
 
@@ -20,32 +23,53 @@ MIB = 1024**2
 POINT = b'{"type": "point", "parameters": {}, "speedup": 2.0, "score_loss": null}\n'
 
 
+@pytest.fixture
+def launcher(tmp_path: Path) -> Iterator[LocalLauncher]:
+    """A launcher whose attempt 1 has a folder, with nothing in it."""
+    made = LocalLauncher(tmp_path)
+    made.log_path("1").parent.mkdir()
+    yield made
+    made.close()
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/etc/passwd")])
 @pytest.mark.timeout(20)
-def test_only_a_regular_file_is_read(tmp_path: Path, make: object) -> None:
+@pytest.mark.anyio
+async def test_only_a_regular_file_is_read(launcher: LocalLauncher, make: object) -> None:
     """A pipe isn't waited for, a link isn't followed, a folder is no error; results say so, a log is empty."""
-    path = tmp_path / "file"
-    make(path)  # type: ignore[operator]
-    with pytest.raises(reading.NotAFileError, match=r"^file "):
-        reading.read_chunk(path, 0)
-    assert reading.read_log(path) == ""
-    assert reading.read_printed(path) == Printed()
+    for path in (launcher.log_path("1"), launcher.results_path("1")):
+        make(path)  # type: ignore[operator]
+    with pytest.raises(NotAFileError, match=r"^results.jsonl "):
+        await launcher.read_results("1", 0, 10)
+    with pytest.raises(NotAFileError, match=r"^output.log "):
+        await launcher.read_log("1", 0, 10)
+    assert await reading.read_log(launcher, "1") == ""
+    assert await reading.read_printed(launcher, "1") == Printed()
 
 
-def test_what_is_not_there_is_empty(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_what_is_not_there_is_empty(launcher: LocalLauncher) -> None:
     """A worker that has said nothing yet has no file."""
-    assert reading.read_chunk(tmp_path / "none", 0) == b""
-    assert reading.read_log(tmp_path / "none") == ""
+    assert await launcher.read_results("1", 0, 10) == b""
+    assert await launcher.log_size_bytes("1") is None
+    assert await reading.read_log(launcher, "1") == ""
 
 
-def test_a_log_is_read_by_its_head_and_its_tail(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_log_is_read_by_its_head_and_its_tail(launcher: LocalLauncher) -> None:
     """A short one whole; of a long one what was said first and last, in a memory that doesn't depend on it."""
-    path = tmp_path / "log"
-    path.write_bytes(b"short\n")
-    assert reading.read_log(path) == "short\n"
+    path = launcher.log_path("1")
+    for size in (
+        1,
+        reading.LOG_HEAD_BYTES,
+        reading.LOG_HEAD_BYTES + 1,
+        reading.LOG_HEAD_BYTES + reading.LOG_TAIL_BYTES,
+    ):
+        path.write_bytes(b"x" * (size - 1) + b"\n")
+        assert await reading.read_log(launcher, "1") == "x" * (size - 1) + "\n"
     path.write_bytes(b"first\n" + b"x\n" * 8 * MIB + b"last\n")
     tracemalloc.start()
-    text = reading.read_log(path)
+    text = await reading.read_log(launcher, "1")
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert text.startswith("first\n")
@@ -55,15 +79,16 @@ def test_a_log_is_read_by_its_head_and_its_tail(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gap", [b"x\n", b"x"])
-def test_speed_ups_are_found_wherever_they_are(tmp_path: Path, gap: bytes) -> None:
+@pytest.mark.anyio
+async def test_speed_ups_are_found_wherever_they_are(launcher: LocalLauncher, gap: bytes) -> None:
     """On both sides of a chunk's end, in lines or one long one, each once; digits without end are none."""
-    path = tmp_path / "log"
+    path = launcher.log_path("1")
     start = b"speedup: 1.5\n" + gap * (reading.CHUNK_BYTES // len(gap) - 10)
     for shift in range(24):
         path.write_bytes(start + b"\n" * shift + b"speedup: 2.25\n" + gap * reading.CHUNK_BYTES + b"\nspeedup: 1.75")
-        assert reading.read_printed(path) == Printed(3, 2.25)
+        assert await reading.read_printed(launcher, "1") == Printed(3, 2.25)
     path.write_bytes(b"speedup: " + b"9" * 500 + b".0\nspeedup: 0.0\n")
-    assert reading.read_printed(path) == Printed()
+    assert await reading.read_printed(launcher, "1") == Printed()
 
 
 def collect(data: bytes, *, times: int = 1) -> tuple[Collected, int]:

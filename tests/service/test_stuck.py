@@ -83,7 +83,7 @@ async def make_daemon(folder: Path, heard: Remembering) -> tuple[Daemon, SqliteS
     def spec_of(attempt: Attempt, cell: Cell, state: State) -> LaunchSpec:
         results = launcher.results_path(attempt.id)
         env = {**os.environ, "BOUNDD_RESULTS": str(results)}
-        return LaunchSpec(attempt.id, results.parent, sleeper, env, folder, 600, 0.1)
+        return LaunchSpec(attempt.id, sleeper, env, folder, 600, 0.1)
 
     matrix = ((Cell.of({"n": 1, "batch_size": 4}, ["n"]), CellPolicy(timeout_s=600)),)
     run = Run(matrix, Rules(), spec_of, False, "a test")
