@@ -11,15 +11,16 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import anyio
 import anyio.to_thread
 
-from boundd.core.model.devices import DeviceReading
+from boundd.core.model.devices import UNKNOWN_PREFIX, DeviceReading
 from boundd.devices.nvml_process import ChildGoneError, NvmlProcess
+from boundd.devices.sense import Told, contradiction, told_by, without_twins
 from boundd.ports import DeviceError
 
 FIRST_BACKOFF_S = 1.0
@@ -28,13 +29,20 @@ HEALTH_INTERVAL_S = 10.0
 """Counters of memory errors change seldom, and some drivers take milliseconds to read them."""
 UNHEALTHY_XIDS: Mapping[int, str] = {
     48: "double bit ECC error",
+    62: "halt of an internal microcontroller",
+    64: "a bad row of memory could not be recorded",
+    74: "NVLink error",
     79: "the GPU has fallen off the bus",
     94: "contained memory error",
     95: "uncontained memory error",
+    119: "the GPU's system processor does not answer",
+    120: "error of the GPU's system processor",
+    140: "unrecovered ECC error",
     154: "the GPU needs a recovery action",
 }
-"""What takes a device out of service, of NVIDIA's list of XID errors. 13, 31, 43, 45, 68, 109 and their like are
-the application's."""
+"""What takes a device out of service, of NVIDIA's catalog of XID errors (docs.nvidia.com,
+/deploy/xid-errors/analyzing-xid-catalog.html): those that ask for a reset, and those after which results are not to be
+trusted before one. 13, 31, 43, 45, 68, 109 and their like are the application's."""
 
 
 class NoDriverError(DeviceError):
@@ -80,6 +88,7 @@ class NvmlProbe:
         self._not_before_s = 0.0
         self._last_failure = ""
         self._known: dict[str, DeviceReading] = {}
+        self._told: dict[str, Told] = {}
         self._health_interval_s = health_interval_s
         self._health_due_s = 0.0
         self._is_timed = is_timed
@@ -199,18 +208,20 @@ class NvmlProbe:
         self._last_failure = reason
         return _Unanswered(reason)
 
-    def _merge(self, entries: list[dict[str, Any]], driver: str) -> tuple[DeviceReading, ...]:
+    def _merge(self, entries: Sequence[Mapping[str, Any]], driver: str) -> tuple[DeviceReading, ...]:
         """Take over a pass of the child; the devices that it doesn't name any more are kept as unavailable.
 
         Raises:
             BrokenDriverError: the driver lists nothing, and never did.
         """
+        entries = without_twins(entries)
         named = {str(entry["uuid"]) for entry in entries if entry["uuid"]}
         missing = {uuid: reading for uuid, reading in self._known.items() if uuid not in named}
         fresh: dict[str, DeviceReading] = {}
         nameless: list[DeviceReading] = []
         for entry in entries:
             if entry["uuid"]:
+                entry = self._in_words(entry, driver)
                 reading = _reading(entry, driver, self._known.get(entry["uuid"]))
                 fresh[reading.uuid] = replace(reading, ailment=self._ailment(entry))
                 continue
@@ -220,7 +231,7 @@ class NvmlProbe:
                 ailing = replace(missing.pop(reading.uuid), ailment=self._ailment({"uuid": reading.uuid}))
                 fresh[reading.uuid] = _failed(ailing, entry["unavailable"])
             if not same:
-                nameless.append(_reading(entry | {"uuid": f"UNKNOWN-{entry['index']}"}, driver, None))
+                nameless.append(_reading({**entry, "uuid": f"{UNKNOWN_PREFIX}{entry['index']}"}, driver, None))
         for uuid, reading in missing.items():
             fresh[uuid] = _failed(reading, "the driver doesn't list it any more")
         if not fresh and not nameless:
@@ -231,13 +242,25 @@ class NvmlProbe:
         self._known = fresh
         return self._ordered(nameless)
 
+    def _in_words(self, entry: Mapping[str, Any], driver: str) -> Mapping[str, Any]:
+        """The entry, unavailable where it contradicts what was told of its device."""
+        if entry.get("unavailable"):
+            return entry
+        told = self._told.get(entry["uuid"])
+        against = contradiction(entry, driver, told)
+        if against:
+            return {**entry, "unavailable": against, "total": None, "free": None}
+        self._told[entry["uuid"]] = told_by(entry, driver)
+        return entry
+
     def _ailment(self, entry: Mapping[str, Any]) -> str:
         """What is held against a device's health, in words; an instance shares its whole device's errors."""
         if "health" in entry:
             self._errors[entry["uuid"]] = entry["health"]
-        whole = entry.get("parent", entry["uuid"])
+        whole = entry.get("parent") or entry["uuid"]
         xids = [_xid_text(xid, count) for xid, count in sorted(self._xids.get(whole, Counter()).items())]
-        return "; ".join((*xids, *self._errors.get(entry["uuid"], ())))
+        errors = dict.fromkeys((*self._errors.get(whole, ()), *self._errors.get(entry["uuid"], ())))
+        return "; ".join((*xids, *errors))
 
     def _ordered(self, more: list[DeviceReading] | None = None) -> tuple[DeviceReading, ...]:
         """The known devices and `more` by index; the sort is stable, so instances stay behind their device."""
@@ -257,18 +280,25 @@ def _reading(entry: Mapping[str, Any], driver: str, before: DeviceReading | None
     """The child's entry as a reading; a device that can't tell its name keeps the one it had `before`."""
     processes = entry.get("processes")
     unavailable = str(entry.get("unavailable", ""))
+    # Without the list of compute processes nothing is known of who holds what.
+    is_listed = processes is not None and not unavailable and "compute" not in entry.get("unreadable", {})
+    listed = {int(pid): size for pid, size in processes.items()} if processes is not None and is_listed else None
     return DeviceReading(
         uuid=entry["uuid"],
         index=entry["index"],
         name=entry["name"] or (before.name if before is not None else "unknown NVIDIA device"),
         total_bytes=entry.get("total"),
         free_bytes=entry.get("free"),
-        process_bytes=None if processes is None or unavailable else {int(pid): size for pid, size in processes.items()},
+        process_bytes=listed,
         max_cells=entry.get("max_cells"),
         unavailable=unavailable,
         backend="nvml",
         driver=driver,
         remark=entry.get("remark", ""),
+        unreadable=entry.get("unreadable", {}),
+        reserved_bytes=entry.get("reserved"),
+        parent=entry.get("parent", ""),
+        slot=entry.get("slot"),
     )
 
 

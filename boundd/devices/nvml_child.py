@@ -7,7 +7,7 @@ It speaks JSON lines. First, unasked, it says how initialising went: {"ready": t
 but of the devices in `unlisted`, and `health` for the counters of memory errors. The end of standard input ends the
 process, even in the middle of a call that doesn't return.
 
-It is run by path and imports nothing of boundd, so that starting it costs as little as possible.
+It imports little of boundd, and no library but NVML's binding, so that starting it costs as little as possible.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Container
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from boundd.protocol.seeing import describe, read_lists
 
 _LIBRARY = "libnvidia-ml.so.1"
 _NOT_AVAILABLE = 2**64 - 1
@@ -102,11 +104,6 @@ def load_library() -> tuple[str, str] | None:
     return None
 
 
-def describe(error: Any) -> str:
-    """An NVML error for people: the driver's words and the code they can search for."""
-    return f"{str(error).rstrip('.')} (NVML error {error.value})"
-
-
 def read_host_memory(path: str = "/proc/meminfo") -> tuple[int, int] | None:
     """Total and available bytes of the host; None where the kernel doesn't tell."""
     try:
@@ -118,40 +115,74 @@ def read_host_memory(path: str = "/proc/meminfo") -> tuple[int, int] | None:
         return None
 
 
+RECOVERY_ACTIONS: Mapping[int, str] = {
+    1: "a reset of the GPU",
+    2: "a reboot of the node",
+    3: "its peer-to-peer traffic to be drained",
+    4: "its work to be drained, and a reset",
+    5: "a recovery of the IMEX domain",
+    6: "a reset of its bus",
+    7: "a reboot of the system",
+}
+"""NVML's nvmlDeviceGpuRecoveryAction_t. XID 154 tells when it changes; whoever comes later has to ask."""
+
+
+class NonsenseError(Exception):
+    """The driver's numbers can't be true; the message says which."""
+
+
 def read_health(nvml: Any, handle: Any) -> list[str]:
-    """What the counters of memory errors say against a device, in words. One that has none says nothing.
+    """What the driver's counters and states hold against a device, in words. One that it lacks says nothing.
 
     Raises:
         NVMLError: the device is lost or needs a reset.
     """
-    found = []
-    gone = {nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_RESET_REQUIRED}
-    try:
-        count = nvml.nvmlDeviceGetTotalEccErrors(
-            handle, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
-        )
-        if count:
-            found.append(f"{count} uncorrected ECC error(s) since the driver was loaded")
-    except nvml.NVMLError as error:
-        if error.value in gone:
-            raise
-    try:
-        _, _, pending, failed = nvml.nvmlDeviceGetRemappedRows(handle)
-        if pending:
-            found.append("a bad row of its memory is replaced at the next reset")
-        if failed:
-            found.append("a bad row of its memory could not be replaced")
-    except nvml.NVMLError as error:
-        if error.value in gone:
-            raise
+    found: list[str] = []
+    for ask in (_ecc_errors, _row_remaps, _retired_pages, _recovery_action):
+        try:
+            found += ask(nvml, handle)
+        except nvml.NVMLError as error:
+            if error.value in {nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_RESET_REQUIRED}:
+                raise
     return found
 
 
-def read_memory(nvml: Any, handle: Any) -> tuple[int, int] | None:
-    """Total and free bytes, by the second version of the call and else the first; None where the driver has none.
+def _ecc_errors(nvml: Any, handle: Any) -> Iterator[str]:
+    uncorrected, volatile = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
+    count = nvml.nvmlDeviceGetTotalEccErrors(handle, uncorrected, volatile)
+    if count:
+        yield f"{count} uncorrected ECC error(s) since the driver was loaded"
+
+
+def _row_remaps(nvml: Any, handle: Any) -> Iterator[str]:
+    """Since Ampere."""
+    _, _, pending, failed = nvml.nvmlDeviceGetRemappedRows(handle)
+    if pending:
+        yield "a bad row of its memory is replaced at the next reset"
+    if failed:
+        yield "a bad row of its memory could not be replaced"
+
+
+def _retired_pages(nvml: Any, handle: Any) -> Iterator[str]:
+    """Up to Volta and Turing."""
+    if nvml.nvmlDeviceGetRetiredPagesPendingStatus(handle):
+        yield "a bad page of its memory is retired at the next reboot"
+
+
+def _recovery_action(nvml: Any, handle: Any) -> Iterator[str]:
+    (field,) = nvml.nvmlDeviceGetFieldValues(handle, [nvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
+    action = field.value.uiVal if field.nvmlReturn == nvml.NVML_SUCCESS else 0
+    if action:
+        yield f"the driver asks for {RECOVERY_ACTIONS.get(action, f'recovery action {action}')}"
+
+
+def read_memory(nvml: Any, handle: Any) -> tuple[int, int, int | None] | None:
+    """Total and free bytes and the driver's own, by the second version of the call; by the first, which doesn't tell
+    the last of them, where there is no second. None where the driver answers N/A.
 
     Raises:
         NVMLError: the device could not be asked.
+        NonsenseError: the numbers can't be true.
     """
     unsupported = {nvml.NVML_ERROR_NOT_SUPPORTED, nvml.NVML_ERROR_FUNCTION_NOT_FOUND}
     # How drivers refuse the second version differs; anything else is about the device and must not be papered over.
@@ -167,32 +198,12 @@ def read_memory(nvml: Any, handle: Any) -> tuple[int, int] | None:
             if again.value not in unsupported:
                 raise
             return None
-    total, free = int(memory.total), int(memory.free)
-    if total in (0, _NOT_AVAILABLE) or free > total:
+    total, free, reserved = int(memory.total), int(memory.free), getattr(memory, "reserved", None)
+    if total == _NOT_AVAILABLE:
         return None
-    return total, free
-
-
-def read_processes(nvml: Any, handle: Any) -> dict[str, int | None] | None:
-    """Pid to bytes of the compute processes (bytes None: not told), or None where the list can't be had.
-
-    Raises:
-        NVMLError: the device is lost or needs a reset, which is more than a missing list.
-    """
-    try:
-        listed = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    except nvml.NVMLError as error:
-        if error.value in {nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_RESET_REQUIRED}:
-            raise
-        return None
-    sizes: dict[str, int | None] = {}
-    for process in listed:
-        pid = str(process.pid)
-        # A process with a context holds memory, so 0 is a driver that doesn't tell.
-        size = process.usedGpuMemory or None
-        before = sizes.get(pid, 0)
-        sizes[pid] = None if size is None or before is None else before + size
-    return sizes
+    if total == 0 or free > total:
+        raise NonsenseError(f"the driver tells {free:,} free bytes of {total:,}, which can't be true")
+    return total, free, None if reserved is None else int(reserved)
 
 
 def read_compute_mode(nvml: Any, handle: Any) -> int:
@@ -209,29 +220,53 @@ def read_device(nvml: Any, handle: Any, index: int, request: Request) -> dict[st
     """One device or MIG instance that takes cells; what went wrong with it is in `unavailable`."""
     entry: dict[str, Any] = {"index": index, "uuid": "", "name": ""}
     try:
-        entry["uuid"] = nvml.nvmlDeviceGetUUID(handle)
-        entry["name"] = nvml.nvmlDeviceGetName(handle)
+        _identify(nvml, handle, entry)
         mode = read_compute_mode(nvml, handle)
         memory = read_memory(nvml, handle)
         if request.processes and entry["uuid"] not in request.unlisted:
-            entry["processes"] = read_processes(nvml, handle)
+            lists = read_lists(nvml, handle)
+            entry["processes"] = {str(pid): size for pid, size in lists.processes.items()}
+            entry["unreadable"] = dict(lists.unreadable)
         if request.health:
             entry["health"] = read_health(nvml, handle)
-    except nvml.NVMLError as error:
-        return entry | {"unavailable": f"the driver reports: {describe(error)}", "failed": True}
+    except Exception as error:  # whatever it is, it is this device's, and the others are read
+        return entry | {"unavailable": _why(nvml, error), "failed": True}
     if mode in {COMPUTE_MODE_EXCLUSIVE_PROCESS, COMPUTE_MODE_EXCLUSIVE_THREAD}:
         entry["max_cells"] = 1
     if mode == COMPUTE_MODE_PROHIBITED:
         entry["unavailable"] = "its compute mode is PROHIBITED (nvidia-smi --compute-mode=DEFAULT allows computing)"
         entry["max_cells"] = 0
     if memory is None:
-        memory = read_host_memory()
-        entry["remark"] = SHARED_MEMORY
+        hosts = read_host_memory()
+        memory = None if hosts is None else (*hosts, None)
+        entry |= {"remark": SHARED_MEMORY, "shared": True}
     if memory is None:
         entry.setdefault("unavailable", "the driver answers N/A for its memory, and the kernel doesn't tell the host's")
     elif "unavailable" not in entry:
-        entry["total"], entry["free"] = memory
+        entry["total"], entry["free"], entry["reserved"] = memory
     return entry
+
+
+def _identify(nvml: Any, handle: Any, entry: dict[str, Any]) -> None:
+    """Put the UUID and the name into an entry, as far as the driver tells them.
+
+    Raises:
+        NVMLError: it doesn't.
+        NonsenseError: what it tells is no text.
+    """
+    for what, ask in (("uuid", nvml.nvmlDeviceGetUUID), ("name", nvml.nvmlDeviceGetName)):
+        try:
+            entry[what] = ask(handle)
+        except UnicodeDecodeError as error:
+            called = "UUID" if what == "uuid" else "name"
+            raise NonsenseError(f"its {called} is no UTF-8 text, a bug of the driver's: {error.object!r}") from None
+
+
+def _why(nvml: Any, error: Exception) -> str:
+    """Why a device could not be read, for people."""
+    if isinstance(error, nvml.NVMLError):
+        return f"the driver reports: {describe(error)}"
+    return str(error) if isinstance(error, NonsenseError) else f"its answers can't be read: {error!r}"
 
 
 def has_mig(nvml: Any, handle: Any) -> bool:
@@ -247,11 +282,12 @@ def read_instances(nvml: Any, parent: Any, index: int, request: Request) -> list
     entry: dict[str, Any] = {"index": index, "uuid": "", "name": ""}
     instances: list[dict[str, Any]] = []
     try:
-        entry["uuid"] = nvml.nvmlDeviceGetUUID(parent)
-        entry["name"] = nvml.nvmlDeviceGetName(parent)
+        _identify(nvml, parent, entry)
         slots = nvml.nvmlDeviceGetMaxMigDeviceCount(parent)
-    except nvml.NVMLError as error:
-        return [entry | {"unavailable": f"the driver reports: {describe(error)}", "failed": True}]
+        if request.health:
+            entry["health"] = read_health(nvml, parent)
+    except Exception as error:
+        return [entry | {"unavailable": _why(nvml, error), "failed": True}]
     for slot in range(slots):
         try:
             handle = nvml.nvmlDeviceGetMigDeviceHandleByIndex(parent, slot)
@@ -259,7 +295,7 @@ def read_instances(nvml: Any, parent: Any, index: int, request: Request) -> list
             continue  # an empty slot; an instance known before is missed by the daemon, which then says so
         instances.append(read_device(nvml, handle, index, request))
         # Errors are told of the whole.
-        instances[-1]["parent"] = entry["uuid"]
+        instances[-1] |= {"parent": entry["uuid"], "slot": slot}
     entry["max_cells"] = 0
     entry["unavailable"] = f"it is in MIG mode: its {len(instances)} instances take cells, the whole does not"
     return [entry, *instances]
@@ -276,8 +312,7 @@ def read_all(nvml: Any, events: Events, request: Request) -> list[dict[str, Any]
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
         except nvml.NVMLError as error:
-            reason = f"the driver reports: {describe(error)}"
-            entries.append({"index": index, "uuid": "", "name": "", "unavailable": reason})
+            entries.append({"index": index, "uuid": "", "name": "", "unavailable": _why(nvml, error)})
             events.forget(index)
             continue
         if has_mig(nvml, handle):

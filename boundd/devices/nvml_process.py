@@ -18,7 +18,9 @@ from typing import Any
 
 import anyio
 
-_CHILD = Path(__file__).with_name("nvml_child.py")
+_CHILD = "boundd.devices.nvml_child"
+_ROOT = str(Path(__file__).parents[2])
+"""Where the package is: the child must find it however this process did."""
 _MAX_REPLY_BYTES = 16 * 1024**2
 _REAP_S = 1.0
 """How long an ending child is waited for."""
@@ -36,13 +38,14 @@ class NvmlProcess:
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        # -P keeps this package's folder off the child's import path. A session of its own keeps the terminal's Ctrl-C,
+        # -P keeps the working directory off the child's import path. A session of its own keeps the terminal's Ctrl-C,
         # which is the daemon's to handle, away from it.
+        path = os.pathsep.join(filter(None, (_ROOT, environ.get("PYTHONPATH", ""))))
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(_CHILD)],
+            [sys.executable, "-P", "-m", _CHILD],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=dict(environ),
+            env={**environ, "PYTHONPATH": path},
             start_new_session=True,
             bufsize=0,
         )

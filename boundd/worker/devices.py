@@ -114,11 +114,30 @@ class Device:
         reserved_bytes = torch.cuda.memory_reserved(self.name)
         return free_bytes if cap_bytes is None else min(free_bytes, cap_bytes - reserved_bytes)
 
+    def uuid(self, visible_devices: str | None) -> str | None:
+        """The GPU's UUID as NVML knows it; None on the CPU, and where neither torch nor the environment tells it.
+
+        Args:
+            visible_devices: what CUDA_VISIBLE_DEVICES is. It names a MIG instance better than torch, which may name the
+                whole device.
+        """
+        if not self.is_cuda:
+            return None
+        if visible_devices and visible_devices.startswith("MIG-") and "," not in visible_devices:
+            return visible_devices
+        import torch
+
+        told = getattr(torch.cuda.get_device_properties(self.name), "uuid", None)  # not in every version
+        if told is not None:
+            return f"GPU-{str(told).removeprefix('GPU-')}"
+        alone = visible_devices and visible_devices.startswith("GPU-") and "," not in visible_devices
+        return visible_devices if alone else None
+
     def label(self) -> str:
         """The device model's name, as results are compared by."""
         import torch
 
-        return str(torch.cuda.get_device_name(0)) if self.is_cuda else _cpu_model()
+        return str(torch.cuda.get_device_name(self.name)) if self.is_cuda else _cpu_model()
 
 
 def open_device(settings: Settings, memory_cap_bytes: int | None) -> Device:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from boundd.protocol.environment import LEASE
+from boundd.protocol.company import Lists, Whose, judge
 from boundd.protocol.lines import Isolation
+from boundd.protocol.seeing import is_here, read_lists, sees_every_pid, takes_lease
 from boundd.protocol.strict_json import Json
 from boundd.worker.devices import Stopwatch
 
@@ -114,13 +115,20 @@ class _CpuCounts:
 
 
 class GpuWitness:
-    """Judges by the processes the driver lists on the device, those aside which keep to the same lease, by what
-    throttles it, and by whether torch's allocator had to flush and try again."""
+    """Judges by the processes that the driver lists on the device (`boundd.protocol.company`), by what throttles it,
+    and by whether torch's allocator had to flush and try again.
 
-    def __init__(self, uuid: str | None, lease_folder: Path | None, proc: Path = Path("/proc")) -> None:
+    Attributes:
+        every_pid: whether the pids of the machine's own namespace are known here; looked up where it is not given.
+    """
+
+    def __init__(
+        self, uuid: str | None, lease_folder: Path | None, proc: Path = Path("/proc"), *, every_pid: bool | None = None
+    ) -> None:
         self._uuid = uuid
         self._lease_folder = lease_folder
         self._proc = proc
+        self._every_pid = sees_every_pid(proc) if every_pid is None else every_pid
         self._before = Attest("unknown")
         self._retries = 0
 
@@ -142,41 +150,38 @@ class GpuWitness:
         """What one reading means."""
         readings: dict[str, Json] = {"sm_clock_mhz": reading.sm_clock_mhz}
         throttled = tuple(f"the GPU throttles: {name}" for bit, name in THROTTLES.items() if reading.throttle & bit)
-        if throttled:
-            return Attest("contended", throttled, readings)
-        isolation = self.verdict(reading.pids)
-        reasons = {"contended": ("another process is on the device",), "unknown": ("the driver hides its processes",)}
-        return Attest(isolation, reasons.get(isolation, ()), readings)
+        attest = Attest("contended", throttled, readings) if throttled else Attest("exclusive", (), readings)
+        if reading.lists is None:
+            return merge([attest, Attest("unknown", ("the driver could not be asked who is on the device",))])
+        company = judge(reading.lists, self._whose, every_pid=self._every_pid, own_bytes=reading.own_bytes)
+        return merge([attest, Attest(company.isolation, company.reasons)])
 
-    def verdict(self, pids: frozenset[int] | None) -> Isolation:
-        """What a list of processes means; None is a list that can't be read."""
-        if pids is None or os.getpid() not in pids:
-            # Not seeing ourselves, we are not looking at our own list (another pid namespace).
-            return "unknown"
-        return worst([self._of_neighbour(pid) for pid in pids - {os.getpid()}])
-
-    def _of_neighbour(self, pid: int) -> Isolation:
-        try:
-            environ = (self._proc / str(pid) / "environ").read_bytes()
-        except FileNotFoundError:
-            return "exclusive"  # it has ended
-        except OSError:
-            return "contended"  # somebody else's
-        ours = f"{LEASE}={self._lease_folder}".encode()
-        keeps_lease = self._lease_folder is not None and ours in environ.split(b"\0")
-        return "exclusive" if keeps_lease else "contended"
+    def _whose(self, pid: int) -> Whose:
+        if pid == os.getpid():
+            return Whose.OURS
+        if not is_here(pid, self._proc):
+            return Whose.ABSENT
+        if takes_lease(pid, self._lease_folder, self._proc):
+            return Whose.PARTNER
+        # It may have ended in between.
+        return Whose.STRANGER if is_here(pid, self._proc) else Whose.ABSENT
 
 
 @dataclass(frozen=True)
 class GpuReading:
-    """What NVML says of a device at one instant: the processes on it (None where it can't say), the bits of what
-    throttles it, and its clock."""
+    """What NVML says of a device at one instant: its lists of processes (None where it can't be asked), the bits of
+    what throttles it, and its clock."""
 
-    pids: frozenset[int] | None = None
+    lists: Lists | None = None
     throttle: int = 0
     sm_clock_mhz: int | None = None
-    held_bytes: int | None = None
-    """What this very process holds on the device."""
+    own_bytes: int | None = None
+    """Device memory that this process is known to hold, by torch's allocator."""
+
+    @property
+    def held_bytes(self) -> int | None:
+        """What the driver says that this very process holds on the device."""
+        return None if self.lists is None else self.lists.processes.get(os.getpid())
 
 
 def worst(verdicts: Iterable[Isolation]) -> Isolation:
@@ -206,13 +211,11 @@ def read_gpu(uuid: str | None) -> GpuReading:
         return GpuReading()
     try:
         handle = pynvml.nvmlDeviceGetHandleByUUID(uuid) if uuid else pynvml.nvmlDeviceGetHandleByIndex(0)
-        entries = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-        held = [entry.usedGpuMemory for entry in entries if entry.pid == os.getpid()]
         return GpuReading(
-            pids=frozenset(entry.pid for entry in entries),
+            lists=read_lists(pynvml, handle),
             throttle=_asked(pynvml, 0, pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle),
             sm_clock_mhz=_asked(pynvml, None, pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
-            held_bytes=held[0] if held else None,
+            own_bytes=_allocated_bytes(),
         )
     except pynvml.NVMLError:
         return GpuReading()
@@ -234,6 +237,13 @@ def _allocator_retries() -> int:
     if not torch.cuda.is_available():
         return 0
     return int(torch.cuda.memory_stats().get("num_alloc_retries", 0))
+
+
+def _allocated_bytes() -> int | None:
+    """What torch's allocator holds on the device; None where it holds nothing, or torch uses no GPU."""
+    import torch
+
+    return torch.cuda.memory_reserved() or None if torch.cuda.is_available() else None
 
 
 def _share(before: float | None, after: float | None, whole: float) -> float | None:

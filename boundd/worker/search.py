@@ -107,7 +107,7 @@ class Search:
         batches = cut_batches(read_prompts(settings), settings.num_samples, settings.batch_size, settings.seed)
         method = combine(settings.methods)
         device = open_device(settings, self._environment.memory_cap_bytes)
-        self._memory = MemoryLog(meter_for(device, self._uuid()))
+        self._memory = MemoryLog(meter_for(device, device.uuid(self._environment.visible_devices)))
         self._memory.enter("load")
         with lease.shared():
             pipe = load_pipeline(settings, device)
@@ -168,11 +168,7 @@ class Search:
     def _witness(self, device: Device) -> Witness:
         if not device.is_cuda:
             return CpuWitness(device.threads)
-        return GpuWitness(self._uuid(), self._environment.lease_folder)
-
-    def _uuid(self) -> str | None:
-        visible = self._environment.visible_devices or ""
-        return visible if visible.startswith(("GPU-", "MIG-")) else None
+        return GpuWitness(device.uuid(self._environment.visible_devices), self._environment.lease_folder)
 
     def _result(self, traversal: Traversal, explorer: Explorer, best: int, extra: dict[str, Json]) -> Result:
         chosen = explorer.line(best)

@@ -174,10 +174,13 @@ async def test_a_device_that_vanishes_stays_known(fake: Any, probe: NvmlProbe) -
 async def test_devices_that_change_places_keep_their_identity(fake: Any, probe: NvmlProbe) -> None:
     """The order changes: what belongs to a UUID goes with it."""
     await probe.read(processes=False)
-    fake.devices[0].uuid, fake.devices[1].uuid = b"GPU-b", b"GPU-a"
+    for field in ("uuid", "name", "total", "reserved"):
+        first, second = getattr(fake.devices[0], field), getattr(fake.devices[1], field)
+        setattr(fake.devices[0], field, second)
+        setattr(fake.devices[1], field, first)
     readings = {reading.uuid: reading for reading in await probe.read(processes=False)}
-    assert (readings["GPU-a"].index, readings["GPU-a"].total_bytes) == (1, 24 * GIB)
-    assert (readings["GPU-b"].index, readings["GPU-b"].total_bytes) == (0, 80 * GIB)
+    assert (readings["GPU-a"].index, readings["GPU-a"].total_bytes) == (1, 80 * GIB)
+    assert (readings["GPU-b"].index, readings["GPU-b"].total_bytes) == (0, 24 * GIB)
 
 
 class LoopLag:

@@ -25,7 +25,7 @@ async def attentive(fake: Any) -> AsyncIterator[NvmlProbe]:
     await probe.aclose()
 
 
-@pytest.mark.parametrize("xid", [48, 79, 94, 95, 154])
+@pytest.mark.parametrize("xid", [48, 62, 64, 74, 79, 94, 95, 119, 120, 140, 154])
 async def test_an_xid_of_the_device_is_held_against_it(fake: Any, attentive: NvmlProbe, xid: int) -> None:
     """It stays held against it through later passes and in the next child; the other device is well."""
     await attentive.read(processes=False)

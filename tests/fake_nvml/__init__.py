@@ -14,6 +14,8 @@ import subprocess
 from pathlib import Path
 
 GIB = 1024**3
+COMPUTE, GRAPHICS, MPS = 1, 2, 4
+"""The lists that a process can be in, as bits of `FakeProcess.kinds`."""
 MAX_DEVICES = 16
 MAX_PROCESSES = 128
 MAX_XIDS = 16
@@ -30,6 +32,8 @@ class FakeProcess(ctypes.Structure):
     _fields_ = (
         ("pid", ctypes.c_uint32),
         ("hidden", ctypes.c_uint32),
+        ("kinds", ctypes.c_uint32),
+        ("shown_pid", ctypes.c_uint32),
         ("start_ticks", ctypes.c_uint64),
         ("bytes", ctypes.c_uint64),
     )
@@ -52,6 +56,8 @@ class FakeDevice(ctypes.Structure):
         ("process_error", ctypes.c_int32),
         ("event_error", ctypes.c_int32),
         ("ecc_error", ctypes.c_int32),
+        ("graphics_error", ctypes.c_int32),
+        ("mps_error", ctypes.c_int32),
         ("compute_mode", ctypes.c_uint32),
         ("mig_mode", ctypes.c_uint32),
         ("slow_ms", ctypes.c_uint32),
@@ -60,6 +66,10 @@ class FakeDevice(ctypes.Structure):
         ("crash", ctypes.c_uint32),
         ("remap_pending", ctypes.c_uint32),
         ("remap_failed", ctypes.c_uint32),
+        ("retired_pending", ctypes.c_uint32),
+        ("recovery_action", ctypes.c_uint32),
+        ("memory_unknown", ctypes.c_uint32),
+        ("free_excess", ctypes.c_uint64),
         ("ecc_uncorrected", ctypes.c_uint64),
         ("mig_parent", ctypes.c_int32),
         ("xid_count", ctypes.c_uint32),
@@ -158,6 +168,17 @@ class FakeNvml:
             raise MemoryError(f"device {index} has {free.value} bytes left, not {size_bytes}")
         if error != _NO_ERROR:
             raise OSError(f"device {index} takes no process: CUDA error {error}")
+
+    def process(self, index: int, pid: int) -> FakeProcess:
+        """A process on a device, to change which lists it is in (`kinds`), or by which pid (`shown_pid`).
+
+        Raises:
+            KeyError: it is not there.
+        """
+        for process in self.devices[index].processes:
+            if process.pid == pid:
+                return process
+        raise KeyError(pid)
 
     def release(self, index: int, pid: int) -> None:
         """Take everything of `pid` off a device."""

@@ -33,10 +33,14 @@ enum {
 enum { CUDA_OUT_OF_MEMORY = 2, CUDA_UNAVAILABLE = 46, CUDA_NO_DEVICE = 100, CUDA_UNKNOWN = 999 };
 enum { MODE_PROHIBITED = 2, MODE_EXCLUSIVE_PROCESS = 3 };
 enum { EVENT_XID = 8 };
+enum { LIST_COMPUTE = 1, LIST_GRAPHICS = 2, LIST_MPS = 4 };
+enum { FIELD_RECOVERY_ACTION = 230, VALUE_UNSIGNED_INT = 1 };
 
 typedef struct {
     uint32_t pid;         /* 0: a free slot */
     uint32_t hidden;      /* 1: in use, but not in the process list */
+    uint32_t kinds;       /* the lists that it is in: bits of LIST_*; 0: that of compute processes */
+    uint32_t shown_pid;   /* what the lists say in place of its pid, as a driver of another namespace; 0: its pid */
     uint64_t start_ticks; /* 0: whoever has the pid, alive or not, as a test wants it */
     uint64_t bytes;
 } process_t;
@@ -47,8 +51,11 @@ typedef struct {
     uint64_t total, reserved, foreign;
     int32_t lost;         /* an error that every call on the device answers */
     int32_t handle_error, identity_error, memory_error, memory_v2_error, process_error, event_error, ecc_error;
+    int32_t graphics_error, mps_error; /* of the other lists of processes */
     uint32_t compute_mode, mig_mode, slow_ms, hang, bytes_unknown, crash;
-    uint32_t remap_pending, remap_failed;
+    uint32_t remap_pending, remap_failed, retired_pending, recovery_action;
+    uint32_t memory_unknown; /* 1: N/A in every field */
+    uint64_t free_excess;    /* free memory that there isn't, to be told all the same */
     uint64_t ecc_uncorrected;
     int32_t mig_parent;   /* -1: a whole device */
     uint32_t xid_count;   /* ever; the last MAX_XIDS of them are in `xids` */
@@ -69,6 +76,12 @@ typedef struct {
 typedef struct { unsigned long long total, free, used; } memory_v1_t;
 typedef struct { unsigned int version; unsigned long long total, reserved, free, used; } memory_v2_t;
 typedef struct { unsigned int pid; unsigned long long bytes; unsigned int gpu_instance, compute_instance; } info_t;
+typedef struct {
+    unsigned int id, scope;
+    long long timestamp, latency;
+    unsigned int type, result;
+    union { unsigned int number; unsigned long long any; } value;
+} field_t;
 typedef struct { char legacy_id[16]; unsigned int domain, bus, device, device_id, subsystem_id; char id[32]; } pci_t;
 typedef struct { unsigned int gpu, memory; } utilization_t;
 typedef struct { fake_device_t *device; unsigned long long type, data; unsigned int gpu_instance, compute_instance; } event_t;
@@ -272,8 +285,9 @@ int nvmlDeviceGetMemoryInfo(fake_device_t *device, memory_v1_t *memory) {
     if (error) return error;
     take(state);
     memory->total = device->total;
-    memory->free = free_of(state, device);
+    memory->free = free_of(state, device) + device->free_excess;
     memory->used = memory->total - memory->free; /* the first version counts the driver's own as used */
+    if (device->memory_unknown) *memory = (memory_v1_t){NOT_AVAILABLE, NOT_AVAILABLE, NOT_AVAILABLE};
     give(state);
     return SUCCESS;
 }
@@ -288,37 +302,43 @@ int nvmlDeviceGetMemoryInfo_v2(fake_device_t *device, memory_v2_t *memory) {
     memory->reserved = device->reserved;
     memory->free = free_of(state, device);
     memory->used = memory->total - memory->reserved - memory->free;
+    memory->free += device->free_excess;
+    if (device->memory_unknown) memory->total = memory->reserved = memory->free = memory->used = NOT_AVAILABLE;
     give(state);
     return SUCCESS;
 }
 
-int nvmlDeviceGetComputeRunningProcesses_v3(fake_device_t *device, unsigned int *count, info_t *infos) {
+static int list(fake_device_t *device, uint32_t kind, int error, unsigned int *count, info_t *infos) {
     unsigned int room = *count, n = 0;
     ASK(device);
-    if (room) device->process_queries++; /* a first call with no room only asks how many there are */
-    if (device->process_error) return device->process_error;
+    if (kind == LIST_COMPUTE && room) device->process_queries++; /* without room, it only asks how many there are */
+    if (error) return error;
     take(state);
     sweep(device);
     for (int i = 0; i < MAX_PROCESSES; i++) {
         const process_t *process = &device->processes[i];
-        if (!process->pid || process->hidden) continue;
-        if (n < room) infos[n] = (info_t){process->pid, device->bytes_unknown ? NOT_AVAILABLE : process->bytes,
+        if (!process->pid || process->hidden || !((process->kinds ? process->kinds : LIST_COMPUTE) & kind)) continue;
+        if (n < room) infos[n] = (info_t){process->shown_pid ? process->shown_pid : process->pid,
+                                          device->bytes_unknown ? NOT_AVAILABLE : process->bytes,
                                           UINT32_MAX, UINT32_MAX};
         n++;
     }
     give(state);
-    if (n == 0 && !room) device->process_queries++; /* no second call will come */
+    if (kind == LIST_COMPUTE && n == 0 && !room) device->process_queries++; /* no second call will come */
     *count = n;
     return n > room ? INSUFFICIENT_SIZE : SUCCESS;
+}
+int nvmlDeviceGetComputeRunningProcesses_v3(fake_device_t *device, unsigned int *count, info_t *infos) {
+    return list(device, LIST_COMPUTE, device->process_error, count, infos);
 }
 int nvmlDeviceGetComputeRunningProcesses_v2(fake_device_t *device, unsigned int *count, info_t *infos) {
     return nvmlDeviceGetComputeRunningProcesses_v3(device, count, infos);
 }
 int nvmlDeviceGetGraphicsRunningProcesses_v3(fake_device_t *device, unsigned int *count, info_t *infos) {
-    (void)infos;
-    ASK(device);
-    *count = 0;
-    return SUCCESS;
+    return list(device, LIST_GRAPHICS, device->graphics_error, count, infos);
+}
+int nvmlDeviceGetMPSComputeRunningProcesses_v3(fake_device_t *device, unsigned int *count, info_t *infos) {
+    return list(device, LIST_MPS, device->mps_error, count, infos);
 }
 
 /* ---- NVML: mode, MIG, health ---- */
@@ -367,6 +387,22 @@ int nvmlDeviceGetRemappedRows(fake_device_t *device, unsigned int *corrected, un
     *corrected = *uncorrected = 0;
     *pending = device->remap_pending;
     *failed = device->remap_failed;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetRetiredPagesPendingStatus(fake_device_t *device, int *pending) {
+    ASK(device);
+    if (device->ecc_error) return device->ecc_error;
+    *pending = (int)device->retired_pending;
+    return SUCCESS;
+}
+int nvmlDeviceGetFieldValues(fake_device_t *device, int count, field_t *fields) {
+    ASK(device);
+    for (field_t *field = fields; field < fields + count; field++) {
+        field->result = field->id == FIELD_RECOVERY_ACTION ? SUCCESS : NOT_SUPPORTED;
+        field->type = VALUE_UNSIGNED_INT;
+        field->value.number = device->recovery_action;
+    }
     return SUCCESS;
 }
 
@@ -437,9 +473,9 @@ LACKS(nvmlDeviceGetDecoderUtilization) LACKS(nvmlDeviceGetPcieThroughput) LACKS(
 LACKS(nvmlDeviceGetPerformanceState) LACKS(nvmlDeviceGetDisplayMode) LACKS(nvmlDeviceGetDisplayActive)
 LACKS(nvmlDeviceGetCurrentDriverModel) LACKS(nvmlDeviceGetDriverModel) LACKS(nvmlDeviceGetDriverModel_v2)
 LACKS(nvmlDeviceGetMaxClockInfo) LACKS(nvmlDeviceGetBAR1MemoryInfo) LACKS(nvmlDeviceGetProcessUtilization)
-LACKS(nvmlDeviceGetMPSComputeRunningProcesses_v3) LACKS(nvmlDeviceGetConfComputeMemSizeInfo)
+LACKS(nvmlDeviceGetConfComputeMemSizeInfo)
 LACKS(nvmlDeviceGetRunningProcessDetailList) LACKS(nvmlDeviceGetGpuInstanceId) LACKS(nvmlDeviceGetComputeInstanceId)
-LACKS(nvmlDeviceGetFieldValues) LACKS(nvmlDeviceGetTemperatureV) LACKS(nvmlDeviceGetEccMode)
+LACKS(nvmlDeviceGetTemperatureV) LACKS(nvmlDeviceGetEccMode)
 LACKS(nvmlDeviceGetCurrentClocksThrottleReasons) LACKS(nvmlDeviceGetSupportedClocksEventReasons)
 
 /* ---- the memory: what CUDA would be asked for ---- */
@@ -466,7 +502,7 @@ int fakeAllocate(state_t *of, unsigned int index, uint32_t pid, uint64_t bytes, 
     else if (bytes > *free_bytes || (own == NULL && slot == NULL)) error = CUDA_OUT_OF_MEMORY;
     else {
         if (own == NULL) {
-            *slot = (process_t){0, (uint32_t)hidden, bound ? start_ticks(pid) : 0, 0};
+            *slot = (process_t){0, (uint32_t)hidden, 0, 0, bound ? start_ticks(pid) : 0, 0};
             own = slot;
         }
         own->bytes += bytes;

@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from boundd.protocol.company import Lists
 from boundd.worker.devices import Stopwatch
 from boundd.worker.isolation import Attest, CpuWitness, GpuReading, GpuWitness, merge, worst
 
@@ -75,14 +77,18 @@ def test_a_section_that_did_not_run_is_contended() -> None:
     assert CpuWitness(1).judge([watch]).isolation == "contended"
 
 
+def alone(size: int | None = 2**30) -> Lists:
+    """Lists in which this process is, and no other."""
+    return Lists({os.getpid(): size}, used_bytes=2**30)
+
+
 def test_a_throttled_gpu_is_not_fit_to_time(tmp_path: Path) -> None:
     """Heat and power brakes spoil a timing, and are named; a power cap is how a GPU under load runs."""
-    witness = GpuWitness("GPU-1", tmp_path)
-    alone = frozenset({os.getpid()})
-    hot = witness.seen(GpuReading(alone, throttle=0x40, sm_clock_mhz=900))
+    witness = GpuWitness("GPU-1", tmp_path, every_pid=True)
+    hot = witness.seen(GpuReading(alone(), throttle=0x40, sm_clock_mhz=900))
     assert (hot.isolation, hot.reasons) == ("contended", ("the GPU throttles: hardware thermal slowdown",))
     assert hot.as_json()["sm_clock_mhz"] == 900
-    assert witness.seen(GpuReading(alone, throttle=0x04)).isolation == "exclusive"
+    assert witness.seen(GpuReading(alone(), throttle=0x04)).isolation == "exclusive"
 
 
 def test_several_attests_make_one() -> None:
@@ -94,11 +100,33 @@ def test_several_attests_make_one() -> None:
 
 
 def test_a_gpu_that_cannot_be_seen_is_unknown(tmp_path: Path) -> None:
-    """No list, or a list in which this process is not: nothing is attested."""
-    witness = GpuWitness("GPU-1", tmp_path)
-    assert witness.verdict(None) == "unknown"
-    assert witness.verdict(frozenset({1})) == "unknown"
-    assert witness.verdict(frozenset({os.getpid()})) == "exclusive"
+    """No driver, a list that is refused, or lists in which this process is not: nothing is attested, with the
+    reason."""
+    witness = GpuWitness("GPU-1", tmp_path, every_pid=True)
+    assert witness.seen(GpuReading(alone())).isolation == "exclusive"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for lists, why in (
+        (None, "could not be asked"),
+        (Lists({}), "no process at all"),
+        (Lists({dead.pid: 1}), "this worker's process is not"),
+        (Lists({os.getpid(): 1}, {"graphics": "Not Supported (NVML error 3)"}), "graphics processes: Not Supported"),
+    ):
+        seen = witness.seen(GpuReading(lists))
+        assert seen.isolation == "unknown"
+        assert why in seen.reasons[0]
+
+
+def test_in_a_container_memory_decides(tmp_path: Path) -> None:
+    """Somebody whom the container doesn't see holds memory all the same."""
+    witness = GpuWitness("GPU-1", tmp_path, every_pid=False)
+    assert witness.seen(GpuReading(alone())).isolation == "exclusive"
+    assert witness.seen(GpuReading(replace(alone(), used_bytes=2**31))).isolation == "unknown"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    machines = Lists({dead.pid: 2**30}, used_bytes=2**30)
+    assert witness.seen(GpuReading(machines, own_bytes=2**29)).isolation == "exclusive"
+    assert witness.seen(GpuReading(machines)).isolation == "unknown"
 
 
 def test_neighbours_that_keep_the_same_lease_are_fine(tmp_path: Path) -> None:
@@ -112,16 +140,19 @@ def test_neighbours_that_keep_the_same_lease_are_fine(tmp_path: Path) -> None:
         process.stdout.readline()  # it has become the program: its environment can be read
         return process
 
+    def seen(folder: Path | None, *pids: int) -> str:
+        lists = Lists(dict.fromkeys((os.getpid(), *pids), 2**30))
+        return GpuWitness(None, folder, every_pid=True).seen(GpuReading(lists)).isolation
+
     with neighbour(str(tmp_path)) as ours, neighbour("/somewhere/else") as other:
         try:
-            witness = GpuWitness(None, tmp_path)
-            assert witness.verdict(frozenset({os.getpid(), ours.pid})) == "exclusive"
-            assert witness.verdict(frozenset({os.getpid(), ours.pid, other.pid})) == "contended"
-            assert GpuWitness(None, None).verdict(frozenset({os.getpid(), ours.pid})) == "contended"
+            assert seen(tmp_path, ours.pid) == "exclusive"
+            assert seen(tmp_path, ours.pid, other.pid) == "contended"
+            assert seen(None, ours.pid) == "contended"
         finally:
             ours.kill()
             other.kill()
-    assert witness.verdict(frozenset({os.getpid(), other.pid})) == "exclusive", "it has ended since"
+    assert seen(tmp_path, other.pid) == "exclusive", "it has ended since"
 
 
 def test_the_least_trustworthy_counts() -> None:

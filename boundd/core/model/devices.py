@@ -10,6 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+UNKNOWN_PREFIX = "UNKNOWN-"
+"""Begins the name of a device that can't tell its UUID."""
+MISSING_PREFIX = "MISSING-"
+"""Begins the name of a device that the config names by what is no UUID, and that isn't there."""
+
 
 class DeviceState(StrEnum):
     """Whether cells may be placed on a device."""
@@ -46,11 +51,24 @@ class DeviceReading:
     stays so until a person says `uncordon`."""
     remark: str = ""
     """What people should know of the numbers, such as that the memory is the host's."""
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Kinds of process lists (compute, graphics, MPS) that were asked for and could not be had, and why."""
+    reserved_bytes: int | None = None
+    """What of the memory in use is the driver's own; None where that isn't told."""
+    parent: str = ""
+    """Of a MIG instance, the UUID of the device that it is a part of."""
+    slot: int | None = None
+    """Of a MIG instance, its number there."""
 
     @property
     def is_simulated(self) -> bool:
         """Whether there is no such hardware; a fake driver says so in the device's name."""
         return self.backend == "simulated" or "simulated" in self.name.casefold()
+
+    @property
+    def is_placeholder(self) -> bool:
+        """Whether it stands for a device of which not even the UUID is known."""
+        return self.uuid.startswith((UNKNOWN_PREFIX, MISSING_PREFIX))
 
     @property
     def used_bytes(self) -> int:

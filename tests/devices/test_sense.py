@@ -1,0 +1,201 @@
+"""Readings that make no sense: by the rules alone, and from a driver that gives them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from boundd.core.model.devices import DeviceReading
+from boundd.devices.nvml import NvmlProbe
+from boundd.devices.sense import Told, contradiction, told_by, without_twins
+from tests.fake_nvml import COMPUTE, GRAPHICS, MPS
+
+GIB = 1024**3
+NOT_SUPPORTED, NO_PERMISSION, GPU_IS_LOST, UNKNOWN = 3, 4, 15, 999
+
+
+@pytest.fixture
+async def probe(fake: Any) -> AsyncIterator[NvmlProbe]:
+    """A probe of the fake that reads counters of errors at each pass."""
+    probe = NvmlProbe(fake.environ, deadline_s=2.0, first_backoff_s=0.0, health_interval_s=0.0)
+    yield probe
+    await probe.aclose()
+
+
+def put(device: Any, **fields: Any) -> dict[str, Any]:
+    """Set fields of a fake device; what they were."""
+    before = {name: getattr(device, name) for name in fields}
+    for name, value in fields.items():
+        setattr(device, name, value)
+    return before
+
+
+NONSENSE = {
+    "N/A memory": ({"memory_unknown": 1}, "N/A for its memory now, and told 80.0 GiB before"),
+    "memory refused": ({"memory_error": NOT_SUPPORTED}, "N/A for its memory now"),
+    "another total": ({"total": 79 * GIB}, "84,825,604,096 bytes of memory now, and told 85,899,345,920 before"),
+    "no memory at all": ({"total": 0, "reserved": 0}, "0 free bytes of 0"),
+    "more free than there is": ({"free_excess": 2 * GIB}, "free bytes of 85,899,345,920, which can't be true"),
+    "a name that is no text": ({"name": b"Fake \xff\xfe"}, "name is no UTF-8 text, a bug of the driver's"),
+    "another name": ({"name": b"Fake H100"}, "calls it Fake H100 now, and called it Fake A100 before"),
+    "another's UUID": ({"uuid": b"GPU-b"}, ""),
+    "a UUID that is no text": ({"uuid": b"GPU-\xff"}, "UUID is no UTF-8 text"),
+    "every query fails": ({"memory_error": UNKNOWN}, "NVML error 999"),
+    "gone": ({"lost": GPU_IS_LOST}, "lost"),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", list(NONSENSE))
+async def test_nonsense_makes_its_device_unavailable_until_it_makes_sense(
+    fake: Any, probe: NvmlProbe, kind: str
+) -> None:
+    """That one alone, with the reason; the third device is never touched."""
+    fake.add("GPU-c", "Fake L4", 24)
+    before = {reading.uuid: reading for reading in await probe.read(processes=True)}
+    fields, why = NONSENSE[kind]
+    was = put(fake.devices[0], **fields)
+    now = {reading.uuid: reading for reading in await probe.read(processes=True)}
+    assert now["GPU-c"] == before["GPU-c"]
+    ill = now["GPU-a"]
+    assert (ill.total_bytes, ill.free_bytes, ill.process_bytes) == (None, None, None)
+    assert why in ill.unavailable
+    assert ill.unavailable
+    if kind == "another's UUID":
+        assert now["GPU-b"].unavailable == "the driver gives this UUID to 2 devices (0, 1)"
+    else:
+        assert now["GPU-b"] == before["GPU-b"]
+    put(fake.devices[0], **was)
+    after = {reading.uuid: reading for reading in await probe.read(processes=True)}
+    assert {uuid: after[uuid] for uuid in before} == before
+
+
+@pytest.mark.anyio
+async def test_a_device_with_a_name_that_is_no_text_is_out_from_the_start(fake: Any) -> None:
+    """And the other is measured on: one byte of a driver's bug stops no box."""
+    fake.devices[0].name = b"NVIDIA \x80\x81"
+    probe = NvmlProbe(fake.environ)
+    first, second = await probe.read(processes=False)
+    assert (first.uuid, first.name) == ("GPU-a", "unknown NVIDIA device")
+    assert "no UTF-8 text" in first.unavailable
+    assert not second.unavailable
+    await probe.aclose()
+
+
+@pytest.mark.anyio
+async def test_shared_memory_that_becomes_the_devices_own_is_a_contradiction(fake: Any, probe: NvmlProbe) -> None:
+    """Both ways: what was learned of the one is wrong for the other."""
+    fake.devices[1].memory_unknown = 1
+    assert "the host's" in (await probe.read(processes=False))[1].remark
+    fake.devices[1].memory_unknown = 0
+    assert "of its own now, and told none before" in (await probe.read(processes=False))[1].unavailable
+
+
+@pytest.mark.anyio
+async def test_every_kind_of_list_is_read(fake: Any, probe: NvmlProbe) -> None:
+    """Who draws, and who computes through MPS, is on the device too; the driver's own memory is told apart."""
+    for pid, kinds in ((4711, COMPUTE), (4712, GRAPHICS), (4713, MPS), (4714, COMPUTE | GRAPHICS)):
+        fake.allocate(0, pid, GIB)
+        fake.process(0, pid).kinds = kinds
+    first, second = await probe.read(processes=True)
+    assert first.process_bytes == dict.fromkeys((4711, 4712, 4713, 4714), GIB)
+    assert (first.unreadable, first.reserved_bytes) == ({}, 80 * GIB // 100)
+    assert second.process_bytes == {}
+    put(fake.devices[0], graphics_error=NO_PERMISSION, mps_error=NOT_SUPPORTED)
+    fake.devices[1].process_error = NOT_SUPPORTED
+    first, second = await probe.read(processes=True)
+    assert first.process_bytes == dict.fromkeys((4711, 4714), GIB)
+    assert list(first.unreadable) == ["graphics"], "a device without MPS has no clients of it"
+    assert (second.process_bytes, list(second.unreadable)) == (None, ["compute"])
+    fake.devices[0].mps_error = UNKNOWN
+    assert list((await probe.read(processes=True))[0].unreadable) == ["graphics", "MPS"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("remap_pending", "replaced at the next reset"),
+        ("remap_failed", "could not be replaced"),
+        ("retired_pending", "retired at the next reboot"),
+        ("recovery_action", "the driver asks for a reset of the GPU"),
+        ("ecc_uncorrected", "1 uncorrected ECC error(s)"),
+    ],
+)
+async def test_what_the_driver_holds_against_a_whole_goes_for_its_instances(
+    fake: Any, probe: NvmlProbe, field: str, words: str
+) -> None:
+    """Of a divided device too, whose instances don't have these counters."""
+    setattr(fake.devices[1], field, 1)
+    assert words in (await probe.read(processes=False))[1].ailment
+    setattr(fake.devices[1], field, 0)
+    put(fake.devices[0], mig_mode=1, **{field: 1})
+    fake.add("MIG-1", "Fake A100 MIG 3g.40gb", 40, mig_parent=0).ecc_error = NOT_SUPPORTED
+    parent, instance, other = await probe.read(processes=False)
+    assert words in parent.ailment
+    assert words in instance.ailment
+    assert (instance.parent, instance.slot) == ("GPU-a", 0)
+    assert not other.ailment
+
+
+# By the rules alone
+
+ENTRIES = st.fixed_dictionaries(
+    {
+        "index": st.integers(0, 3),
+        "uuid": st.sampled_from(["GPU-a", "GPU-b", "GPU-c", ""]),
+        "name": st.sampled_from(["A100", "L4"]),
+        "total": st.sampled_from([24 * GIB, 80 * GIB]),
+        "free": st.just(GIB),
+        "shared": st.booleans(),
+    }
+)
+
+
+def makes_sense_or_is_out(passes: list[list[dict[str, Any]]]) -> None:
+    """Walk through passes: each device keeps what it told first, is out for anything else, and for nothing else."""
+    told: dict[str, Told] = {}
+    for entries in passes:
+        found = without_twins(entries)
+        uuids = [entry["uuid"] for entry in entries if entry["uuid"]]
+        assert [e["uuid"] for e in found if e["uuid"]] == list(dict.fromkeys(uuids))
+        assert sum(not entry["uuid"] for entry in found) == sum(not entry["uuid"] for entry in entries)
+        for entry in found:
+            if not entry["uuid"]:
+                continue
+            is_twin = uuids.count(entry["uuid"]) > 1
+            assert bool(entry.get("unavailable")) == is_twin
+            if is_twin:
+                assert "total" not in entry
+                continue
+            known = told.setdefault(entry["uuid"], told_by(entry, "1"))
+            same_memory = known.is_shared or entry["total"] == known.total_bytes
+            fits = (entry["name"], entry["shared"]) == (known.name, known.is_shared) and same_memory
+            assert bool(contradiction(entry, "1", known)) != fits
+            assert not contradiction(entry, "2", known), "another driver may count otherwise"
+
+
+@settings(max_examples=700, deadline=None)
+@given(st.lists(st.lists(ENTRIES, max_size=4), max_size=4))
+def test_generated_passes(passes: list[list[dict[str, Any]]]) -> None:
+    """700 histories of a box whose driver says whatever it likes."""
+    makes_sense_or_is_out(passes)
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(0)
+@settings(max_examples=20_000, deadline=None)
+@given(st.lists(st.lists(ENTRIES, max_size=4), max_size=4))
+def test_generated_passes_at_length(passes: list[list[dict[str, Any]]]) -> None:
+    """20,000 of them."""
+    makes_sense_or_is_out(passes)
+
+
+def test_placeholders_are_told_from_devices() -> None:
+    """They vanish once the device tells its UUID."""
+    assert DeviceReading("UNKNOWN-0", 0, "x").is_placeholder
+    assert not DeviceReading("GPU-a", 0, "x").is_placeholder
