@@ -32,7 +32,8 @@ from pathlib import Path
 import psutil
 
 from benchmarks.machine import command_line, describe
-from boundd.control.client import Client, NoDaemonError, RequestError, cell_path
+from boundd.client import Client, NoDaemonError, RefusedError
+from boundd.client.client import cell_path
 
 MIB = 1024**2
 HOUR_S = 3600.0
@@ -255,7 +256,7 @@ class Soak:
     def _answers(self) -> bool:
         try:
             self._client.get("/healthz")
-        except (NoDaemonError, RequestError):
+        except (NoDaemonError, RefusedError):
             return False
         return True
 
@@ -287,7 +288,7 @@ class Soak:
                 if not self._over.is_set():
                     self._errors.append(f"after {time.monotonic() - self._begun_s:.0f} s the daemon went away: {error}")
                     return
-            except RequestError as error:
+            except RefusedError as error:
                 self._errors.append(f"refused: {error}")
                 return
 
@@ -331,7 +332,7 @@ class Soak:
                 for _ in stream:
                     if time.monotonic() > until_s:
                         break
-        except RequestError:
+        except RefusedError:
             pass  # The cell has not been tried yet.
         self._did("logs read", PAUSE_S)
 

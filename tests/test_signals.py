@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from boundd.control.client import why_not
+from boundd.client.transport import why_not
 from tests.faults.daemons import PATIENCE_S, Box, wait_for
 
 

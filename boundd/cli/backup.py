@@ -13,6 +13,7 @@ import click
 
 from boundd.cli import text
 from boundd.cli.options import EXIT_NO_DAEMON, EXIT_USAGE, Talk, talking
+from boundd.client import DamagedAnswerError
 
 MODE = 0o600
 """The store may hold what a config says, so a copy is its owner's alone."""
@@ -34,33 +35,20 @@ def backup(talk: Talk, file: Path, force: bool) -> None:
     if not force and os.path.lexists(file):
         talk.complain(f"boundctl: {file} is there already; give another name, or --force to overwrite it")
         sys.exit(EXIT_USAGE)
-    import hashlib  # not at the top: every other command would load OpenSSL for it
-
-    digest = hashlib.sha256()
     try:
         with _appearing(file, force=force) as output:
-
-            def take(data: bytes) -> None:
-                digest.update(data)
-                output.write(data)
-
-            headers = talk.client.download("/v1/backup", take)
-            if headers.get("boundd-sha256") != digest.hexdigest():
-                talk.complain("boundctl: what came is not what was sent: its SHA-256 is another; nothing was kept")
-                sys.exit(EXIT_NO_DAEMON)
+            copied = talk.client.backup(output.write)
+    except DamagedAnswerError as error:
+        talk.complain(f"boundctl: {error}; nothing was kept")
+        sys.exit(EXIT_NO_DAEMON)
     except FileExistsError:
         talk.complain(f"boundctl: {file} has come to be meanwhile, and was left alone")
         sys.exit(EXIT_USAGE)
     except OSError as error:
         talk.complain(f"boundctl: {file} can't be written: {error.strerror or error}; nothing was kept")
         sys.exit(EXIT_USAGE)
-    answer = {
-        "file": str(file.absolute()),
-        "bytes": int(headers["content-length"]),
-        "sha256": digest.hexdigest(),
-        "commits": int(headers["boundd-commits"]),
-    }
-    talk.say(answer, text.safe(f"written: {file} ({answer['bytes']:,} bytes, {answer['commits']:,} commits)"))
+    answer = {"file": str(file.absolute()), **copied}
+    talk.say(answer, text.safe(f"written: {file} ({copied['bytes']:,} bytes, {copied['commits']:,} commits)"))
 
 
 @contextlib.contextmanager

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from boundd.api.constants import BATCH_SIZE_LIMIT, CORDON_REASON
 from boundd.cli import text
 from boundd.cli.options import EXIT_USAGE, Talk, talking
+
+if TYPE_CHECKING:
+    from boundd.api.requests import Selector
 
 device_argument = click.argument("device")
 
@@ -19,18 +24,17 @@ device_argument = click.argument("device")
 @click.option("--timeout", "selector", flag_value="timeout", help="Cells that timed out.")
 @click.option("--failed", "selector", flag_value="failed", help="Cells that failed, or whose worker was lost.")
 @click.option("--stale", "selector", flag_value="stale", help="Results that were measured with other versions.")
-@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="With this batch size.")
+@click.option("--batch-size", type=click.IntRange(1, BATCH_SIZE_LIMIT), metavar="N", help="With this batch size.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen, and change nothing.")
 @talking
-def retry(talk: Talk, query: tuple[str, ...], selector: str | None, batch_size: int | None, dry_run: bool) -> None:
+def retry(talk: Talk, query: tuple[str, ...], selector: Selector | None, batch_size: int | None, dry_run: bool) -> None:
     """Run cells again that have ended without a result; ones that succeeded only with --stale or state=succeeded.
 
     \b
     Example:
       boundctl retry --oom --batch-size 2 --dry-run
     """
-    body = {"query": list(query), "selector": selector, "batch_size": batch_size, "dry_run": dry_run}
-    answer = talk.client.post("/v1/retry", body)
+    answer = talk.client.retry(*query, selector=selector, batch_size=batch_size, dry_run=dry_run)
     if dry_run and answer["affected"] and not talk.as_json:
         rows = [
             (cell["label"], cell["state"], cell["batch_size"] or text.NOTHING, cell["note"]) for cell in answer["cells"]
@@ -51,7 +55,7 @@ def cancel(talk: Talk, query: tuple[str, ...], dry_run: bool) -> None:
     Example:
       boundctl cancel model=SDXL method=tome
     """
-    answer = talk.client.post("/v1/cancel", {"query": list(query), "dry_run": dry_run})
+    answer = talk.client.cancel(*query, dry_run=dry_run)
     talk.affected(answer, "cancelled", "would cancel")
 
 
@@ -64,7 +68,7 @@ def pause(talk: Talk) -> None:
     Example:
       boundctl pause
     """
-    answer = talk.client.post("/v1/pause")
+    answer = talk.client.pause()
     talk.say(answer, "paused; what runs goes on" if answer["changed"] else "it was paused already")
 
 
@@ -77,13 +81,13 @@ def resume(talk: Talk) -> None:
     Example:
       boundctl resume
     """
-    answer = talk.client.post("/v1/resume")
+    answer = talk.client.resume()
     talk.say(answer, "resumed" if answer["changed"] else "it was not paused")
 
 
 @click.command()
 @device_argument
-@click.option("--reason", default="cordoned by hand", show_default=True, help="What `devices` says of it.")
+@click.option("--reason", default=CORDON_REASON, show_default=True, help="What `devices` says of it.")
 @talking
 def cordon(talk: Talk, device: str, reason: str) -> None:
     """Take a device out of service: a UUID, the start of one, an index or a name. What runs there goes on.
@@ -92,7 +96,7 @@ def cordon(talk: Talk, device: str, reason: str) -> None:
     Example:
       boundctl cordon 1 --reason 'fan is loud'
     """
-    answer = talk.client.post("/v1/cordon", {"device": device, "reason": reason})
+    answer = talk.client.cordon(device, reason=reason)
     talk.affected(answer, "cordoned", "would cordon")
 
 
@@ -106,7 +110,7 @@ def uncordon(talk: Talk, device: str) -> None:
     Example:
       boundctl uncordon 1
     """
-    talk.affected(talk.client.post("/v1/uncordon", {"device": device}), "back in service:", "would put back")
+    talk.affected(talk.client.uncordon(device), "back in service:", "would put back")
 
 
 @click.command("import")
@@ -125,7 +129,7 @@ def import_(talk: Talk, file: Path, model: str | None) -> None:
     except (OSError, UnicodeDecodeError) as error:
         talk.complain(f"boundctl: {file}: {error}")
         sys.exit(EXIT_USAGE)
-    answer = talk.client.post("/v1/import", {"text": content, "model": model})
+    answer = talk.client.import_(content, model=model)
     if answer["kept"]:
         talk.complain(
             f"{len(answer['kept'])} cell(s) have ended or are running here already, and were left as they are"
@@ -144,7 +148,7 @@ def reload(talk: Talk) -> None:
     Example:
       boundctl reload
     """
-    answer = talk.client.post("/v1/reload")
+    answer = talk.client.reload()
     talk.say(answer, text.safe(answer["changes"] or "nothing has changed"))
 
 
@@ -158,7 +162,7 @@ def shutdown(talk: Talk, end_workers: bool) -> None:
     Example:
       boundctl shutdown --end-workers
     """
-    answer = talk.client.post("/v1/shutdown", {"end_workers": end_workers})
+    answer = talk.client.shutdown(end_workers=end_workers)
     fate = "being ended" if end_workers else "left for the next daemon"
     talk.say(answer, f"stopping; {answer['live_attempts']} worker(s) {fate}")
 

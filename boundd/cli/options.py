@@ -8,13 +8,16 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from boundd.cli.sockets import connect
 from boundd.cli.text import safe
-from boundd.control.client import Client, NoDaemonError, RequestError
+from boundd.client import Client, DamagedAnswerError, NoDaemonError, RefusedError
+from boundd.client.sockets import find_socket
+
+if TYPE_CHECKING:
+    from boundd.api import answers
 
 EXIT_NOTHING = 1
 EXIT_USAGE = 2
@@ -41,7 +44,9 @@ class Talk:
         """A line on stderr."""
         click.echo(safe(text), err=True)
 
-    def affected(self, answer: dict[str, Any], done: str, would: str) -> None:
+    def affected(
+        self, answer: answers.AffectedReply | answers.RetryReply | answers.ImportReply, done: str, would: str
+    ) -> None:
         """The affected labels, a line each; exit 1 where there are none."""
         labels = answer["affected"]
         verb = would if answer.get("dry_run") else done
@@ -58,12 +63,12 @@ def talking(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def command(*arguments: Any, socket_path: str | None, as_json: bool, **options: Any) -> None:
         try:
-            client = connect(socket_path, os.environ, Path.cwd())
+            client = Client(find_socket(socket_path, os.environ, Path.cwd()))
             function(Talk(client, as_json=as_json), *arguments, **options)
-        except NoDaemonError as error:
+        except (NoDaemonError, DamagedAnswerError) as error:
             click.echo(f"boundctl: {safe(error)}", err=True)
             sys.exit(EXIT_NO_DAEMON)
-        except RequestError as error:
+        except RefusedError as error:
             for line in error.details.get("errors") or [error.message]:
                 click.echo(f"boundctl: {safe(line)}", err=True)
             sys.exit(EXIT_USAGE if error.status in USAGE_STATUSES else EXIT_NOTHING)

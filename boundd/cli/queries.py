@@ -9,16 +9,13 @@ from pathlib import Path
 
 import click
 
+from boundd.api.constants import EXPORT_FORMATS, HISTORY_DEFAULT, HISTORY_LIMIT, ExportFormat
 from boundd.cli import text
 from boundd.cli.options import EXIT_NOTHING, Talk, talking
-from boundd.control.client import cell_path
 
 WATCH_S = 2.0
-WAIT_ROUND_S = 60.0
 PLAN_ROWS = 40
-PLAN_TIMEOUT_S = 600.0
 CLEAR = "\x1b[H\x1b[2J"
-FORMATS = ("json", "legacy", "search-params", "csv")
 
 query_argument = click.argument("query", nargs=-1)
 cell_argument = click.argument("cell")
@@ -36,7 +33,7 @@ def status(talk: Talk, query: tuple[str, ...], watch: bool) -> None:
       boundctl status model=SDXL --watch
     """
     while True:
-        answer = talk.client.get("/v1/status", {"q": query})
+        answer = talk.client.status(*query)
         if watch and not talk.as_json and sys.stdout.isatty():
             click.echo(CLEAR, nl=False)
         talk.say(answer, "" if talk.as_json else text.status_text(answer))
@@ -55,7 +52,7 @@ def cells(talk: Talk, query: tuple[str, ...]) -> None:
     Example:
       boundctl cells state=failed 'SD1.5/*'
     """
-    answer = talk.client.get("/v1/cells", {"q": query})
+    answer = talk.client.cells(*query)
     talk.say(answer, lambda: text.cells_text(answer))
     if not answer:
         sys.exit(EXIT_NOTHING)
@@ -63,17 +60,24 @@ def cells(talk: Talk, query: tuple[str, ...]) -> None:
 
 @click.command()
 @cell_argument
-@click.option("--limit", type=click.IntRange(0, 1000), metavar="N", help="At most so many attempts.  [default: 50]")
+@click.option(
+    "--limit",
+    type=click.IntRange(0, HISTORY_LIMIT),
+    default=HISTORY_DEFAULT,
+    show_default=True,
+    metavar="N",
+    help="At most so many attempts.",
+)
 @click.option("--before", type=click.IntRange(min=1), metavar="N", help="Only attempts with a lower number.")
 @talking
-def show(talk: Talk, cell: str, limit: int | None, before: int | None) -> None:
+def show(talk: Talk, cell: str, limit: int, before: int | None) -> None:
     """A cell: its result or error, and its latest attempts.
 
     \b
     Example:
       boundctl show SD1.5/DDIM/20/deepcache
     """
-    answer = talk.client.get(cell_path(cell), {"limit": limit, "before": before})
+    answer = talk.client.show(cell, limit=limit, before=before)
     talk.say(answer, lambda: text.cell_text(answer))
 
 
@@ -87,7 +91,7 @@ def explain(talk: Talk, cell: str) -> None:
     Example:
       boundctl explain SDXL/DDIM/50/tome
     """
-    answer = talk.client.get(cell_path(cell, "/explain"))
+    answer = talk.client.explain(cell)
     talk.say(answer, lambda: text.explain_text(answer))
 
 
@@ -103,7 +107,7 @@ def logs(talk: Talk, cell: str, follow: bool, attempt: int | None) -> None:
     Example:
       boundctl logs -f SD1.5/DDIM/20/tgate
     """
-    chunks = talk.client.stream(cell_path(cell, "/logs"), {"attempt": attempt, "follow": int(follow)})
+    chunks = talk.client.logs(cell, attempt=attempt, follow=follow)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     if talk.as_json:
         talk.say({"cell": cell, "attempt": attempt, "text": decoder.decode(b"".join(chunks), final=True)}, "")
@@ -124,10 +128,10 @@ def devices(talk: Talk, footprints: bool) -> None:
       boundctl devices --footprints
     """
     if footprints:
-        answer = talk.client.get("/v1/footprints")
-        talk.say(answer, lambda: text.footprints_text(answer))
+        known = talk.client.footprints()
+        talk.say(known, lambda: text.footprints_text(known))
         return
-    answer = talk.client.get("/v1/devices")
+    answer = talk.client.devices()
     talk.say(answer, lambda: text.devices_text(answer))
 
 
@@ -144,24 +148,24 @@ def plan(talk: Talk, boxes: tuple[str, ...], everything: bool) -> None:
     Example:
       boundctl plan --devices 4x24GiB
     """
-    answer = talk.client.get("/v1/plan", {"devices": boxes}, timeout_s=PLAN_TIMEOUT_S)
+    answer = talk.client.plan(*boxes)
     talk.say(answer, lambda: text.plan_text(answer, None if everything else PLAN_ROWS))
     if not answer["attempts"]:
         sys.exit(EXIT_NOTHING)
 
 
 @click.command()
-@click.option("--format", "wanted", type=click.Choice(FORMATS), default="json", show_default=True)
+@click.option("--format", "wanted", type=click.Choice(EXPORT_FORMATS), default=EXPORT_FORMATS[0], show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="A file instead of stdout.")
 @talking
-def export(talk: Talk, wanted: str, output: Path | None) -> None:
+def export(talk: Talk, wanted: ExportFormat, output: Path | None) -> None:
     """The results in a format; what it can't represent is named on stderr.
 
     \b
     Example:
       boundctl export --format csv -o bounds.csv
     """
-    answer = talk.client.get("/v1/export", {"format": wanted, "envelope": 1})
+    answer = talk.client.export(wanted)
     for warning in answer["warnings"]:
         talk.complain(f"left out: {warning}")
     if output is None:
@@ -186,13 +190,7 @@ def wait(talk: Talk, query: tuple[str, ...], timeout_s: float | None) -> None:
     Example:
       boundctl wait 'SD1.5/*' --timeout 3600
     """
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    while True:
-        left_s = WAIT_ROUND_S if deadline is None else max(0.0, deadline - time.monotonic())
-        round_s = min(WAIT_ROUND_S, left_s)
-        answer = talk.client.get("/v1/wait", {"q": query, "timeout": round_s}, timeout_s=round_s + WAIT_ROUND_S)
-        if answer["done"] or (deadline is not None and time.monotonic() >= deadline):
-            break
+    answer = talk.client.wait(*query, timeout_s=timeout_s)
     counts = ", ".join(f"{count} {state}" for state, count in answer["cells"]["by_state"].items() if count)
     talk.say(answer, counts)
     if not answer["done"]:

@@ -6,9 +6,11 @@ out. One line a thing.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from boundd.api import answers
 
 GIB = 1024**3
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
@@ -78,12 +80,14 @@ def ratio(value: float | None) -> str:
 
 def shortened(text: str, least: int = 40) -> str:
     """A message cut to what a line of this terminal may hold of it."""
+    import shutil  # not at the top: it brings three compression libraries along
+
     room = max(least, shutil.get_terminal_size((120, 24)).columns // 2)
     line = safe(text.strip().splitlines()[-1] if text.strip() else "")
     return line if len(line) <= room else line[: room - 3] + "..."
 
 
-def status_text(status: dict[str, Any]) -> str:
+def status_text(status: answers.StatusReply) -> str:
     """What `boundctl status` prints."""
     daemon, cells = status["daemon"], status["cells"]
     flags = [name for name in ("paused", "stopping") if daemon.get(name)]
@@ -109,7 +113,7 @@ def percent(fraction: float | None) -> str:
     return NOTHING if fraction is None else f"{100 * fraction:.0f}%"
 
 
-def devices_text(devices: Sequence[dict[str, Any]]) -> str:
+def devices_text(devices: Sequence[answers.DeviceInfo]) -> str:
     """What `boundctl devices` prints: a line each."""
     rows = [
         (
@@ -129,7 +133,7 @@ def devices_text(devices: Sequence[dict[str, Any]]) -> str:
     return table(headings, rows, right=("FREE", "OF", "RESERVED", "HEADROOM", "CELLS"))
 
 
-def footprints_text(footprints: Sequence[dict[str, Any]]) -> str:
+def footprints_text(footprints: Sequence[answers.FootprintInfo]) -> str:
     """What `boundctl devices --footprints` prints: a line for each kind of work."""
     rows = [
         (
@@ -150,7 +154,7 @@ def footprints_text(footprints: Sequence[dict[str, Any]]) -> str:
     return table(headings, rows, right=("BATCH", "MPX", "EXPECTED", "SEEN", "TIMES", "RAN OUT", "ERROR"))
 
 
-def plan_text(plan: dict[str, Any], rows: int | None) -> str:
+def plan_text(plan: answers.PlanReply, rows: int | None) -> str:
     """What `boundctl plan` prints: the first `rows` attempts (None: all), the end, and what it takes for granted."""
     names = {device["uuid"]: index for index, device in enumerate(plan["devices"])}
     shown = [
@@ -178,7 +182,7 @@ def plan_text(plan: dict[str, Any], rows: int | None) -> str:
     return "\n".join([*lines, *(f"assumes: {safe(said)}" for said in plan["assumes"])])
 
 
-def cells_text(cells: Sequence[dict[str, Any]]) -> str:
+def cells_text(cells: Sequence[answers.CellInfo]) -> str:
     """What `boundctl cells` prints: a line each."""
     rows = [
         (
@@ -196,9 +200,10 @@ def cells_text(cells: Sequence[dict[str, Any]]) -> str:
     return table(headings, rows, right=("ATTEMPTS", "MAX", "WITHIN"))
 
 
-def cell_text(cell: dict[str, Any]) -> str:
+def cell_text(cell: answers.CellDetails) -> str:
     """What `boundctl show` prints."""
-    measured, error = cell["measurement"] or {}, cell["error"]
+    measured: Any = cell["measurement"] or {}
+    error = cell["error"]
     best = measured.get("best") or {}
     lines = [
         pairs(
@@ -241,7 +246,7 @@ def cell_text(cell: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def explain_text(answer: dict[str, Any]) -> str:
+def explain_text(answer: answers.ExplainReply) -> str:
     """What `boundctl explain` prints: the reason, then a line for each device that doesn't take the cell."""
     lines = [safe(f"{answer['label']} is {answer['state']}: {answer['reason']}")]
     for device in answer["devices"]:

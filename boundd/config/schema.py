@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from boundd.api.constants import ExportFormat
 from boundd.config.units import parse_duration, parse_size
 
 DEFAULT_COMMAND = (
@@ -118,7 +119,7 @@ class DaemonTable(Table):
     state_dir: Text = ""
     socket: Text = ""
     export: Text = "speedup_bounds.json"
-    export_format: Literal["json", "legacy", "search-params", "csv"] = "json"
+    export_format: ExportFormat = "json"
     safety_factor: Annotated[float, AfterValidator(_safety_factor)] = 1.1
     keep_logs: Duration = 30 * 86400.0
     disk_reserve: Size = 64 * 1024**2

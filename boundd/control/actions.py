@@ -13,10 +13,9 @@ from functools import partial
 from typing import TypeVar
 
 import anyio
-from pydantic import BaseModel
 
-from boundd.control import models
-from boundd.control.errors import ApiError, bad_request
+from boundd.api import answers, requests
+from boundd.control.errors import ApiError, bad_value
 from boundd.control.exports import Tools
 from boundd.control.idempotency import Keeping
 from boundd.control.request_parsing import device_of, query_of
@@ -39,7 +38,7 @@ from boundd.core.model.transitions import ENDED_CELL_STATES
 from boundd.core.scheduler.placement import Placement, best_placement
 from boundd.ports import ConfigError, Service, StoreBusyError
 
-_Reply = TypeVar("_Reply", bound=BaseModel)
+_Reply = TypeVar("_Reply")
 SELECTED_STATES = {
     "oom": (CellState.OUT_OF_MEMORY,),
     "timeout": (CellState.TIMED_OUT,),
@@ -69,25 +68,25 @@ class Actions:
         await self.service.submit(event, keep)
         return made[-1]
 
-    async def retry(self, body: models.RetryRequest, keeping: Keeping) -> models.RetryReply:
+    async def retry(self, body: requests.RetryRequest, keeping: Keeping) -> answers.RetryReply:
         """Put cells back that have ended."""
         state = self.service.state
         query = query_of(state, body.query)
         records = [record for record in state.matrix() if query.matches(record) and self._wants(record, body, query)]
         without = [record.cell.label for record in records if record.cell.batch_size is None]
         if body.batch_size is not None and without:
-            raise bad_request(f"batch_size: {without[0]!r} has no parameter batch_size to be changed")
+            raise bad_value(f"batch_size: {without[0]!r} has no parameter batch_size to be changed")
         event = RetryRequested(tuple(record.cell.key for record in records), body.batch_size)
         if body.dry_run or not records:
             return self._retried(event, state, dry_run=body.dry_run)
         return await self._submit(event, keeping, partial(self._retried, event, dry_run=False))
 
-    def _retried(self, event: RetryRequested, before: State, *, dry_run: bool) -> models.RetryReply:
+    def _retried(self, event: RetryRequested, before: State, *, dry_run: bool) -> answers.RetryReply:
         """Whom the event affects in this state, and what then becomes of them."""
         records = [record for record in map(before.cells.__getitem__, event.keys) if record.state in ENDED_CELL_STATES]
         after, _ = step(before, event, self.service.clock.now())
         cells = [
-            models.RetryCell(
+            answers.RetryCell(
                 label=record.cell.label,
                 state=record.state.value,
                 batch_size=after.cells[record.cell.key].wanted_batch_size,
@@ -95,9 +94,9 @@ class Actions:
             )
             for number, record in enumerate(records)
         ]
-        return models.RetryReply(dry_run=dry_run, affected=[cell.label for cell in cells], cells=cells)
+        return answers.RetryReply(dry_run=dry_run, affected=[cell["label"] for cell in cells], cells=cells)
 
-    def _wants(self, record: CellRecord, body: models.RetryRequest, query: Query) -> bool:
+    def _wants(self, record: CellRecord, body: requests.RetryRequest, query: Query) -> bool:
         if body.selector == "stale":
             return record.state is CellState.SUCCEEDED and self.tools.is_stale(record)
         if body.selector is not None:
@@ -107,7 +106,7 @@ class Actions:
             return CellState.SUCCEEDED in query.states
         return record.state in ENDED_CELL_STATES
 
-    async def cancel(self, body: models.CancelRequest, keeping: Keeping) -> models.AffectedReply:
+    async def cancel(self, body: requests.CancelRequest, keeping: Keeping) -> answers.AffectedReply:
         """Cancel what is pending, and end what is running."""
         state = self.service.state
         query = query_of(state, body.query)
@@ -117,42 +116,44 @@ class Actions:
             return _cancelled(event, state, dry_run=body.dry_run)
         return await self._submit(event, keeping, partial(_cancelled, event, dry_run=False))
 
-    async def pause(self, _body: models.Empty, keeping: Keeping) -> models.PausedReply:
+    async def pause(self, _body: requests.Empty, keeping: Keeping) -> answers.PausedReply:
         """Hold new attempts back."""
         if self.service.state.paused:
-            return models.PausedReply(paused=True, changed=False)
+            return answers.PausedReply(paused=True, changed=False)
         return await self._submit(
-            PauseRequested(), keeping, lambda before: models.PausedReply(paused=True, changed=not before.paused)
+            PauseRequested(), keeping, lambda before: answers.PausedReply(paused=True, changed=not before.paused)
         )
 
-    async def resume(self, _body: models.Empty, keeping: Keeping) -> models.PausedReply:
+    async def resume(self, _body: requests.Empty, keeping: Keeping) -> answers.PausedReply:
         """Start new attempts again."""
         if not self.service.state.paused:
-            return models.PausedReply(paused=False, changed=False)
+            return answers.PausedReply(paused=False, changed=False)
         return await self._submit(
-            ResumeRequested(), keeping, lambda before: models.PausedReply(paused=False, changed=before.paused)
+            ResumeRequested(), keeping, lambda before: answers.PausedReply(paused=False, changed=before.paused)
         )
 
-    async def cordon(self, body: models.CordonRequest, keeping: Keeping) -> models.AffectedReply:
+    async def cordon(self, body: requests.CordonRequest, keeping: Keeping) -> answers.AffectedReply:
         """Take a device out of service; what runs there goes on."""
         device = device_of(self.service.state, body.device)
         event = CordonRequested(device.uuid, body.reason)
-        return await self._submit(event, keeping, lambda _: models.AffectedReply(dry_run=False, affected=[device.uuid]))
+        return await self._submit(
+            event, keeping, lambda _: answers.AffectedReply(dry_run=False, affected=[device.uuid])
+        )
 
-    async def uncordon(self, body: models.UncordonRequest, keeping: Keeping) -> models.AffectedReply:
+    async def uncordon(self, body: requests.UncordonRequest, keeping: Keeping) -> answers.AffectedReply:
         """Put a device back into service."""
         device = device_of(self.service.state, body.device)
         if device.cordon_reason is None:
-            return models.AffectedReply(dry_run=False, affected=[])
+            return answers.AffectedReply(dry_run=False, affected=[])
         event = UncordonRequested(device.uuid)
         return await self._submit(event, keeping, partial(_uncordoned, event))
 
-    async def import_(self, body: models.ImportRequest, keeping: Keeping) -> models.ImportReply:
+    async def import_(self, body: requests.ImportRequest, keeping: Keeping) -> answers.ImportReply:
         """Take over what an old file knew of cells that have not run here."""
         try:
             preview = await anyio.to_thread.run_sync(self.tools.import_legacy, body.text, body.model)
         except ValueError as error:
-            raise bad_request(str(error)) from None
+            raise bad_value(str(error)) from None
         if preview.ambiguous:
             models_named = f" ({', '.join(preview.models)})" if preview.models else ""
             message = (
@@ -165,28 +166,28 @@ class Actions:
         state = self.service.state
         known = tuple(entry for entry in preview.entries if entry.key in state.cells)
 
-        def imported(before: State) -> models.ImportReply:
+        def imported(before: State) -> answers.ImportReply:
             records = [before.cells[entry.key] for entry in known]
-            return models.ImportReply(
+            return answers.ImportReply(
                 affected=[record.cell.label for record in records if record.state is CellState.PENDING],
                 kept=[record.cell.label for record in records if record.state is not CellState.PENDING],
                 unmatched=list(preview.unmatched),
             )
 
         reply = imported(state)
-        return await self._submit(ImportRequested(known), keeping, imported) if reply.affected else reply
+        return await self._submit(ImportRequested(known), keeping, imported) if reply["affected"] else reply
 
-    async def reload(self, _body: models.Empty, _keeping: Keeping) -> models.ReloadReply:
+    async def reload(self, _body: requests.Empty, _keeping: Keeping) -> answers.ReloadReply:
         """Read the config anew, all or nothing. Doing it twice does no harm; its answer is kept afterwards."""
         try:
-            return models.ReloadReply(changes=await self.service.reload())
+            return answers.ReloadReply(changes=await self.service.reload())
         except ConfigError as error:
             raise ApiError(400, "config", str(error), errors=list(error.errors)) from None
 
-    async def shutdown(self, body: models.ShutdownRequest, keeping: Keeping) -> models.ShutdownReply:
+    async def shutdown(self, body: requests.ShutdownRequest, keeping: Keeping) -> answers.ShutdownReply:
         """Begin to end the daemon; the answer comes before it has ended."""
         live = len(self.service.state.attempts)
-        reply = models.ShutdownReply(stopping=True, end_workers=body.end_workers, live_attempts=live)
+        reply = answers.ShutdownReply(stopping=True, end_workers=body.end_workers, live_attempts=live)
         # Kept first: asked again, the next daemon must not take it for itself. A full disk keeps nobody from stopping.
         with contextlib.suppress(StoreBusyError):
             await self.service.store.commit(keeping.records(reply))
@@ -194,15 +195,15 @@ class Actions:
         return reply
 
 
-def _cancelled(event: CancelRequested, before: State, *, dry_run: bool) -> models.AffectedReply:
+def _cancelled(event: CancelRequested, before: State, *, dry_run: bool) -> answers.AffectedReply:
     """Whom the event affects in this state: who has ended by then was not cancelled."""
     records = [record for record in map(before.cells.__getitem__, event.keys) if record.state in ACTIVE_STATES]
-    return models.AffectedReply(dry_run=dry_run, affected=[record.cell.label for record in records])
+    return answers.AffectedReply(dry_run=dry_run, affected=[record.cell.label for record in records])
 
 
-def _uncordoned(event: UncordonRequested, before: State) -> models.AffectedReply:
+def _uncordoned(event: UncordonRequested, before: State) -> answers.AffectedReply:
     was_cordoned = before.devices[event.device].cordon_reason is not None
-    return models.AffectedReply(dry_run=False, affected=[event.device] if was_cordoned else [])
+    return answers.AffectedReply(dry_run=False, affected=[event.device] if was_cordoned else [])
 
 
 def _foresee(state: State, record: CellRecord) -> str:

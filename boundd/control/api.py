@@ -1,4 +1,4 @@
-"""The API: `create_app` puts the table of routes, what reads and what acts together."""
+"""The API: `create_app` puts the table of operations, what reads and what acts together."""
 
 from __future__ import annotations
 
@@ -9,25 +9,36 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-from pydantic import BaseModel
-from pydantic_core import to_json
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from boundd.control import models, views
+from boundd.api import answers
+from boundd.api.constants import (
+    COMMITS_HEADER,
+    EXPORT_FORMATS,
+    HISTORY_DEFAULT,
+    HISTORY_LIMIT,
+    LARGEST,
+    REPLAYED_HEADER,
+    SHA256_HEADER,
+    WAIT_DEFAULT_S,
+    WAIT_LIMIT_S,
+    WARNINGS_HEADER,
+)
+from boundd.api.operations import OPERATIONS, Operation
+from boundd.control import views
 from boundd.control.actions import Actions
 from boundd.control.authorization import Followers, Following, Gate
-from boundd.control.errors import HANDLERS, bad_request, not_found
+from boundd.control.errors import HANDLERS, bad_request, bad_value, not_found
 from boundd.control.exports import ExportText, ImportPreview, Tools
-from boundd.control.idempotency import REPLAYED, Answers, Keeping
+from boundd.control.idempotency import Answers, Keeping
+from boundd.control.json_text import json_text
 from boundd.control.openapi import openapi_json
 from boundd.control.peers import AccessRules
 from boundd.control.request_parsing import (
-    BODY_LIMIT_BYTES,
-    IMPORT_LIMIT_BYTES,
     cell_of,
     flag_of,
     integer_of,
@@ -35,7 +46,6 @@ from boundd.control.request_parsing import (
     query_of,
     read_body,
 )
-from boundd.control.routes import FORMATS, HISTORY_DEFAULT, HISTORY_LIMIT, ROUTES, Doc
 from boundd.control.streams import OpenFileResponse, events, log_size, read_log
 from boundd.core.model.attempts import CellRecord, CellState, attempt_id
 from boundd.core.model.queries import Query
@@ -44,9 +54,6 @@ from boundd.ports import Service
 __all__ = ["ExportText", "ImportPreview", "create_app"]
 
 WAIT_POLL_S = 0.1
-WAIT_DEFAULT_S = 30.0
-WAIT_LIMIT_S = 300.0
-LARGEST = 2**62
 ROWS_AT_A_TIME = 500
 NO_STORE = {"Cache-Control": "no-store"}
 
@@ -63,46 +70,43 @@ def create_app(
     """The API of a running daemon, for those whom the rules let in."""
     tools = Tools(render_export, render_metrics, import_legacy, is_stale)
     reads, actions = Reads(service, tools, Followers()), Actions(service, tools)
-    answers = Answers(service)
-    routes = [_route(doc, reads, actions, answers) for doc in ROUTES]
+    kept = Answers(service)
+    routes = [_route(each, reads, actions, kept) for each in OPERATIONS]
     app = Starlette(routes=routes, exception_handlers=HANDLERS)
     # A slash too many is a 404 like any other path that there isn't, not a redirection that says nothing in JSON.
     app.router.redirect_slashes = False
     return Gate(app, rules or AccessRules.of())
 
 
-def _route(doc: Doc, reads: Reads, actions: Actions, answers: Answers) -> Route:
+def _route(doc: Operation, reads: Reads, actions: Actions, kept: Answers) -> Route:
     # A label holds slashes, so an id is a path; the routes with a suffix stand before the one without.
     path = doc.path.replace("{id}", "{id:path}")
     if doc.body is None:
         return Route(path, getattr(reads, doc.name), methods=[doc.method], name=doc.name)
-    return Route(path, _posted(doc, getattr(actions, doc.name), answers), methods=[doc.method], name=doc.name)
+    return Route(path, _posted(doc, getattr(actions, doc.name), kept), methods=[doc.method], name=doc.name)
 
 
 def _posted(
-    doc: Doc, act: Callable[[Any, Keeping], Awaitable[BaseModel]], answers: Answers
+    doc: Operation, act: Callable[[Any, Keeping], Awaitable[Any]], kept: Answers
 ) -> Callable[[Request], Awaitable[Response]]:
     assert doc.body is not None
-    body_model = doc.body
-    limit = IMPORT_LIMIT_BYTES if body_model is models.ImportRequest else BODY_LIMIT_BYTES
+    shape = doc.body
 
     async def endpoint(request: Request) -> Response:
-        body = await read_body(request, body_model, limit)
-        async with answers.turn(request, doc.path, body) as (keeping, given):
+        body = await read_body(request, shape, doc.body_limit_bytes)
+        async with kept.turn(request, doc.path, body) as (keeping, given):
             if given is not None:
-                headers = {**NO_STORE, REPLAYED: "true"}
+                headers = {**NO_STORE, REPLAYED_HEADER: "true"}
                 return Response(given, media_type="application/json", headers=headers)
             reply = await act(body, keeping)
-            await answers.keep(keeping, reply)
+            await kept.keep(keeping, reply)
             return _json(reply)
 
     return endpoint
 
 
-def _json(value: BaseModel | list[Any], status: int = 200) -> Response:
-    # A measurement's details may hold an infinity that a worker's script made: null, as JSON has none.
-    content = to_json(value, inf_nan_mode="null")
-    return Response(content, status, media_type="application/json", headers=NO_STORE)
+def _json(value: object, status: int = 200) -> Response:
+    return Response(json_text(value), status, media_type="application/json", headers=NO_STORE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +136,7 @@ class Reads:
                 await anyio.lowlevel.checkpoint()  # a large matrix must not hold up the daemon's loop
         return _json(shown)
 
-    async def cell(self, request: Request) -> Response:
+    async def show(self, request: Request) -> Response:
         """GET /v1/cells/{id}."""
         record = cell_of(self.service.state, request.path_params["id"])
         limit = integer_of(request, "limit", 0, HISTORY_LIMIT)
@@ -206,20 +210,20 @@ class Reads:
     async def export(self, request: Request) -> Response:
         """GET /v1/export."""
         wanted = request.query_params.get("format", "json")
-        if wanted not in FORMATS:
-            raise bad_request(f"format: {wanted!r} is not one of {', '.join(FORMATS)}")
+        if wanted not in EXPORT_FORMATS:
+            raise bad_request(f"format: {wanted!r} is not one of {', '.join(EXPORT_FORMATS)}")
         envelope = flag_of(request, "envelope")
         rendered = await anyio.to_thread.run_sync(self.tools.render_export, wanted)
         if envelope:
             return _json(
-                models.ExportEnvelope(
+                answers.ExportEnvelope(
                     format=wanted,
                     media_type=rendered.media_type,
                     text=rendered.text,
                     warnings=list(rendered.warnings),
                 )
             )
-        headers = {**NO_STORE, "Boundd-Warnings": str(len(rendered.warnings))}
+        headers = {**NO_STORE, WARNINGS_HEADER: str(len(rendered.warnings))}
         return Response(rendered.text.encode(), media_type=rendered.media_type, headers=headers)
 
     async def backup(self, _request: Request) -> Response:
@@ -228,8 +232,8 @@ class Reads:
         headers = {
             **NO_STORE,
             "Content-Length": str(copy.size_bytes),
-            "Boundd-Sha256": copy.sha256,
-            "Boundd-Commits": str(copy.commits),
+            SHA256_HEADER: copy.sha256,
+            COMMITS_HEADER: str(copy.commits),
         }
         return OpenFileResponse(copy.file, media_type="application/vnd.sqlite3", headers=headers)
 
@@ -238,21 +242,21 @@ class Reads:
         timeout_s = number_of(request, "timeout", WAIT_DEFAULT_S, 0.0, WAIT_LIMIT_S)
         query = query_of(self.service.state, request.query_params.getlist("q"))
         if query.states:
-            raise bad_request("wait: a cell's state is what changes; name cells by their label or parameters")
+            raise bad_value("wait: a cell's state is what changes; name cells by their label or parameters")
         with self.followers.one_more(request):
             return _json(await self._wait(request, query, timeout_s))
 
-    async def _wait(self, request: Request, query: Query, timeout_s: float) -> models.WaitReply:
+    async def _wait(self, request: Request, query: Query, timeout_s: float) -> answers.WaitReply:
         reply, seen = None, None
         with anyio.move_on_after(timeout_s):
             while True:
                 if (state := self.service.state) is not seen:
                     counts = views.counts(record for record in state.matrix() if query.matches(record))
-                    active = counts.by_state[CellState.PENDING] + counts.by_state[CellState.RUNNING]
-                    reply, seen = models.WaitReply(done=active == 0, cells=counts), state
-                    if reply.cells.total == 0:
+                    active = counts["by_state"][CellState.PENDING] + counts["by_state"][CellState.RUNNING]
+                    reply, seen = answers.WaitReply(done=active == 0, cells=counts), state
+                    if reply["cells"]["total"] == 0:
                         raise not_found("no cell matches")
-                    if reply.done:
+                    if reply["done"]:
                         break
                 if await request.is_disconnected():
                     break
@@ -272,4 +276,4 @@ class Reads:
     async def healthz(self, _request: Request) -> Response:
         """GET /healthz."""
         problem = self.service.store_problem
-        return _json(models.HealthReply(ok=not problem, store_problem=problem), 503 if problem else 200)
+        return _json(answers.HealthReply(ok=not problem, store_problem=problem), 503 if problem else 200)

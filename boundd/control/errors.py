@@ -25,8 +25,13 @@ class ApiError(Exception):
 
 
 def bad_request(message: str) -> ApiError:
-    """A request that is malformed."""
+    """A request that the API's document doesn't allow."""
     return ApiError(400, "bad_request", message)
+
+
+def bad_value(message: str) -> ApiError:
+    """A request that is well formed, and means nothing here."""
+    return ApiError(400, "bad_value", message)
 
 
 def not_found(message: str) -> ApiError:

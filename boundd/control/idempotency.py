@@ -14,29 +14,21 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import anyio
-from pydantic import BaseModel
-from pydantic_core import to_json
 from starlette.requests import Request
 
+from boundd.api.constants import KEY_CHARACTERS, KEY_HEADER
+from boundd.api.requests import Request as Body
 from boundd.control.authorization import PEER
 from boundd.control.errors import ApiError, bad_request
+from boundd.control.json_text import json_text
 from boundd.core.model.records import Record, SaveAnswer
 from boundd.ports import KeptAnswer, Service, StoreBusyError
 
-HEADER = "Idempotency-Key"
-REPLAYED = "Idempotency-Replayed"
-"""The header of an answer that was given before."""
-KEY_CHARACTERS = 255
 KEPT_S = 24 * 3600.0
 KEPT_ANSWERS = 1000
 ANSWER_LIMIT_BYTES = 64 * 1024
 """Compressed; a longer answer is not kept, only that it was given."""
 NOBODY = -1
-
-
-def rendered(reply: BaseModel) -> bytes:
-    """An answer's body. A measurement's details may hold an infinity that a script made: null, as JSON has none."""
-    return to_json(reply, inf_nan_mode="null")
 
 
 def key_of(request: Request) -> str | None:
@@ -45,12 +37,12 @@ def key_of(request: Request) -> str | None:
     Raises:
         ApiError: 400, it can't be a key.
     """
-    given = request.headers.getlist(HEADER)
+    given = request.headers.getlist(KEY_HEADER)
     if not given:
         return None
     key = given[0]
     if len(given) > 1 or not 1 <= len(key) <= KEY_CHARACTERS or not (key.isascii() and key.isprintable()):
-        raise bad_request(f"{HEADER}: give one, of 1 to {KEY_CHARACTERS} printable ASCII characters")
+        raise bad_request(f"{KEY_HEADER}: give one, of 1 to {KEY_CHARACTERS} printable ASCII characters")
     return key
 
 
@@ -64,12 +56,12 @@ class Keeping:
     now_unix_s: float = 0.0
     done: bool = False
 
-    def records(self, reply: BaseModel) -> tuple[Record, ...]:
+    def records(self, reply: object) -> tuple[Record, ...]:
         """What is to be committed with the change; once it is, `done`."""
         self.done = True
         if self.key is None:
             return ()
-        body = zlib.compress(rendered(reply))
+        body = zlib.compress(json_text(reply))
         return (
             SaveAnswer(
                 self.uid,
@@ -97,7 +89,7 @@ class Answers:
         self._turns: dict[tuple[int, str], _Turn] = {}
 
     @contextlib.asynccontextmanager
-    async def turn(self, request: Request, path: str, body: BaseModel) -> AsyncIterator[tuple[Keeping, bytes | None]]:
+    async def turn(self, request: Request, path: str, body: Body) -> AsyncIterator[tuple[Keeping, bytes | None]]:
         """What to keep the answer by, and the answer that was given already, if one was.
 
         Raises:
@@ -109,7 +101,7 @@ class Answers:
             yield Keeping(), None
             return
         uid = NOBODY if peer is None else peer.uid
-        digest = hashlib.sha256(path.encode() + b"\0" + body.model_dump_json().encode()).hexdigest()
+        digest = hashlib.sha256(path.encode() + b"\0" + json_text(body)).hexdigest()
         turn = self._turns.setdefault((uid, key), _Turn())
         turn.waiting += 1
         try:
@@ -123,7 +115,7 @@ class Answers:
             if not turn.waiting:
                 del self._turns[uid, key]
 
-    async def keep(self, keeping: Keeping, reply: BaseModel) -> None:
+    async def keep(self, keeping: Keeping, reply: object) -> None:
         """Keep the answer of a request that changed nothing in the store, where that is possible."""
         if keeping.key is not None and not keeping.done:
             with contextlib.suppress(StoreBusyError):
@@ -136,7 +128,7 @@ def _again(known: KeptAnswer, digest: str, now_unix_s: float) -> bytes:
         raise ApiError(
             422,
             "key_reused",
-            f"this {HEADER} came {age_s:.0f} s ago with another request, and nothing was changed: "
+            f"this {KEY_HEADER} came {age_s:.0f} s ago with another request, and nothing was changed: "
             "give every request a key of its own",
         )
     if known.body is None:

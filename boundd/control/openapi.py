@@ -1,4 +1,4 @@
-"""The OpenAPI document, made from the table of routes."""
+"""The OpenAPI document, made from the table of operations."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 from functools import cache
 from typing import Any
 
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic import TypeAdapter
 
 from boundd import __version__
-from boundd.control import models
-from boundd.control.idempotency import HEADER, KEPT_S, KEY_CHARACTERS
-from boundd.control.routes import ROUTES, Doc
+from boundd.api import answers
+from boundd.api.constants import KEY_CHARACTERS, KEY_HEADER
+from boundd.api.operations import OPERATIONS, Operation
+from boundd.control.idempotency import KEPT_S
 
 ERROR_TEXTS = {
     400: "The request is wrong; the message says how.",
@@ -42,17 +42,17 @@ def openapi_json() -> bytes:
 
 
 def openapi() -> dict[str, Any]:
-    """The document: every route, with its parameters, its request and its answers."""
-    used: set[type[BaseModel]] = {models.ErrorReply, models.ExportEnvelope}
-    for doc in ROUTES:
-        used |= {model for model in (doc.reply, doc.body) if model is not None and not isinstance(model, str)}
-    ordered = sorted(used, key=lambda model: model.__name__)
-    _, schemas = models_json_schema(
-        [(model, "validation") for model in ordered], ref_template="#/components/schemas/{model}"
+    """The document: every operation, with its parameters, its request and its answers."""
+    used: set[Any] = {answers.ErrorReply, answers.ExportEnvelope, answers.EventInfo}
+    for each in OPERATIONS:
+        used |= {each.reply, each.body} - {None}
+    ordered = sorted(used, key=lambda shape: shape.__name__)
+    _, schemas = TypeAdapter.json_schemas(
+        [(shape, "validation", TypeAdapter(shape)) for shape in ordered], ref_template="#/components/schemas/{model}"
     )
     paths: dict[str, Any] = {}
-    for doc in ROUTES:
-        paths.setdefault(doc.path, {})[doc.method.lower()] = _operation(doc)
+    for each in OPERATIONS:
+        paths.setdefault(each.path, {})[each.method.lower()] = _operation(each)
     return {
         "openapi": "3.1.0",
         "info": {"title": "boundd", "version": __version__, "description": "The daemon's API on its unix socket."},
@@ -61,9 +61,9 @@ def openapi() -> dict[str, Any]:
     }
 
 
-def _operation(doc: Doc) -> dict[str, Any]:
+def _operation(doc: Operation) -> dict[str, Any]:
     parameters: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         for name in re.findall(r"{(\w+)}", doc.path)
     ]
     parameters += [
@@ -74,9 +74,9 @@ def _operation(doc: Doc) -> dict[str, Any]:
         "summary": doc.about,
         "parameters": parameters,
         "responses": {
-            "200": {"description": "Done.", "content": _content(doc.reply, many=doc.many)},
+            "200": {"description": "Done.", "content": _content(doc)},
             **{
-                str(status): {"description": ERROR_TEXTS[status], "content": _refusal(doc, status)}
+                str(status): {"description": ERROR_TEXTS[status], "content": _json(_refusal(doc, status))}
                 for status in sorted({*doc.errors, *COMMON, *(POSTED if doc.body is not None else ())})
             },
         },
@@ -84,21 +84,30 @@ def _operation(doc: Doc) -> dict[str, Any]:
     if doc.body is not None:
         schema = {"type": "string", "minLength": 1, "maxLength": KEY_CHARACTERS, "pattern": "^[ -~]*$"}
         about = f"The same request with the same key is done once, and answered alike for {KEPT_S / 3600:g} hours."
-        parameters.append({"name": HEADER, "in": "header", "description": about, "schema": schema})
-        required = any(field.is_required() for field in doc.body.model_fields.values())
-        operation["requestBody"] = {"required": required, "content": _content(doc.body)}
+        parameters.append({"name": KEY_HEADER, "in": "header", "description": about, "schema": schema})
+        # No body at all is an empty object.
+        required = bool(TypeAdapter(doc.body).json_schema().get("required"))
+        operation["requestBody"] = {"required": required, "content": _json(_reference(doc.body))}
     return operation
 
 
-def _refusal(doc: Doc, status: int) -> dict[str, Any]:
-    if doc.reply is not models.HealthReply or status != 503:
-        return _content(models.ErrorReply)
-    either = [{"$ref": f"#/components/schemas/{name}"} for name in ("HealthReply", "ErrorReply")]
-    return {"application/json": {"schema": {"anyOf": either}}}
+def _refusal(doc: Operation, status: int) -> dict[str, Any]:
+    if doc.reply is not answers.HealthReply or status != 503:
+        return _reference(answers.ErrorReply)
+    return {"anyOf": [_reference(answers.HealthReply), _reference(answers.ErrorReply)]}
 
 
-def _content(reply: type[BaseModel] | str, *, many: bool = False) -> dict[str, Any]:
-    if isinstance(reply, str):
-        return {reply: {"schema": {} if reply == "application/json" else {"type": "string"}}}
-    schema: dict[str, Any] = {"$ref": f"#/components/schemas/{reply.__name__}"}
-    return {"application/json": {"schema": {"type": "array", "items": schema} if many else schema}}
+def _content(doc: Operation) -> dict[str, Any]:
+    """What a 200 holds, by media type."""
+    if doc.reply is None:
+        return {kind: {"schema": {} if kind == "application/json" else {"type": "string"}} for kind in doc.media_types}
+    schema = _reference(doc.reply)
+    return _json({"type": "array", "items": schema} if doc.many else schema)
+
+
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
+
+
+def _reference(shape: type) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{shape.__name__}"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from boundd.api import answers
 from boundd.config.units import parse_size
-from boundd.control import models
-from boundd.control.errors import bad_request
+from boundd.control.errors import bad_value
 from boundd.control.views import timestamp
 from boundd.core.memory.footprint import estimate
 from boundd.core.model.devices import DeviceState
@@ -43,55 +43,55 @@ def devices_of(texts: Sequence[str], state: State) -> tuple[SimDevice, ...] | No
                 raise ValueError("it is empty")
             size_bytes, count = parse_size(match[2]), int(match[1] or 1)
         except ValueError as error:
-            raise bad_request(f"devices: {text!r} is not like 4x24GiB: {error}") from None
+            raise bad_value(f"devices: {text!r} is not like 4x24GiB: {error}") from None
         if not count or not size_bytes:
-            raise bad_request(f"devices: {text!r} is no device at all")
+            raise bad_value(f"devices: {text!r} is no device at all")
         sizes += [size_bytes] * count
         if len(sizes) > MOST_DEVICES:
-            raise bad_request(f"devices: {MOST_DEVICES} at most")
+            raise bad_value(f"devices: {MOST_DEVICES} at most")
     name = matrix_device_model(state) or next((d.reading.name for d in state.devices_by_index()), SOMEWHERE)
     return tuple(SimDevice(f"device-{n}", name, size) for n, size in enumerate(sizes)) or None
 
 
-def plan_reply(state: State, now: Now, devices: tuple[SimDevice, ...] | None) -> models.PlanReply:
+def plan_reply(state: State, now: Now, devices: tuple[SimDevice, ...] | None) -> answers.PlanReply:
     """The whole run from now on. Takes long for a large matrix: not for the daemon's loop.
 
     Raises:
         ApiError: the matrix is too large for it.
     """
     if len(state.order) > MOST_CELLS:
-        raise bad_request(f"plan: the matrix has {len(state.order):,} cells, and {MOST_CELLS:,} are planned at most")
+        raise bad_value(f"plan: the matrix has {len(state.order):,} cells, and {MOST_CELLS:,} are planned at most")
     expected = forecast(state, now, devices)
     box = _box(state, devices)
-    names = {device.uuid: device.name for device in box}
+    names = {device["uuid"]: device["name"] for device in box}
     rows = [_attempt(state, now, each, names.get(each.device, "")) for each in expected.attempts]
-    guessed = sum(row.duration_is_prior for row in rows)
-    return models.PlanReply(
+    guessed = sum(row["duration_is_prior"] for row in rows)
+    return answers.PlanReply(
         at=timestamp(now.unix_s),
         devices=box,
         attempts=rows,
         done_s=expected.done_s,
         done_at=timestamp(now.unix_s + expected.done_s),
         priors=guessed,
-        never=[models.PlanNever(label=label, reason=reason) for label, reason in sorted(expected.never.items())],
+        never=[answers.PlanNever(label=label, reason=reason) for label, reason in sorted(expected.never.items())],
         assumes=_assumptions(state, devices, guessed, len(rows)),
     )
 
 
-def _box(state: State, devices: tuple[SimDevice, ...] | None) -> list[models.PlanDevice]:
+def _box(state: State, devices: tuple[SimDevice, ...] | None) -> list[answers.PlanDevice]:
     if devices is not None:
-        return [models.PlanDevice(uuid=d.uuid, name=d.name, total_bytes=d.total_bytes) for d in devices]
+        return [answers.PlanDevice(uuid=d.uuid, name=d.name, total_bytes=d.total_bytes) for d in devices]
     return [
-        models.PlanDevice(uuid=device.uuid, name=device.reading.name, total_bytes=device.reading.total_bytes)
+        answers.PlanDevice(uuid=device.uuid, name=device.reading.name, total_bytes=device.reading.total_bytes)
         for device in state.devices_by_index()
     ]
 
 
-def _attempt(state: State, now: Now, each: Expected, device_name: str) -> models.PlanAttempt:
+def _attempt(state: State, now: Now, each: Expected, device_name: str) -> answers.PlanAttempt:
     record = state.cells[each.key]
     lasts = expectation(state.durations, workload_of(record), device_name)
     takes = estimate(record, device_name, state.observations, state.rules.torch)
-    return models.PlanAttempt(
+    return answers.PlanAttempt(
         digest=record.cell.digest,
         label=each.label,
         device=each.device,

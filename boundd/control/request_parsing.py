@@ -1,4 +1,4 @@
-"""Requests in: bodies are capped, timed, strict JSON, and of their model; queries name what there is.
+"""Requests in: bodies are capped, timed, strict JSON, and of their type; queries name what there is.
 
 Rules: whatever a client sends is a 4xx at worst. The parser refuses what would only fail later: deep nesting, integers
 past 64 bits, NaN, lone surrogates.
@@ -6,43 +6,42 @@ past 64 bits, NaN, lone surrogates.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 import anyio
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
+from boundd.api.constants import BODY_LIMIT_BYTES, QUERY_TERM_CHARACTERS, QUERY_TERMS
+from boundd.api.requests import Request as Body
 from boundd.control.errors import ApiError, bad_request, not_found
-from boundd.control.models import Request as RequestModel
 from boundd.core.model.attempts import CellRecord
 from boundd.core.model.devices import Device
 from boundd.core.model.queries import Query, find_cell, names_of, parse_query
 from boundd.core.model.state import State
 from boundd.protocol import strict_json
+from boundd.protocol.strict_json import Json
 
-BODY_LIMIT_BYTES = 64 * 1024
-IMPORT_LIMIT_BYTES = 8 * 1024**2
 BODY_TIMEOUT_S = 30.0
 SHOWN_AMBIGUOUS = 8
-TERMS = 256
-TERM_CHARACTERS = 4096
-"""Of a query, as in a body (`models.Terms`)."""
 
-Model = TypeVar("Model", bound=RequestModel)
+BodyType = TypeVar("BodyType", bound=Body)
 
 
-async def read_body(request: Request, model: type[Model], limit_bytes: int = BODY_LIMIT_BYTES) -> Model:
-    """The body as its model; no body is an empty object.
+async def read_body(request: Request, shape: type[BodyType], limit_bytes: int = BODY_LIMIT_BYTES) -> BodyType:
+    """The body as its type; no body is an empty object.
 
     Raises:
         ApiError: 413, 408 or 400.
     """
-    return model_of(await _read(request, limit_bytes), model)
+    return body_of(await _read(request, limit_bytes), shape)
 
 
-def model_of(content: bytes, model: type[Model]) -> Model:
-    """A body's bytes as its model.
+def body_of(content: bytes, shape: type[BodyType]) -> BodyType:
+    """A body's bytes as its type.
 
     Raises:
         ApiError: 400.
@@ -50,13 +49,26 @@ def model_of(content: bytes, model: type[Model]) -> Model:
     try:
         text = content.decode()
         value = strict_json.loads(text) if text.strip() else {}
-        return model.model_validate(value)
+        if isinstance(value, dict):
+            # To JSON Schema, and so to our clients, 2.0 is an integer.
+            value = {name: _integral(each) for name, each in value.items()}
+        body: BodyType = _adapter(shape).validate_json(json.dumps(value))  # type: ignore[arg-type]  # classes are hashable
+        return body
     except UnicodeDecodeError as error:
         raise bad_request(f"the body is not UTF-8 (byte {error.start})") from None
     except strict_json.StrictJsonError as error:
         raise bad_request(f"the body is {error}" if str(error).startswith("not") else f"the body: {error}") from None
     except ValidationError as error:
         raise bad_request(_words(error)) from None
+
+
+@cache
+def _adapter(shape: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(shape)
+
+
+def _integral(value: Json) -> Json:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _words(error: ValidationError) -> str:
@@ -93,8 +105,8 @@ def query_of(state: State, terms: Iterable[str]) -> Query:
         ApiError: 400, it is too long.
     """
     wanted = list(terms)
-    if len(wanted) > TERMS or any(len(term) > TERM_CHARACTERS for term in wanted):
-        raise bad_request(f"q: at most {TERMS} terms of {TERM_CHARACTERS:,} characters each")
+    if len(wanted) > QUERY_TERMS or any(len(term) > QUERY_TERM_CHARACTERS for term in wanted):
+        raise bad_request(f"q: at most {QUERY_TERMS} terms of {QUERY_TERM_CHARACTERS:,} characters each")
     return parse_query(wanted, names_of(state.matrix()) if wanted else None)
 
 

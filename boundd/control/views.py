@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from boundd import __version__
-from boundd.control import models
+from boundd.api import answers
 from boundd.core.memory.headroom import headroom_bytes
 from boundd.core.model.attempts import Attempt, CellRecord, CellState
 from boundd.core.model.devices import Device, DeviceState
@@ -27,14 +27,14 @@ def timestamp(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def status(service: Service, query: Query) -> models.StatusReply:
+def status(service: Service, query: Query) -> answers.StatusReply:
     """Everything at a glance. The query narrows the cells and what runs; the devices are always all."""
     state, now = service.state, service.clock.now()
     shown = [record for record in state.matrix() if query.matches(record)]
     keys = {record.cell.key for record in shown}
     live = sorted((a for a in state.attempts.values() if a.key in keys), key=lambda a: (a.started_boot_s, a.id))
-    return models.StatusReply(
-        daemon=models.DaemonInfo(
+    return answers.StatusReply(
+        daemon=answers.DaemonInfo(
             version=__version__,
             pid=os.getpid(),
             started_at=timestamp(service.started_unix_s),
@@ -49,24 +49,24 @@ def status(service: Service, query: Query) -> models.StatusReply:
     )
 
 
-def counts(records: Iterable[CellRecord]) -> models.CellCounts:
+def counts(records: Iterable[CellRecord]) -> answers.CellCounts:
     """How many cells stand in each state; every state is named."""
     by_state = {str(state): 0 for state in CellState}
     for record in records:
         by_state[record.state] += 1
-    return models.CellCounts(total=sum(by_state.values()), by_state=by_state)
+    return answers.CellCounts(total=sum(by_state.values()), by_state=by_state)
 
 
-def devices(state: State) -> list[models.DeviceInfo]:
+def devices(state: State) -> list[answers.DeviceInfo]:
     """The devices, by index."""
     return [device_info(state, device) for device in state.devices_by_index()]
 
 
-def device_info(state: State, device: Device) -> models.DeviceInfo:
+def device_info(state: State, device: Device) -> answers.DeviceInfo:
     """One device, with what is reserved on it and by whom."""
     attempts, reading = state.attempts_on(device.uuid), device.reading
     readable = reading.total_bytes is not None and reading.free_bytes is not None
-    return models.DeviceInfo(
+    return answers.DeviceInfo(
         uuid=device.uuid,
         index=reading.index,
         name=reading.name,
@@ -81,10 +81,10 @@ def device_info(state: State, device: Device) -> models.DeviceInfo:
     )
 
 
-def footprints(state: State) -> list[models.FootprintInfo]:
+def footprints(state: State) -> list[answers.FootprintInfo]:
     """What is expected of the matrix' cells, by what their memory depends on, and what was seen of it."""
     return [
-        models.FootprintInfo(
+        answers.FootprintInfo(
             subject=known.work.subject,
             device_name=known.device_name,
             batch_size=known.work.batch_size,
@@ -100,9 +100,9 @@ def footprints(state: State) -> list[models.FootprintInfo]:
     ]
 
 
-def running(attempt: Attempt, now: Now) -> models.RunningInfo:
+def running(attempt: Attempt, now: Now) -> answers.RunningInfo:
     """A live attempt: where it runs, how long already, how far it is."""
-    return models.RunningInfo(
+    return answers.RunningInfo(
         label=attempt.label,
         attempt=attempt.number,
         attempt_id=attempt.id,
@@ -138,14 +138,14 @@ def _mean_duration_s(records: Iterable[CellRecord]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def cell(record: CellRecord, is_stale: Callable[[CellRecord], bool]) -> models.CellInfo:
+def cell(record: CellRecord, is_stale: Callable[[CellRecord], bool]) -> answers.CellInfo:
     """A cell in a list."""
     measured = record.measurement
-    return models.CellInfo(
+    return answers.CellInfo(
         id=record.cell.digest,
         key=dict(record.cell.parameters),
         label=record.cell.label,
-        state=record.state,
+        state=record.state.value,
         attempts=record.attempts,
         batch_size=record.measured_batch_size or record.wanted_batch_size,
         max_speedup=measured.max_speedup if measured else None,
@@ -163,18 +163,18 @@ def cell_details(
     record: CellRecord,
     history: Sequence[EndedAttempt],
     is_stale: Callable[[CellRecord], bool],
-) -> models.CellDetails:
+) -> answers.CellDetails:
     """A cell with its attempts, each with its points."""
     policy = record.policy
-    return models.CellDetails(
-        **dict(cell(record, is_stale)),
+    return answers.CellDetails(
+        **cell(record, is_stale),
         canonical_key=record.cell.key,
         in_matrix=record.cell.key in state.order,
         charged_failures=record.charged_failures,
         free_failures=record.free_failures,
         memory_level=record.memory_level,
         alone=record.alone,
-        policy=models.PolicyInfo(
+        policy=answers.PolicyInfo(
             exclusive=policy.exclusive,
             lease=policy.lease,
             timeout_s=policy.timeout_s,
@@ -186,10 +186,10 @@ def cell_details(
     )
 
 
-def attempt_info(ended: EndedAttempt) -> models.AttemptInfo:
+def attempt_info(ended: EndedAttempt) -> answers.AttemptInfo:
     """An attempt and how it ended; the outcome is null while it is live."""
     attempt, verdict = ended.attempt, ended.verdict
-    return models.AttemptInfo(
+    return answers.AttemptInfo(
         id=attempt.id,
         number=attempt.number,
         state=attempt.state,
@@ -217,9 +217,9 @@ def latest(points: Sequence[PointRecord]) -> list[PointRecord]:
     return list({name_of(point.parameters): point for point in points}.values())
 
 
-def point_info(point: PointRecord) -> models.PointInfo:
+def point_info(point: PointRecord) -> answers.PointInfo:
     """A measured point."""
-    return models.PointInfo(
+    return answers.PointInfo(
         parameters=dict(point.parameters),
         speedup=point.speedup,
         score_loss=point.score_loss,
@@ -228,11 +228,11 @@ def point_info(point: PointRecord) -> models.PointInfo:
     )
 
 
-def measurement_info(measured: Measurement | None) -> models.MeasurementInfo | None:
+def measurement_info(measured: Measurement | None) -> answers.MeasurementInfo | None:
     """What was measured."""
     if measured is None:
         return None
-    return models.MeasurementInfo(
+    return answers.MeasurementInfo(
         max_speedup=measured.max_speedup,
         max_speedup_within_tolerance=measured.max_speedup_within_tolerance,
         best=dict(measured.best) if measured.best is not None else None,
@@ -242,11 +242,11 @@ def measurement_info(measured: Measurement | None) -> models.MeasurementInfo | N
     )
 
 
-def error_info(error: AttemptError | None) -> models.ErrorInfo | None:
+def error_info(error: AttemptError | None) -> answers.ErrorInfo | None:
     """Why an attempt did not succeed."""
     if error is None:
         return None
-    return models.ErrorInfo(
+    return answers.ErrorInfo(
         type=error.kind,
         message=error.message,
         at=timestamp(error.at_unix_s),
@@ -258,12 +258,12 @@ def error_info(error: AttemptError | None) -> models.ErrorInfo | None:
     )
 
 
-def explain(state: State, record: CellRecord, now: Now) -> models.ExplainReply:
+def explain(state: State, record: CellRecord, now: Now) -> answers.ExplainReply:
     """Why a cell is where it is; for a pending one, what each device says to it."""
     deferral = _why_not_pending(state, record, now) or _why_pending(state, record, now)
-    return models.ExplainReply(
+    return answers.ExplainReply(
         label=record.cell.label,
-        state=record.state,
+        state=record.state.value,
         reason=deferral.reason,
         devices=[no_room_info(state, no) for no in deferral.devices],
     )
@@ -299,10 +299,10 @@ def _memory_cause(record: CellRecord) -> str:
     return f"; its memory ran out, {error.cause.replace('_', ' ')}: {error.why}"
 
 
-def no_room_info(state: State, no: NoRoom) -> models.NoRoomInfo:
+def no_room_info(state: State, no: NoRoom) -> answers.NoRoomInfo:
     """Why a device doesn't take a cell."""
     device = state.devices.get(no.device)
-    return models.NoRoomInfo(
+    return answers.NoRoomInfo(
         device=no.device,
         name=device.reading.name if device is not None else "",
         reason=no.reason,

@@ -11,8 +11,9 @@ import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
+from boundd.api.constants import EXPORT_FORMATS, ExportFormat
 from boundd.core.model.attempts import CellRecord, CellState
 from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation
 from boundd.protocol.catalogue import UnknownNameError, resolve_scheduler
@@ -21,8 +22,6 @@ from boundd.text import encodable, timestamp
 
 EXPORT_FORMAT = "boundd/1"
 """The mark of the format `json`, and its version."""
-ExportFormat = Literal["json", "legacy", "search-params", "csv"]
-FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 
 LEGACY_TAG = "upbound_speedup"
 LEGACY_MESSAGE_CHARACTERS = 1_000
@@ -159,7 +158,7 @@ def render_export(
         return _render_search_params(known)
     if format == "csv":
         return _render_csv(known, safety_factor)
-    raise ValueError(f"unknown export format {format!r}; known: {', '.join(FORMATS)}")
+    raise ValueError(f"unknown export format {format!r}; known: {', '.join(EXPORT_FORMATS)}")
 
 
 def _render_json(

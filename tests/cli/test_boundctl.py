@@ -14,7 +14,8 @@ import pytest
 from control_server import CELLS, GPU, LABELS, Running
 
 from boundd.cli import boundctl as command
-from boundd.cli import sockets, text
+from boundd.cli import text
+from boundd.client import sockets
 from boundd.core.model.events import CancelRequested, RetryRequested
 
 

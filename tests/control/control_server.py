@@ -20,8 +20,8 @@ import anyio.from_thread
 import pytest
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from boundd.client import Client
 from boundd.control.api import ExportText, ImportPreview, create_app
-from boundd.control.client import Client
 from boundd.control.peers import AccessRules
 from boundd.control.server import serve
 from boundd.core.lifecycle.step import step
@@ -152,9 +152,11 @@ class MemoryService:
         """The notes from now on."""
         send, receive = anyio.create_memory_object_stream[tuple[Note, Now]](100)
         self.listeners.append(send)
-        with send, receive:
-            yield receive
-        self.listeners.remove(send)
+        try:
+            with send, receive:
+                yield receive
+        finally:
+            self.listeners.remove(send)
 
 
 def make_state() -> State:
@@ -200,7 +202,9 @@ def render_export(wanted: str) -> ExportText:
     """An export that says its format; the old one can't hold a cell."""
     if wanted == "legacy":
         return ExportText('{"old": 1}\n', ("SD2.1/DDIM/20/tome: \x1b[1mthe key is SD1.5's",))
-    return ExportText('{"format": "boundd/1"}\n' if wanted == "json" else wanted, (), "application/json")
+    if wanted == "csv":
+        return ExportText("label\n", (), "text/csv")
+    return ExportText('{"format": "boundd/1"}\n' if wanted == "json" else "{}\n", (), "application/json")
 
 
 def import_legacy(text: str, model: str | None) -> ImportPreview:

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from control_server import CELLS, GPU, Running, curl
 
+from boundd.client import Client, NoDaemonError, RefusedError
 from boundd.control import idempotency as answers
-from boundd.control.client import Client, NoDaemonError, RequestError
 from boundd.core.model.events import Now
 from boundd.core.model.records import SaveAnswer, SavePaused
 from boundd.ports import InvariantError
@@ -216,7 +216,7 @@ def test_the_client_asks_again_once_only(running: Running, tmp_path: Path) -> No
 
 def test_the_client_reads_why_a_request_was_cut_short(running: Running, tmp_path: Path) -> None:
     """A body that is refused before it has been sent, by a server that goes on reading, or by one that doesn't."""
-    with pytest.raises(RequestError, match="bytes") as caught:
+    with pytest.raises(RefusedError, match="bytes") as caught:
         running.client.post("/v1/import", {"text": "x" * 40 * 1024**2})
     assert caught.value.status == 413
     listener = socket.socket(socket.AF_UNIX)
@@ -230,6 +230,6 @@ def test_the_client_reads_why_a_request_was_cut_short(running: Running, tmp_path
             plain.sendall(b'HTTP/1.1 503 No\r\nContent-Length: 33\r\n\r\n{"error": {"message": "no room"}}')
 
     threading.Thread(target=hasty, daemon=True).start()
-    with pytest.raises(RequestError, match="no room") as caught:
+    with pytest.raises(RefusedError, match="no room") as caught:
         Client(tmp_path / "hasty.sock").post("/v1/import", {"text": "x" * 40 * 1024**2})
     assert caught.value.status == 503

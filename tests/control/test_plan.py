@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from control_server import CELLS, GPU, LABELS, Running
 
-from boundd.control.client import RequestError
+from boundd.client import RefusedError
 from boundd.core.model.attempts import CellState
 from boundd.core.model.workload import workload_of
 from boundd.core.scheduler.durations import duration_of
@@ -78,7 +78,7 @@ def test_a_cordoned_device_and_a_pause_are_named(running: Running) -> None:
 @pytest.mark.parametrize("text", ["", "4x", "0x24GiB", "24", "x24GiB", "2000x24GiB", "4x0GiB", "9999x24GiB"])
 def test_devices_that_are_none(running: Running, text: str) -> None:
     """400, with what was wrong."""
-    with pytest.raises(RequestError, match="devices: ") as caught:
+    with pytest.raises(RefusedError, match="devices: ") as caught:
         running.client.get("/v1/plan", {"devices": [text]})
     assert caught.value.status == 400
 
@@ -86,7 +86,7 @@ def test_devices_that_are_none(running: Running, text: str) -> None:
 def test_a_matrix_that_is_too_large(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is refused rather than planned for minutes."""
     monkeypatch.setattr("boundd.control.plans.MOST_CELLS", 5)
-    with pytest.raises(RequestError, match="6 cells, and 5 are planned at most"):
+    with pytest.raises(RefusedError, match="6 cells, and 5 are planned at most"):
         running.client.get("/v1/plan")
 
 

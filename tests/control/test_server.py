@@ -37,10 +37,10 @@ from control_server import (
     wait_for,
 )
 
+from boundd.client import Client, NoDaemonError, RefusedError
 from boundd.control import authorization as gate
 from boundd.control import connection, server
 from boundd.control import request_parsing as bodies
-from boundd.control.client import Client, NoDaemonError, RequestError
 from boundd.control.peers import AccessRules
 from boundd.control.server import SocketError, bind
 
@@ -290,7 +290,7 @@ def test_answers_that_go_on_are_counted(tmp_path: Path, monkeypatch: pytest.Monk
             follower.sendall(b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
             assert follower.recv(65536).startswith(b"HTTP/1.1 200")
         for path in ("/v1/events", "/v1/wait"):
-            with pytest.raises(RequestError, match="at most") as caught:
+            with pytest.raises(RefusedError, match="at most") as caught:
                 next(running.client.stream(path))
             assert caught.value.status == 429
         followers[0].close()
@@ -302,7 +302,7 @@ def may_wait(running: Running) -> bool:
     """Whether there is room for one more that waits."""
     try:
         return running.client.get("/v1/wait", {"timeout": 0}) is not None
-    except RequestError:
+    except RefusedError:
         return False
 
 

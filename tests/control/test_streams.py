@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 from control_server import LABELS, Running, live_attempt
 
-from boundd.control.client import RequestError, cell_path
+from boundd.client import RefusedError
+from boundd.client.client import cell_path
 
 PATIENCE_S = 120.0
 SECRET = "what nobody is to see"
@@ -74,7 +75,7 @@ def test_what_is_no_file_is_not_read(
     instead(path)
 
     def ask() -> None:
-        with pytest.raises(RequestError) as caught:
+        with pytest.raises(RefusedError) as caught:
             list(running.client.stream(LOGS, parameters))
         assert caught.value.status == 404
         assert str(caught.value).startswith("there is no log to be read: ")

@@ -36,7 +36,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from boundd.control.client import Client, NoDaemonError
+from boundd.client import Client, NoDaemonError
 from tests.faults import audit
 from tests.faults.campaign import Report, drawn_seed, sizes
 from tests.faults.daemons import PATIENCE_S, Box, wait_for

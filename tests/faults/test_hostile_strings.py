@@ -28,7 +28,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from boundd.control.client import Client, NoDaemonError, RequestError, cell_path
+from boundd.client import Client, NoDaemonError, RefusedError
+from boundd.client.client import cell_path
 from boundd.core.model.matrix import expand
 from tests.faults.hostile import CANARY, STRINGS
 
@@ -179,7 +180,7 @@ def test_the_json_log_has_a_line_a_note(box: Box) -> None:
 def test_boundctl_on_a_terminal(box: Box) -> None:
     """Nothing that a terminal acts upon, from labels, messages, devices, logs and exports."""
     cell = box.client.get("/v1/cells")[NAMES.index("\x1b[31mred\x1b[0m")]
-    with contextlib.suppress(RequestError):
+    with contextlib.suppress(RefusedError):
         box.client.post("/v1/cordon", {"device": "0", "reason": "\x1b[2Jreason\nX"})
     commands = (
         *(("status",), ("cells",), ("devices",), ("devices", "--footprints"), ("plan",), ("export", "--format", "csv")),
@@ -260,7 +261,7 @@ def test_requests_name_cells_and_nothing_else(box: Box) -> None:
         ):
             try:
                 ask()
-            except RequestError as error:
+            except RefusedError as error:
                 statuses.append((error.status, text))
     assert statuses
     assert not [each for each in statuses if not 400 <= each[0] < 500]

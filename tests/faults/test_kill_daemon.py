@@ -38,7 +38,9 @@ from pathlib import Path
 
 import pytest
 
-from boundd.control.client import Client, NoDaemonError, cell_path, why_not
+from boundd.client import Client, NoDaemonError
+from boundd.client.client import cell_path
+from boundd.client.transport import why_not
 from tests.faults import audit
 from tests.faults.campaign import Report, drawn_seed, sizes
 from tests.faults.daemons import Box, Nursery, finish, kill_at, record_calls, wait_for

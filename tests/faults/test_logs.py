@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from boundd.control.client import Client, NoDaemonError
+from boundd.client import Client, NoDaemonError
 from tests.faults import campaign
 
 PATIENCE_S = 120.0

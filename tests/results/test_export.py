@@ -12,15 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from boundd.api.constants import EXPORT_FORMATS, ExportFormat
 from boundd.core.model.attempts import CellRecord, CellState
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement
 from boundd.protocol.catalogue import PIPELINE_CLASSES
 from boundd.results.export import (
-    FORMATS,
     CellTexts,
     ExportCell,
-    ExportFormat,
     LeftOut,
     Rendered,
     render_export,
@@ -198,11 +197,11 @@ def test_csv_has_a_row_a_cell() -> None:
 def test_any_text_can_be_exported(model: str, method: str, message: str) -> None:
     """Every format takes any text, and the result can be written as UTF-8."""
     cells = (cell(error=error(message=message), model=model, method=method), cell(measurement(), scheduler=message))
-    for kind in FORMATS:
+    for kind in EXPORT_FORMATS:
         render(kind, *cells).text.encode()
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", EXPORT_FORMATS)
 def test_no_cells(kind: ExportFormat) -> None:
     """An export of nothing is a whole document."""
     assert render(kind).left_out == ()

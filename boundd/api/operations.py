@@ -1,15 +1,23 @@
-"""The table of routes: the one list that the app serves and /openapi.json documents."""
+"""The table of operations: the one list that the daemon serves and /openapi.json documents."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
-
-from boundd.control import models
-
-Q = ("q", "A term of a query, repeatable; a cell must match all. `state=failed`, `model=SDXL`, or a glob over labels.")
+from boundd.api import answers, requests
+from boundd.api.constants import (
+    BODY_LIMIT_BYTES,
+    EXPORT_FORMATS,
+    HISTORY_DEFAULT,
+    HISTORY_LIMIT,
+    IMPORT_LIMIT_BYTES,
+    LARGEST,
+    QUERY_TERM_CHARACTERS,
+    QUERY_TERMS,
+    WAIT_DEFAULT_S,
+    WAIT_LIMIT_S,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,48 +26,59 @@ class Parameter:
 
     name: str
     about: str
-    schema: Any
+    schema: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Doc:
-    """A route: where, what it takes and what it answers. A reply that is no JSON model is a media type."""
+class Operation:
+    """An operation of the API: where it is, what it takes and what it answers."""
 
     method: str
     path: str
     name: str
     about: str
-    reply: type[BaseModel] | str
-    body: type[models.Request] | None = None
+    reply: Any = None
+    """The type of the JSON that it answers; None where the answer is text or bytes, or JSON of no fixed shape."""
+    body: type[requests.Request] | None = None
     parameters: tuple[Parameter, ...] = ()
+    media_types: tuple[str, ...] = ("application/json",)
     many: bool = False
     """True where the answer is a list of `reply`."""
     errors: tuple[int, ...] = ()
+    body_limit_bytes: int = BODY_LIMIT_BYTES
 
 
-QUERY = Parameter(*Q, {"type": "array", "items": {"type": "string"}})
-FORMATS = ("json", "legacy", "search-params", "csv")
-HISTORY_DEFAULT, HISTORY_LIMIT = 50, 1000
-"""Attempts in an answer about a cell: one that was retried for months must not cost the daemon ever more memory."""
-NATURAL = {"type": "integer", "minimum": 0}
+QUERY = Parameter(
+    "q",
+    "A term of a query, repeatable; a cell must match all. `state=failed`, `model=SDXL`, or a glob over labels.",
+    {
+        "type": "array",
+        "items": {"type": "string", "minLength": 1, "maxLength": QUERY_TERM_CHARACTERS},
+        "maxItems": QUERY_TERMS,
+    },
+)
+NATURAL = {"type": "integer", "minimum": 0, "maximum": LARGEST}
+ANY_INTEGER = {"type": "integer", "minimum": -LARGEST, "maximum": LARGEST}
+POSITIVE = {"type": "integer", "minimum": 1, "maximum": LARGEST}
 FLAG = {"type": "boolean", "default": False}
+WAIT_S = {"type": "number", "minimum": 0, "maximum": WAIT_LIMIT_S, "default": WAIT_DEFAULT_S}
 
-ROUTES: tuple[Doc, ...] = (
-    Doc(
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
         "GET",
         "/v1/status",
         "status",
         "Daemon, devices, counts, running attempts and an estimate of the end.",
-        models.StatusReply,
+        answers.StatusReply,
         parameters=(QUERY,),
         errors=(400,),
     ),
-    Doc(
+    Operation(
         "GET",
         "/v1/cells",
         "cells",
         "The cells of the query, in the matrix' order.",
-        models.CellInfo,
+        answers.CellInfo,
         many=True,
         parameters=(
             QUERY,
@@ -68,193 +87,196 @@ ROUTES: tuple[Doc, ...] = (
         ),
         errors=(400,),
     ),
-    Doc(
+    Operation(
         "GET",
         "/v1/cells/{id}/explain",
         "explain",
         "Why the cell is where it is, with numbers for each device.",
-        models.ExplainReply,
+        answers.ExplainReply,
         errors=(404, 409),
     ),
-    Doc(
+    Operation(
         "GET",
         "/v1/cells/{id}/logs",
         "logs",
         "What an attempt's worker printed, as bytes.",
-        "text/plain",
+        media_types=("text/plain",),
         parameters=(
-            Parameter("attempt", "The attempt's number; the latest where left out.", {"type": "integer", "minimum": 1}),
-            Parameter("offset", "The first byte; a negative one counts from the end.", {"type": "integer"}),
+            Parameter("attempt", "The attempt's number; the latest where left out.", POSITIVE),
+            Parameter("offset", "The first byte; a negative one counts from the end.", ANY_INTEGER),
             Parameter("limit", "At most so many bytes.", NATURAL),
             Parameter("follow", "Go on as the log grows, until the attempt has ended.", FLAG),
         ),
         errors=(400, 404, 409, 429),
     ),
-    Doc(
+    Operation(
         "GET",
         "/v1/cells/{id}",
-        "cell",
+        "show",
         "A cell with its latest attempts, their verdicts and the points they measured. The id"
         " is a digest's first characters, a label or the canonical key, percent-encoded.",
-        models.CellDetails,
+        answers.CellDetails,
         parameters=(
             Parameter(
                 "limit",
                 f"At most so many attempts; {HISTORY_DEFAULT} where left out.",
                 {**NATURAL, "maximum": HISTORY_LIMIT},
             ),
-            Parameter("before", "Only attempts with a lower number.", {"type": "integer", "minimum": 1}),
+            Parameter("before", "Only attempts with a lower number.", POSITIVE),
         ),
         errors=(400, 404, 409),
     ),
-    Doc("GET", "/v1/devices", "devices", "The devices, by index.", models.DeviceInfo, many=True),
-    Doc(
+    Operation("GET", "/v1/devices", "devices", "The devices, by index.", answers.DeviceInfo, many=True),
+    Operation(
         "GET",
         "/v1/plan",
         "plan",
         "What would run where, when, and when all would be done, with what that takes for granted.",
-        models.PlanReply,
+        answers.PlanReply,
         parameters=(
             Parameter(
                 "devices",
                 "Of a box that isn't there, in place of the daemon's: `4x24GiB`, repeatable.",
-                {"type": "array", "items": {"type": "string"}},
+                {"type": "array", "items": {"type": "string", "minLength": 1}},
             ),
         ),
         errors=(400,),
     ),
-    Doc(
+    Operation(
         "GET",
         "/v1/footprints",
         "footprints",
         "The memory that cells are expected to take, by what it depends on, with how far such estimates were off.",
-        models.FootprintInfo,
+        answers.FootprintInfo,
         many=True,
     ),
-    Doc(
+    Operation(
         "GET",
         "/v1/events",
         "events",
         "What happens from now on, as server-sent events named by their action.",
-        "text/event-stream",
+        media_types=("text/event-stream",),
         errors=(429,),
     ),
-    Doc(
+    Operation(
         "GET",
         "/v1/export",
         "export",
         "The results in a format. The header Boundd-Warnings counts what the format"
         " could not represent; with `envelope` the answer is an ExportEnvelope that names it.",
-        "application/json",
+        media_types=("application/json", "text/csv"),
         parameters=(
-            Parameter("format", "The format.", {"type": "string", "enum": list(FORMATS), "default": "json"}),
+            Parameter("format", "The format.", {"type": "string", "enum": list(EXPORT_FORMATS), "default": "json"}),
             Parameter("envelope", "Answer with text and warnings as JSON.", FLAG),
         ),
         errors=(400,),
     ),
-    Doc(
+    Operation(
         "GET",
         "/v1/backup",
         "backup",
         "A whole copy of the store, made while it is in use and checked: a SQLite database. The headers Boundd-Sha256"
         " and Boundd-Commits tell its SHA-256 and how many commits are in it. One at a time.",
-        "application/vnd.sqlite3",
+        media_types=("application/vnd.sqlite3",),
         errors=(500, 503),
     ),
-    Doc(
+    Operation(
         "GET",
         "/v1/wait",
         "wait",
         "Answers once no cell of the query is pending or running, or after `timeout`.",
-        models.WaitReply,
+        answers.WaitReply,
         parameters=(
             QUERY,
-            Parameter("timeout", "Seconds.", {"type": "number", "minimum": 0, "maximum": 300, "default": 30}),
+            Parameter("timeout", "Seconds.", WAIT_S),
         ),
         errors=(400, 404, 429),
     ),
-    Doc(
+    Operation(
         "POST",
         "/v1/retry",
         "retry",
         "Run cells again that have ended; those that succeeded only where the selector"
         " is stale or the query says state=succeeded.",
-        models.RetryReply,
-        models.RetryRequest,
+        answers.RetryReply,
+        requests.RetryRequest,
         errors=(400, 503),
     ),
-    Doc(
+    Operation(
         "POST",
         "/v1/cancel",
         "cancel",
         "Cancel the pending and running cells of the query.",
-        models.AffectedReply,
-        models.CancelRequest,
+        answers.AffectedReply,
+        requests.CancelRequest,
         errors=(400, 503),
     ),
-    Doc(
+    Operation(
         "POST",
         "/v1/pause",
         "pause",
         "Start nothing new; what runs goes on.",
-        models.PausedReply,
-        models.Empty,
+        answers.PausedReply,
+        requests.Empty,
         errors=(503,),
     ),
-    Doc("POST", "/v1/resume", "resume", "Start new attempts again.", models.PausedReply, models.Empty, errors=(503,)),
-    Doc(
+    Operation(
+        "POST", "/v1/resume", "resume", "Start new attempts again.", answers.PausedReply, requests.Empty, errors=(503,)
+    ),
+    Operation(
         "POST",
         "/v1/cordon",
         "cordon",
         "Take a device out of service; what runs there goes on.",
-        models.AffectedReply,
-        models.CordonRequest,
+        answers.AffectedReply,
+        requests.CordonRequest,
         errors=(400, 404, 409, 503),
     ),
-    Doc(
+    Operation(
         "POST",
         "/v1/uncordon",
         "uncordon",
         "Put a device back into service.",
-        models.AffectedReply,
-        models.UncordonRequest,
+        answers.AffectedReply,
+        requests.UncordonRequest,
         errors=(400, 404, 409, 503),
     ),
-    Doc(
+    Operation(
         "POST",
         "/v1/import",
         "import_",
         "Take over an old speedup_bounds.json. 409 with the models where its keys don't tell which is meant.",
-        models.ImportReply,
-        models.ImportRequest,
+        answers.ImportReply,
+        requests.ImportRequest,
+        body_limit_bytes=IMPORT_LIMIT_BYTES,
         errors=(400, 409, 413, 503),
     ),
-    Doc(
+    Operation(
         "POST",
         "/v1/reload",
         "reload",
         "Read the config anew, all or nothing.",
-        models.ReloadReply,
-        models.Empty,
+        answers.ReloadReply,
+        requests.Empty,
         errors=(400, 503),
     ),
-    Doc(
+    Operation(
         "POST",
         "/v1/shutdown",
         "shutdown",
         "End the daemon.",
-        models.ShutdownReply,
-        models.ShutdownRequest,
+        answers.ShutdownReply,
+        requests.ShutdownRequest,
         errors=(400,),
     ),
-    Doc("GET", "/metrics", "metrics", "Prometheus' text format.", "text/plain"),
-    Doc("GET", "/openapi.json", "openapi", "This document.", "application/json"),
-    Doc(
+    Operation("GET", "/metrics", "metrics", "Prometheus' text format.", media_types=("text/plain",)),
+    Operation("GET", "/openapi.json", "openapi", "This document."),
+    Operation(
         "GET",
         "/healthz",
         "healthz",
         "200 where all is well, 503 while results can't be stored.",
-        models.HealthReply,
+        answers.HealthReply,
         errors=(503,),
     ),
 )

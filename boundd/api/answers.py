@@ -1,82 +1,34 @@
-"""The shapes of requests and responses: what /openapi.json documents and what is validated."""
+"""The answers, as their JSON has them. Sizes are bytes, durations seconds, times UTC as RFC 3339, speed-ups ratios."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
-Selector = Literal["oom", "timeout", "failed", "stale"]
-Terms = Annotated[list[Annotated[str, Field(max_length=4096)]], Field(max_length=256)]
-
-
-class Request(BaseModel):
-    """A request's body: an unknown key is an error, and nothing is converted."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
+CellStateName = Literal["pending", "running", "succeeded", "failed", "out_of_memory", "timed_out", "cancelled", "lost"]
+DeviceStateName = Literal["ready", "cordoned", "unavailable"]
+MemoryCauseName = Literal["estimate_too_low", "pressure", "too_big"]
 
 
-class RetryRequest(Request):
-    """Run cells again: those of `query`, narrowed to what `selector` names."""
+class ErrorBody(TypedDict):
+    """What was wrong. Some types of error say more, such as `errors` of a config or `models` of an import.
 
-    query: Terms = []
-    selector: Selector | None = None
-    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    dry_run: bool = False
+    `bad_request` is a request that this document doesn't allow; `bad_value` and `bad_query` are ones that it allows and
+    that mean nothing to this daemon, such as an axis that the config doesn't have.
+    """
 
-
-class CancelRequest(Request):
-    """Cancel the pending and running cells of `query`, which must not be empty (`*` is every cell)."""
-
-    query: Annotated[Terms, Field(min_length=1)]
-    dry_run: bool = False
-
-
-class CordonRequest(Request):
-    """Take a device out of service; `device` is a UUID, the start of one, an index or a name."""
-
-    device: Annotated[str, Field(min_length=1, max_length=256)]
-    reason: Annotated[str, Field(max_length=1000)] = "cordoned by hand"
-
-
-class UncordonRequest(Request):
-    """Put a device back into service."""
-
-    device: Annotated[str, Field(min_length=1, max_length=256)]
-
-
-class ImportRequest(Request):
-    """The text of an old speedup_bounds.json, and the model that it is of where its keys don't tell."""
-
-    text: str
-    model: Annotated[str, Field(max_length=256)] | None = None
-
-
-class ShutdownRequest(Request):
-    """End the daemon; with `end_workers` the workers too, and their cells are put back."""
-
-    end_workers: bool = False
-
-
-class Empty(Request):
-    """Nothing. No body at all does as well."""
-
-
-class ErrorBody(BaseModel):
-    """What was wrong."""
-
-    model_config = ConfigDict(extra="allow")
     type: str
     message: str
 
 
-class ErrorReply(BaseModel):
+class ErrorReply(TypedDict):
     """Every answer that is not a 2xx."""
 
     error: ErrorBody
 
 
-class DaemonInfo(BaseModel):
+class DaemonInfo(TypedDict):
     """The daemon that answers."""
 
     version: str
@@ -87,7 +39,7 @@ class DaemonInfo(BaseModel):
     store_problem: str
 
 
-class DeviceInfo(BaseModel):
+class DeviceInfo(TypedDict):
     """A device, its memory as of the latest reading, and the labels of the cells on it."""
 
     uuid: str
@@ -98,12 +50,12 @@ class DeviceInfo(BaseModel):
     free_bytes: int | None
     reserved_bytes: int
     headroom_bytes: int | None
-    state: Literal["ready", "cordoned", "unavailable"]
+    state: DeviceStateName
     reason: str
     cells: list[str]
 
 
-class PlanDevice(BaseModel):
+class PlanDevice(TypedDict):
     """A device that is planned for: one of the daemon's, or of a box that somebody asked about."""
 
     uuid: str
@@ -111,7 +63,7 @@ class PlanDevice(BaseModel):
     total_bytes: int | None
 
 
-class PlanAttempt(BaseModel):
+class PlanAttempt(TypedDict):
     """An attempt that runs or would run. `from_s` and `until_s` are seconds from now; what runs has begun before.
 
     `duration_source` and `reservation_source` say where the two numbers are from; with `duration_is_prior` nothing
@@ -132,14 +84,14 @@ class PlanAttempt(BaseModel):
     reservation_source: str
 
 
-class PlanNever(BaseModel):
+class PlanNever(TypedDict):
     """A cell that would wait for ever on these devices."""
 
     label: str
     reason: str
 
 
-class PlanReply(BaseModel):
+class PlanReply(TypedDict):
     """What would run where and when, in the order of the starts, and what that takes for granted.
 
     `done_s` is from now until the last attempt ends; `priors` counts the attempts whose duration is a prior.
@@ -155,7 +107,7 @@ class PlanReply(BaseModel):
     assumes: list[str]
 
 
-class FootprintInfo(BaseModel):
+class FootprintInfo(TypedDict):
     """What is expected of cells that need the same on devices of one name, and how good such estimates were.
 
     `estimate_bytes` is null where nobody knows, and such cells run alone. `error_percent` is how far the latest
@@ -174,14 +126,14 @@ class FootprintInfo(BaseModel):
     error_percent: list[float]
 
 
-class CellCounts(BaseModel):
+class CellCounts(TypedDict):
     """How many cells stand in each state; every state is named."""
 
     total: int
     by_state: dict[str, int]
 
 
-class RunningInfo(BaseModel):
+class RunningInfo(TypedDict):
     """A live attempt. `attempt` is its number, `progress` a fraction, or null before the worker has said."""
 
     label: str
@@ -195,7 +147,7 @@ class RunningInfo(BaseModel):
     batch_size: int | None
 
 
-class StatusReply(BaseModel):
+class StatusReply(TypedDict):
     """Everything at a glance. `eta_s` is null until a cell has succeeded."""
 
     daemon: DaemonInfo
@@ -205,8 +157,8 @@ class StatusReply(BaseModel):
     eta_s: float | None
 
 
-class ErrorInfo(BaseModel):
-    """Why an attempt did not succeed."""
+class ErrorInfo(TypedDict):
+    """Why an attempt did not succeed. Where memory ran out, `cause` is why, and `why` the numbers that tell."""
 
     type: str
     message: str
@@ -214,12 +166,11 @@ class ErrorInfo(BaseModel):
     phase: str | None
     requested_bytes: int | None
     free_bytes: int | None
-    cause: Literal["estimate_too_low", "pressure", "too_big"] | None
-    """Where memory ran out: why; `why` says how that was told, with numbers."""
+    cause: MemoryCauseName | None
     why: str
 
 
-class MeasurementInfo(BaseModel):
+class MeasurementInfo(TypedDict):
     """What was measured. Speed-ups are ratios."""
 
     max_speedup: float | None
@@ -230,13 +181,13 @@ class MeasurementInfo(BaseModel):
     details: dict[str, Any]
 
 
-class CellInfo(BaseModel):
+class CellInfo(TypedDict):
     """A cell. `id` is its digest, which `/v1/cells/{id}` takes, as it takes the label and the key."""
 
     id: str
     key: dict[str, Any]
     label: str
-    state: str
+    state: CellStateName
     attempts: int
     batch_size: int | None
     max_speedup: float | None
@@ -248,7 +199,7 @@ class CellInfo(BaseModel):
     error: ErrorInfo | None
 
 
-class PolicyInfo(BaseModel):
+class PolicyInfo(TypedDict):
     """How the config's rules say that the cell is to be run."""
 
     exclusive: bool
@@ -258,7 +209,7 @@ class PolicyInfo(BaseModel):
     footprint_bytes: int | None
 
 
-class PointInfo(BaseModel):
+class PointInfo(TypedDict):
     """A measured point."""
 
     parameters: dict[str, Any]
@@ -268,7 +219,7 @@ class PointInfo(BaseModel):
     details: dict[str, Any]
 
 
-class AttemptInfo(BaseModel):
+class AttemptInfo(TypedDict):
     """An attempt; `outcome` is null while it is live."""
 
     id: str
@@ -306,7 +257,7 @@ class CellDetails(CellInfo):
     history: list[AttemptInfo]
 
 
-class NoRoomInfo(BaseModel):
+class NoRoomInfo(TypedDict):
     """Why a device doesn't take the cell now."""
 
     device: str
@@ -317,25 +268,25 @@ class NoRoomInfo(BaseModel):
     held_by: list[str]
 
 
-class ExplainReply(BaseModel):
+class ExplainReply(TypedDict):
     """Why a cell is where it is."""
 
     label: str
-    state: str
+    state: CellStateName
     reason: str
     devices: list[NoRoomInfo]
 
 
-class RetryCell(BaseModel):
+class RetryCell(TypedDict):
     """What a retry does to a cell, or would; `note` says what would be reserved where, or why nothing could be yet."""
 
     label: str
-    state: str
+    state: CellStateName
     batch_size: int | None
     note: str
 
 
-class RetryReply(BaseModel):
+class RetryReply(TypedDict):
     """The labels that were affected, or would be."""
 
     dry_run: bool
@@ -343,21 +294,21 @@ class RetryReply(BaseModel):
     cells: list[RetryCell]
 
 
-class AffectedReply(BaseModel):
+class AffectedReply(TypedDict):
     """The labels that were affected, or would be."""
 
     dry_run: bool
     affected: list[str]
 
 
-class PausedReply(BaseModel):
+class PausedReply(TypedDict):
     """Whether new attempts are held back now, and whether that is a change."""
 
     paused: bool
     changed: bool
 
 
-class ImportReply(BaseModel):
+class ImportReply(TypedDict):
     """What was imported, what was left because boundd has results of its own, and what no cell answers to."""
 
     affected: list[str]
@@ -365,7 +316,7 @@ class ImportReply(BaseModel):
     unmatched: list[str]
 
 
-class ExportEnvelope(BaseModel):
+class ExportEnvelope(TypedDict):
     """An export with what its format couldn't represent."""
 
     format: str
@@ -374,13 +325,13 @@ class ExportEnvelope(BaseModel):
     warnings: list[str]
 
 
-class ReloadReply(BaseModel):
+class ReloadReply(TypedDict):
     """What the new config changed, for people."""
 
     changes: str
 
 
-class ShutdownReply(BaseModel):
+class ShutdownReply(TypedDict):
     """How many workers are ended, or left for the next daemon."""
 
     stopping: bool
@@ -388,15 +339,36 @@ class ShutdownReply(BaseModel):
     live_attempts: int
 
 
-class WaitReply(BaseModel):
+class WaitReply(TypedDict):
     """Whether no cell of the query is pending or running any more."""
 
     done: bool
     cells: CellCounts
 
 
-class HealthReply(BaseModel):
+class HealthReply(TypedDict):
     """`ok`, or why results can't be stored at the moment (with a 503)."""
 
     ok: bool
     store_problem: str
+
+
+class EventInfo(TypedDict):
+    """What happened: the data of a server-sent event, which is named by its `action` (docs/logs.md lists them)."""
+
+    at: str
+    action: str
+    level: str
+    message: str
+    cell: str | None
+    attempt: str | None
+    device: str | None
+    fields: dict[str, Any]
+
+
+class BackupInfo(TypedDict):
+    """A copy of the store: its size, its digest, and how many commits are in it. Its headers say the same."""
+
+    bytes: int
+    sha256: str
+    commits: int

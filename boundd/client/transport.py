@@ -1,4 +1,4 @@
-"""The API's client, on the standard library alone, because `boundctl` imports it at every call."""
+"""HTTP over the daemon's unix socket, on the standard library alone, because `boundctl` imports it at every call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
+
+from boundd.api.constants import KEY_HEADER
+from boundd.client.errors import LostAnswerError, NoDaemonError, NotFoundError, RefusedError
 
 CONNECT_S = 5.0
 ANSWER_S = 60.0
@@ -17,34 +20,10 @@ CHUNK_BYTES = 64 * 1024
 RETURN_S = 10.0
 """How long a daemon that went away in the middle of a request is given to come back, before we ask it again."""
 RETURN_POLL_S = 0.2
-KEY_HEADER = "Idempotency-Key"
 KEY_BYTES = 16
 QUEUE_POLL_S = 0.01
 
 Parameters = Mapping[str, "str | int | float | Sequence[str] | None"]
-
-
-class NoDaemonError(Exception):
-    """No daemon answers; the message names every path that was tried, and what came of it."""
-
-    def __init__(self, tried: Sequence[tuple[str, str]]) -> None:
-        paths = "; ".join(f"{path}: {why}" for path, why in tried)
-        super().__init__(f"no daemon answers ({paths or 'no path to try'})")
-        self.tried = tuple(tried)
-
-
-class LostAnswerError(NoDaemonError):
-    """The connection broke before the answer: what was asked may have been done, or not."""
-
-
-class RequestError(Exception):
-    """The daemon said no. `details` is all that it said of the error."""
-
-    def __init__(self, message: str, status: int, details: Mapping[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.status = status
-        self.details = dict(details or {})
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -86,13 +65,8 @@ def why_not(path: str) -> str:
     return ""
 
 
-def cell_path(cell: str, suffix: str = "") -> str:
-    """The path of a cell: `quote` because a label or a key holds slashes, spaces and quotes."""
-    return f"/v1/cells/{quote(cell, safe='')}{suffix}"
-
-
-class Client:
-    """Requests to the daemon at a socket, a connection each."""
+class Transport:
+    """Requests to the daemon at a socket, a connection each. A path may be any of the API's (docs/http.md)."""
 
     def __init__(self, socket_path: str | os.PathLike[str]) -> None:
         self.socket_path = os.fspath(socket_path)
@@ -102,7 +76,7 @@ class Client:
 
         Raises:
             NoDaemonError: nobody answers.
-            RequestError: the answer is no.
+            RefusedError: the answer is no.
         """
         return self._json("GET", path, parameters, None, timeout_s)
 
@@ -114,7 +88,7 @@ class Client:
 
         Raises:
             NoDaemonError: nobody answers.
-            RequestError: the answer is no.
+            RefusedError: the answer is no.
         """
         content = json.dumps({} if body is None else body).encode()
         key = os.urandom(KEY_BYTES).hex()
@@ -139,7 +113,7 @@ class Client:
 
         Raises:
             NoDaemonError: nobody answers.
-            RequestError: the answer is no.
+            RefusedError: the answer is no.
         """
         connection, response = self._open("GET", path, parameters, None, None)
         try:
@@ -155,7 +129,7 @@ class Client:
 
         Raises:
             NoDaemonError: nobody answers, or the answer was cut short.
-            RequestError: the answer is no.
+            RefusedError: the answer is no.
         """
         connection, response = self._open("GET", path, None, None, None)
         try:
@@ -187,7 +161,7 @@ class Client:
         except (OSError, http.client.HTTPException) as error:
             raise LostAnswerError([(self.socket_path, f"it went away while it answered ({error})")]) from None
         except ValueError:
-            raise RequestError(f"{self.socket_path} doesn't answer as boundd does", response.status) from None
+            raise RefusedError(f"{self.socket_path} doesn't answer as boundd does", response.status) from None
         finally:
             connection.close()
 
@@ -237,10 +211,11 @@ def _unasked_response(connection: http.client.HTTPConnection) -> http.client.HTT
     return response
 
 
-def _refusal(status: int, content: bytes) -> RequestError:
+def _refusal(status: int, content: bytes) -> RefusedError:
+    kind = NotFoundError if status == http.client.NOT_FOUND else RefusedError
     try:
         details = json.loads(content)["error"]
-        return RequestError(str(details["message"]), status, details)
+        return kind(str(details["message"]), status, details)
     except (ValueError, KeyError, TypeError):
         text = content.decode("utf-8", "replace").strip()
-        return RequestError(text or f"HTTP {status}", status)
+        return kind(text or f"HTTP {status}", status)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from boundd.control.client import Client, NoDaemonError, why_not
+from boundd.client.errors import NoDaemonError
+from boundd.client.transport import why_not
 
 SOCKET_VARIABLE = "BOUNDD_SOCKET"
 CONFIG_VARIABLE = "BOUNDD_CONFIG"
 SOCKET_NAME = "boundd.sock"
 
 
-def connect(explicit: str | None, environ: Mapping[str, str], cwd: Path) -> Client:
-    """A client of the first daemon that answers; one named by --socket is the only one that is tried.
+def find_socket(explicit: str | os.PathLike[str] | None, environ: Mapping[str, str], cwd: Path) -> Path:
+    """The socket of the first daemon that answers; one that is named is the only one that is tried.
 
     Raises:
         NoDaemonError: none does; it names the paths.
@@ -24,12 +24,12 @@ def connect(explicit: str | None, environ: Mapping[str, str], cwd: Path) -> Clie
     for path in candidates(explicit, environ, cwd):
         why = why_not(str(path))
         if not why:
-            return Client(path)
+            return path
         tried.append((str(path), why))
     raise NoDaemonError(tried)
 
 
-def candidates(explicit: str | None, environ: Mapping[str, str], cwd: Path) -> list[Path]:
+def candidates(explicit: str | os.PathLike[str] | None, environ: Mapping[str, str], cwd: Path) -> list[Path]:
     """The paths to try, in order, each once."""
     if explicit:
         return [cwd / explicit]
@@ -47,6 +47,8 @@ def _of_config(environ: Mapping[str, str], cwd: Path, home: Path) -> Iterator[Pa
     config = cwd / named if named else next((place for place in usual if place.is_file()), None)
     if config is None:
         return
+    import tomllib  # not at the top: whoever names the socket needs no config
+
     try:
         daemon = tomllib.loads(config.read_text(encoding="utf-8")).get("daemon", {})
         socket, state = str(daemon.get("socket", "")), str(daemon.get("state_dir", ""))
