@@ -109,6 +109,7 @@ class AttemptWatcher:
         tell: Callable[[Note], None],
         *,
         from_stdout: bool,
+        attest: Callable[[str], Awaitable[str]],
     ) -> None:
         self._launcher = launcher
         self._clock = clock
@@ -116,6 +117,7 @@ class AttemptWatcher:
         self._attempt_now = attempt_now
         self._tell = tell
         self._from_stdout = from_stdout
+        self._attest = attest
 
     async def run(self, attempt_id: str, make_spec: Callable[[], LaunchSpec]) -> None:
         """Start an attempt and see it to its end. `make_spec` may raise an OSError: it makes folders.
@@ -236,6 +238,8 @@ class AttemptWatcher:
         return collected
 
     async def _verdict(self, attempt_id: str, end: ProcessEnd, collected: Collected) -> Verdict:
+        # Of a worker that attests nothing itself: the last look at who is on its device comes after its end.
+        unattested = await self._attest(attempt_id) if self._from_stdout and end.exit_status == 0 else ""
         attempt = self._attempt_now(attempt_id)
         memory = collected.memory
         evidence = Evidence(
@@ -255,6 +259,7 @@ class AttemptWatcher:
             from_stdout=self._from_stdout,
             ran_alone=not attempt.had_company,
             foreign_seen=attempt.foreign_seen,
+            unattested=unattested,
             peak_allocated_bytes=memory.peak_allocated_bytes if memory else None,
             peak_reserved_bytes=memory.peak_reserved_bytes if memory else None,
             host_peak_bytes=_host_peak_bytes(memory),

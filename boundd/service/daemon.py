@@ -21,7 +21,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from immutables import Map
 
 from boundd.core.lifecycle.step import step, wake_with
-from boundd.core.memory.process_listing import Listed, Observed, settled, worth_listing
+from boundd.core.memory.process_listing import Listed, Observed, held_by, settled, worth_listing
 from boundd.core.model.attempts import Attempt
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.devices import DeviceReading
@@ -57,9 +57,10 @@ from boundd.ports import (
     StoreBusyError,
     keep_nothing,
 )
+from boundd.protocol.seeing import sees_every_pid
 from boundd.service import stuck
 from boundd.service.attempts import DISK_RETRY_S, AttemptWatcher
-from boundd.service.processes import attempts_by_device, foreign_on, observed_in
+from boundd.service.processes import Seen, attempts_by_device, look_at, observed_in
 
 PROBE_INTERVAL_S = 1.0
 """Memory is read about once a second: a reading costs microseconds, but it holds a driver-wide lock."""
@@ -79,6 +80,8 @@ ALIVE = "alive"
 EXPORT_REST = 19.0
 """After an export, none for so many times as long as it took: writing a large one after each of many quick results
 would be most of what the daemon does."""
+UNWATCHED = "no daemon watched its device all the while it ran"
+"""Why an attempt is not attested that an earlier daemon began."""
 FREES_NOTHING = (AttemptStarted, AttemptProgressed, PointMeasured)
 """Events after which no cell can be placed that could not be before, so that there is nothing to plan."""
 
@@ -154,6 +157,7 @@ class Daemon:
         self._nothing_runs = anyio.Event()
         self._export_wanted = anyio.Event()
         self._listed: dict[str, Listed] = {}
+        self._every_pid = sees_every_pid()
         self._wake_boot_s = math.inf
         self._rescheduled = anyio.Event()
         self._freed = anyio.Event()
@@ -264,7 +268,8 @@ class Daemon:
         self._state = State(
             rules=self._run.rules,
             cells=Cells.of({record.cell.key: record for record in known.cells}),
-            attempts=Map({attempt.id: attempt for attempt in known.attempts}),
+            # Who was on a device while no daemon looked, nobody knows.
+            attempts=Map({attempt.id: replace(attempt, unattested=UNWATCHED) for attempt in known.attempts}),
             cordons=dict(known.cordons),
             observations=Observations.of(known.observations),
             durations=Durations.of(known.durations),
@@ -410,6 +415,7 @@ class Daemon:
             lambda attempt_id: self._state.attempts[attempt_id],
             self.tell,
             from_stdout=self._run.from_stdout,
+            attest=self._attest,
         )
 
     async def _end_worker(self, attempt_id: str) -> None:
@@ -448,10 +454,33 @@ class Daemon:
             except DeviceError as error:
                 self._all_unavailable(str(error))
 
-    async def _read_devices(self, *, plan: bool) -> None:
+    async def _attest(self, attempt_id: str) -> str:
+        """Look once more at who is on the GPU of an attempt that has just ended; why nobody can say whether it had the
+        device to itself, empty where that was seen from before its start to now."""
+        uuid = self._state.attempts[attempt_id].device
+        device = self._state.devices.get(uuid)
+        if device is not None and device.reading.backend != "nvml":
+            return ""
+        while True:
+            try:
+                seen = await self._read_devices(plan=True, lists=True)
+                break
+            except StoreBusyError:
+                await anyio.sleep(STORE_RETRY_S)
+            except (OSError, DeviceError) as error:
+                return f"the driver could not be asked at its end: {error}"
+        attempt = self._state.attempts[attempt_id]
+        if attempt.unattested:
+            return attempt.unattested
+        if uuid not in seen.listed:
+            return "the driver did not list the processes of its device at its end"
+        return "" if attempt.witnessed else "none of its processes was seen in the driver's lists"
+
+    async def _read_devices(self, *, plan: bool, lists: bool = False) -> Seen:
+        """Read all devices, and their processes where that is worth it, or asked for (`lists`)."""
         readings = await self._probe.read(processes=False)
         attempts = attempts_by_device(self._state)
-        old = worth_listing(readings, attempts, self._listed)
+        old = lists or worth_listing(readings, attempts, self._listed)
         if old:
             readings = await self._probe.read(processes=True)
         # Whoever waits for the host's memory or cores waits for this; at the start, what is there isn't known yet.
@@ -459,14 +488,30 @@ class Daemon:
         # In a thread: it walks through /proc, and that takes milliseconds.
         pids = await anyio.to_thread.run_sync(self._pids) if old or waiting else {}
         host = await anyio.to_thread.run_sync(self._hooks.read_host, pids) if waiting else None
-        foreign = foreign_on(readings, attempts, pids)
+        seen = await anyio.to_thread.run_sync(self._look_at, readings, attempts, pids) if old else Seen()
         disk_free_bytes = await anyio.to_thread.run_sync(self._hooks.read_disk)
-        event = DevicesRead(*self._with_lists(readings, pids), host, foreign, disk_free_bytes)
+        event = DevicesRead(
+            *self._with_lists(readings, pids, seen),
+            host,
+            seen.foreign,
+            unattested=seen.unattested,
+            witnessed=seen.witnessed,
+            disk_free_bytes=disk_free_bytes,
+        )
         if plan:
             await self.submit(event)
         else:
             async with self._lock:
                 await self._apply(event)
+        return seen
+
+    def _look_at(
+        self,
+        readings: tuple[DeviceReading, ...],
+        attempts: Mapping[str, frozenset[str]],
+        pids: Mapping[str, frozenset[int]],
+    ) -> Seen:
+        return look_at(readings, attempts, pids, every_pid=self._every_pid)
 
     def _all_unavailable(self, why: str) -> None:
         devices = self._state.devices
@@ -489,7 +534,7 @@ class Daemon:
         return self.launcher.pids_of(self._state.attempts)
 
     def _with_lists(
-        self, readings: tuple[DeviceReading, ...], pids: Mapping[str, frozenset[int]]
+        self, readings: tuple[DeviceReading, ...], pids: Mapping[str, frozenset[int]], seen: Seen
     ) -> tuple[tuple[DeviceReading, ...], Mapping[str, Observed]]:
         """The readings to go by, and what each attempt's processes hold: by their lists, else by the ones before."""
         attempts = attempts_by_device(self._state)
@@ -497,11 +542,14 @@ class Daemon:
         for reading in readings:
             ours = attempts.get(reading.uuid, frozenset())
             if reading.process_bytes is None or reading.free_bytes is None:
-                reading, held[reading.uuid] = settled(reading, ours, self._listed.get(reading.uuid))
+                last = self._listed.get(reading.uuid)
+                reading, held[reading.uuid] = settled(reading, ours, last)
+                holder = last.holder if last is not None and not ours else ""
             else:
                 held[reading.uuid] = observed_in(reading.process_bytes, ours, pids)
-                self._listed[reading.uuid] = Listed(reading.free_bytes, held[reading.uuid])
-            settled_readings.append(reading)
+                holder = seen.holders.get(reading.uuid, "")
+                self._listed[reading.uuid] = Listed(reading.free_bytes, held[reading.uuid], holder)
+            settled_readings.append(held_by(reading, holder))
         return tuple(settled_readings), held
 
     async def _wake_on_time(self) -> None:

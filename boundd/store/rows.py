@@ -51,7 +51,9 @@ PAUSED = "paused"
 """The name in `meta` of whether new attempts are held back."""
 
 # Which of its processes can't be killed is seen anew after a restart.
-_ATTEMPT_FIELDS = tuple(f.name for f in fields(Attempt) if f.name != "unkillable")
+_NOT_KEPT = ("unkillable", "witnessed", "unattested")
+"""What the next daemon sees for itself, or can't."""
+_ATTEMPT_FIELDS = tuple(f.name for f in fields(Attempt) if f.name not in _NOT_KEPT)
 _OBSERVATION = itemgetter(*(f.name for f in fields(Observation)))
 _DURATION = itemgetter(*(f.name for f in fields(Duration)))
 _DECODE = json.JSONDecoder().decode

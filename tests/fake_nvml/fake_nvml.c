@@ -506,7 +506,7 @@ int fakeAllocate(state_t *of, unsigned int index, uint32_t pid, uint64_t bytes, 
             own = slot;
         }
         own->bytes += bytes;
-        own->hidden = (uint32_t)hidden;
+        own->hidden |= (uint32_t)hidden;
         own->pid = pid;
         if (device->reserved + used(of, device) > device->total) abort(); /* the lock is what keeps this from being */
     }

@@ -1,4 +1,4 @@
-"""Whose processes are on a device, with real pids."""
+"""Whose processes are on a device, with real pids, and with generated lists."""
 
 from __future__ import annotations
 
@@ -6,13 +6,23 @@ import os
 import subprocess
 from dataclasses import replace
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from boundd.core.model.devices import DeviceReading
-from boundd.service.processes import foreign_on, observed_in
+from boundd.service.processes import Seen, look_at, observed_in
 
 GIB = 1024**3
-READING = DeviceReading("GPU-a", 0, "GPU", 80 * GIB, 50 * GIB)
-OURS = {"1": frozenset({os.getpid()})}
+READING = DeviceReading("GPU-a", 0, "GPU", 80 * GIB, 50 * GIB, reserved_bytes=GIB)
 ON = {"GPU-a": frozenset({"1"})}
+OURS = {"1": frozenset({10}), "2": frozenset({20})}
+STRANGER, DEAD, HOLDER = 30, 40, 4_000_000
+
+
+def look(reading: DeviceReading, *, every_pid: bool = True, empty: bool = False) -> Seen:
+    """What is seen where 40 has ended and every other pid lives."""
+    return look_at([reading], {} if empty else ON, OURS, every_pid=every_pid, lives=lambda pid: pid != DEAD)
 
 
 def test_what_an_attempt_holds() -> None:
@@ -23,17 +33,121 @@ def test_what_an_attempt_holds() -> None:
 
 
 def test_a_strangers_process_is_seen() -> None:
-    """A living one that is in no attempt's tree, on a device where one of ours is."""
+    """A living one that is in no attempt's tree, whether or not ours is there yet; with real processes."""
     stranger = subprocess.Popen(["sleep", "60"])
+    ours = {"1": frozenset({os.getpid()})}
+    both = replace(READING, process_bytes={os.getpid(): GIB, stranger.pid: None})
     try:
-        both = replace(READING, process_bytes={os.getpid(): GIB, stranger.pid: None})
-        assert foreign_on([both], ON, OURS) == {"GPU-a"}
-        assert foreign_on([both], {}, OURS) == frozenset()
-        # Its own list is of other pids: in a container, nobody there is known.
-        assert foreign_on([replace(both, process_bytes={stranger.pid: GIB})], ON, OURS) == frozenset()
-        assert foreign_on([replace(both, backend="cpu")], ON, OURS) == frozenset()
-        assert foreign_on([both], ON, {"1": frozenset({os.getpid()}), "2": frozenset({stranger.pid})}) == frozenset()
+        assert look_at([both], ON, ours, every_pid=True).foreign == {"GPU-a"}
+        before = replace(READING, process_bytes={stranger.pid: GIB})
+        assert look_at([before], ON, ours, every_pid=True).foreign == {"GPU-a"}
     finally:
         stranger.kill()
         stranger.wait()
-    assert foreign_on([both], ON, OURS) == frozenset()
+    assert look_at([both], ON, ours, every_pid=True) == Seen(frozenset({"GPU-a"}), witnessed=frozenset({"1"}))
+
+
+def test_an_attempt_of_another_device_is_a_stranger() -> None:
+    """It was sent elsewhere, and disturbs here as anybody does."""
+    assert look(replace(READING, process_bytes={10: GIB, 20: GIB})).foreign == {"GPU-a"}
+
+
+def test_only_gpus_whose_lists_were_asked_for_say_anything() -> None:
+    """Other backends, failed readings and lists that were not read say nothing, for or against."""
+    for reading in (
+        READING,
+        replace(READING, process_bytes={10: GIB}, backend="cpu"),
+        replace(READING, process_bytes={10: GIB, STRANGER: 1}, backend="simulated"),
+        replace(READING, total_bytes=None, free_bytes=None, unavailable="lost"),
+    ):
+        assert look(reading) == Seen()
+
+
+@pytest.mark.parametrize("kind", ["compute", "graphics", "MPS"])
+def test_a_refused_list_attests_nothing(kind: str) -> None:
+    """Whoever is in it was not seen."""
+    listed = None if kind == "compute" else {10: GIB}
+    seen = look(replace(READING, process_bytes=listed, unreadable={kind: "no"}))
+    assert seen.unattested == {"GPU-a": f"the driver doesn't list {kind} processes: no"}
+    assert not seen.listed
+
+
+def test_a_worker_that_has_not_come_yet_speaks_against_nothing() -> None:
+    """It loads its model before it takes the device; what counts is that it is seen at some time."""
+    assert look(replace(READING, process_bytes={})) == Seen(frozenset({"GPU-a"}))
+
+
+def test_in_a_container_memory_must_account_for_everybody() -> None:
+    """29 GiB are in use besides the driver's own."""
+    assert look(replace(READING, process_bytes={10: 29 * GIB}), every_pid=False).unattested == {}
+    why = "28.0 GiB of the device are held by nobody that the driver lists in this container"
+    assert look(replace(READING, process_bytes={10: GIB}), every_pid=False).unattested == {"GPU-a": why}
+    unsaid = replace(READING, process_bytes={10: 29 * GIB}, reserved_bytes=None)
+    assert look(unsaid, every_pid=False).unattested
+    machines = look(replace(READING, process_bytes={4711: 29 * GIB}), every_pid=False)
+    assert not machines.witnessed, "the machine's pids: nobody knows which is ours"
+    assert not machines.foreign
+
+
+def test_who_has_a_device_that_takes_one_process() -> None:
+    """The stranger's pid, with its program's name where the kernel tells it; not of one that has ended."""
+    alone = replace(READING, process_bytes={HOLDER: GIB}, max_cells=1)
+    assert look(alone, empty=True).holders == {"GPU-a": "pid 4000000"}
+    here = replace(alone, process_bytes={os.getpid(): GIB})
+    assert look(here, empty=True).holders["GPU-a"].startswith(f"pid {os.getpid()} (")
+    assert not look(replace(alone, process_bytes={DEAD: GIB}), empty=True).holders
+    assert look(replace(alone, process_bytes={DEAD: GIB}), empty=True, every_pid=False).holders, "of the machine"
+    assert not look(replace(alone, max_cells=None), empty=True).holders
+    assert not look(alone).holders, "an attempt of ours is there"
+
+
+READINGS = st.builds(
+    replace,
+    st.just(READING),
+    process_bytes=st.one_of(
+        st.none(),
+        st.dictionaries(
+            st.sampled_from([10, 20, STRANGER, DEAD]), st.one_of(st.none(), st.integers(GIB // 8, 29 * GIB)), max_size=4
+        ),
+    ),
+    unreadable=st.dictionaries(st.sampled_from(["compute", "graphics", "MPS"]), st.just("no"), max_size=2),
+    reserved_bytes=st.sampled_from([None, GIB]),
+    max_cells=st.sampled_from([None, 1]),
+    backend=st.sampled_from(["nvml", "nvml", "nvml", "cpu"]),
+)
+
+
+def attested_only_by_what_was_seen(reading: DeviceReading, every_pid: bool, empty: bool) -> None:
+    """What must hold of every pass: nobody is attested beside a stranger, or where a list is missing."""
+    seen = look(reading, every_pid=every_pid, empty=empty)
+    listed = reading.process_bytes or {}
+    attested = seen.witnessed and not seen.foreign and not seen.unattested and seen.listed
+    if attested:
+        assert 10 in listed
+        assert STRANGER not in listed
+        assert 20 not in listed
+        assert not reading.unreadable
+        if not every_pid:
+            assert DEAD not in listed
+            assert None not in listed.values()
+            assert sum(size or 0 for size in listed.values()) > 29 * GIB - GIB // 8
+    elif every_pid and not empty and reading.backend == "nvml" and not reading.unreadable:
+        assert not (10 in listed and not {20, STRANGER} & set(listed)), "it was alone, and that was seen"
+    if seen.holders:
+        assert (reading.max_cells, empty) == (1, True)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(READINGS, st.booleans(), st.booleans())
+def test_attested_only_by_what_was_seen(reading: DeviceReading, every_pid: bool, empty: bool) -> None:
+    """1,000 passes."""
+    attested_only_by_what_was_seen(reading, every_pid, empty)
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(0)
+@settings(max_examples=20_000, deadline=None)
+@given(READINGS, st.booleans(), st.booleans())
+def test_attested_only_by_what_was_seen_at_length(reading: DeviceReading, every_pid: bool, empty: bool) -> None:
+    """20,000 of them."""
+    attested_only_by_what_was_seen(reading, every_pid, empty)

@@ -163,8 +163,9 @@ async def test_live_attempt_round_trip(path: Path) -> None:
         progress_total=9,
         points=2,
     )
-    # Which of its processes can't be killed is not kept: it is seen anew after a restart.
-    assert all(getattr(last, f.name) for f in fields(last) if f.name != "unkillable")
+    # Which of its processes can't be killed is seen anew after a restart; who was on its device meanwhile, never.
+    not_kept = ("unkillable", "witnessed", "unattested")
+    assert all(getattr(last, f.name) for f in fields(last) if f.name not in not_kept)
     async with opened(path) as store:
         await store.commit([SaveCell(record()), SaveAttempt(first)])
         assert (await store.load()).attempts == (first,)

@@ -94,6 +94,8 @@ class Evidence:
     """No other attempt was on the device: what boundd can attest for a worker that doesn't attest it itself."""
     foreign_seen: bool = False
     """A process that is not boundd's was on the device, which boundd attests likewise."""
+    unattested: str = ""
+    """Why nobody can say that no such process was there; empty where that was seen."""
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
     host_peak_bytes: int | None = None
@@ -124,11 +126,22 @@ def stdout_measurement(evidence: Evidence) -> Measurement | None:
     found = evidence.printed if evidence.printed is not None else Printed.of(evidence.log_text)
     if found.largest is None:
         return None
-    isolation = Isolation.EXCLUSIVE if evidence.ran_alone else Isolation.UNKNOWN
-    if evidence.foreign_seen:
-        isolation = Isolation.CONTENDED
-    details = {"points": found.count, "read_from": "stdout", "isolation_attested_by": "boundd"}
+    isolation, reasons = _isolation(evidence)
+    details: dict[str, object] = {"points": found.count, "read_from": "stdout", "isolation_attested_by": "boundd"}
+    if reasons:
+        details["isolation_reasons"] = reasons
     return Measurement(found.largest, None, None, isolation, details=details)
+
+
+def _isolation(evidence: Evidence) -> tuple[Isolation, list[str]]:
+    """What boundd attests for a worker that doesn't, and why it isn't `exclusive`."""
+    if evidence.foreign_seen:
+        return Isolation.CONTENDED, ["a process that is not boundd's was on the device"]
+    if not evidence.ran_alone:
+        return Isolation.UNKNOWN, ["another attempt was on the device"]
+    if evidence.unattested:
+        return Isolation.UNKNOWN, [evidence.unattested]
+    return Isolation.EXCLUSIVE, []
 
 
 def _verdict(

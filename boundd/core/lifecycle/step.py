@@ -86,6 +86,9 @@ def _devices_read(state: State, event: ev.DevicesRead, now: Now) -> Step:
         notes += _device_notes(before, device)
     for uuid in sorted(set(state.devices) - seen):
         before = state.devices[uuid]
+        if before.reading.is_placeholder:
+            devices = devices.delete(uuid)  # its device tells its UUID now
+            continue
         gone = replace(before.reading, total_bytes=None, free_bytes=None, unavailable="no longer reported")
         devices = devices.set(uuid, replace(before, reading=gone))
         notes += _device_notes(before, devices[uuid])
@@ -102,7 +105,18 @@ def _devices_read(state: State, event: ev.DevicesRead, now: Now) -> Step:
         records.append(SaveAttempt(seen_foreign))
         message = f"a process that is not boundd's is on the device of {attempt.label}"
         notes.append(replace(_note(Action.FOREIGN_PROCESS, message, attempt), level="warning"))
-    return read, (*_commit(records), *notes, *outgrown)
+    return replace(read, attempts=_witnessed(read, event)), (*_commit(records), *notes, *outgrown)
+
+
+def _witnessed(state: State, event: ev.DevicesRead) -> Map[str, Attempt]:
+    """The attempts with what this pass attests of their devices; the first reason against it stays."""
+    attempts = state.attempts
+    for attempt in state.attempts.values():
+        why = attempt.unattested or event.unattested.get(attempt.device, "")
+        seen = attempt.witnessed or attempt.id in event.witnessed
+        if (why, seen) != (attempt.unattested, attempt.witnessed):
+            attempts = attempts.set(attempt.id, replace(attempt, unattested=why, witnessed=seen))
+    return attempts
 
 
 def _disk_notes(before: State, after: State) -> list[Note]:

@@ -1,7 +1,8 @@
 """When the driver's lists of processes are worth reading, and what is known of them in between.
 
 Rules: reading a list holds up what runs on the device, so it is read where attempts have come or gone since the last
-time, or where free memory says that somebody took or gave back more than a little; never where somebody times. Until it
+time, or where free memory says that somebody took or gave back more than a little; never where somebody times. Of a
+device that takes one process it is read without any attempt there too, since whoever has it shuts ours out. Until it
 is read again, what was seen stays, and no memory counts as free that wasn't then, but for what our own have left: what
 an attempt has given back meanwhile would be counted twice.
 """
@@ -26,6 +27,8 @@ class Listed:
 
     free_bytes: int
     observed: Observed
+    holder: str = ""
+    """Who has a device that takes one process and has none of ours; empty where nobody does."""
 
 
 def worth_listing(
@@ -38,11 +41,24 @@ def worth_listing(
 
 
 def _is_old(reading: DeviceReading, attempts: frozenset[str], last: Listed | None) -> bool:
-    if reading.free_bytes is None or not attempts:
+    if reading.free_bytes is None or not (attempts or is_for_one(reading)):
         return False
     if last is None or attempts != frozenset(last.observed):
         return True
     return abs(reading.free_bytes - last.free_bytes) > MISMATCH_BYTES
+
+
+def is_for_one(reading: DeviceReading) -> bool:
+    """Whether a device's compute mode lets one process have it, so that whoever else has it shuts us out."""
+    return reading.backend == "nvml" and reading.max_cells == 1
+
+
+def held_by(reading: DeviceReading, holder: str) -> DeviceReading:
+    """The reading of a device that `holder` has to itself: it can't be used until that is gone."""
+    if not holder or reading.unavailable:
+        return reading
+    why = f"in use by {holder}, and its compute mode (EXCLUSIVE_PROCESS) lets one process have it"
+    return replace(reading, total_bytes=None, free_bytes=None, process_bytes=None, unavailable=why)
 
 
 def settled(reading: DeviceReading, attempts: frozenset[str], last: Listed | None) -> tuple[DeviceReading, Observed]:

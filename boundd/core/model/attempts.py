@@ -63,6 +63,11 @@ class Attempt:
     """True once another attempt was on the device at the same time."""
     foreign_seen: bool = False
     """True once a process that is not boundd's was seen on the device while it ran."""
+    witnessed: bool = False
+    """True once its processes were seen in the driver's lists. Not kept over a restart."""
+    unattested: str = ""
+    """Why nobody can say whether it had its device to itself; empty where nothing speaks against it. Not kept over a
+    restart."""
     estimate_bytes: int | None = None
     """What it was expected to take; None where nobody knew. The reservation is larger where it is alone."""
     host_memory_bytes: int = 0

@@ -36,6 +36,10 @@ class DevicesRead:
     """The machine itself, in the same pass; None where it was not read."""
     foreign: frozenset[str] = frozenset()
     """UUIDs of devices on which a process was seen that is not boundd's."""
+    unattested: Mapping[str, str] = field(default_factory=dict)
+    """UUIDs of devices whose lists of processes say nothing of who is there, to why."""
+    witnessed: frozenset[str] = frozenset()
+    """Ids of the attempts whose processes were seen in the lists of their device."""
     disk_free_bytes: int | None = None
     """What is free where the state folder is; None where it could not be read, and then it bounds nothing."""
 
