@@ -181,13 +181,15 @@ class SqliteStore:
         page = {"key": key, "limit": -1 if limit is None else limit, "before": before}
         async with self._lock:
             attempts = await self._read(queries.LOAD_ATTEMPTS_OF, rows.attempt_of, page)
+            numbers = [attempt.number for attempt in attempts] or [0]
+            these = {"key": key, "first": numbers[0], "last": numbers[-1]}
             found = await self._read(
                 queries.LOAD_ENDS_OF,
                 lambda row: (str(row["attempt_id"]), (rows.verdict_of(row), float(row["ended_unix_s"]))),
-                page,
+                these,
             )
             measured = await self._read(
-                queries.LOAD_POINTS_OF, lambda row: (str(row["attempt_id"]), rows.point_of(row)), page
+                queries.LOAD_POINTS_OF, lambda row: (str(row["attempt_id"]), rows.point_of(row)), these
             )
             await self._check_history(key, {attempt.id.partition(".")[0] for attempt in attempts})
         ends = dict(found)
