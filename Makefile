@@ -28,8 +28,9 @@ check: $(STAMP) ## ruff, format, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(STAMP) ## docs/lifecycle.md, drawn from the table in boundd/core/model/transitions.py
+docs: $(STAMP) ## What in docs/ is made from the code: the drawing of the lifecycle, the tables of the worker
 	$(BIN)/python -m tools.lifecycle_drawing > docs/lifecycle.md
+	$(BIN)/python -m tools.docs_tables
 
 soak: $(STAMP) ## An hour under everything that goes on around a daemon (DURATION=… seconds): what grows
 	$(BIN)/python -m benchmarks.soak --seconds $(or $(DURATION),3600)

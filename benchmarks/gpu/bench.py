@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.rows import Group, MemoryTask, Parameters, Row, Task
-from boundd.protocol.catalogue import resolve_scheduler
+from boundd.catalogue.schedulers import resolve_scheduler
 from boundd.worker.architectures import ARCHITECTURES, build_pipeline
 from boundd.worker.attention import set_attention
 from boundd.worker.digits import model_folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -15,19 +14,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from boundd import __version__
+from boundd.catalogue import libraries
+from boundd.catalogue.models import BUILTIN_MODELS
 from boundd.cli.text import safe
 from boundd.core.model.devices import DeviceReading
 from boundd.ports import ConfigError, DeviceError
-from boundd.protocol.catalogue import BUILTIN_MODELS
 
 if TYPE_CHECKING:
     from boundd.config import Settings
 
-LIBRARIES = (
-    *("anyio", "aiosqlite", "structlog", "nvidia-ml-py", "torch", "diffusers", "transformers", "accelerate"),
-    *("DeepCache", "tgate", "tomesd"),
-)
-WORKER_LIBRARIES = ("torch", "diffusers", "transformers", "DeepCache", "tgate", "tomesd")
+WORKER_LIBRARIES = (*libraries.MEASURING, *libraries.BUILTIN_METHODS)
 EXIT_USAGE = 2
 EXIT_NO_DEVICE = 6
 LITTLE_DISK_BYTES = 1024**3
@@ -55,7 +51,7 @@ def examine(config: Path | None, probe: Callable[..., list[DeviceReading]]) -> F
     findings = Findings()
     settings = _settings(config, findings)
     _devices(settings, probe, findings)
-    findings.libraries = {name: _version(name) for name in LIBRARIES}
+    findings.libraries = {name: libraries.installed_version(name) for name in (*libraries.DAEMON, *WORKER_LIBRARIES)}
     missing = [name for name in WORKER_LIBRARIES if findings.libraries[name] is None]
     if missing and (settings is None or not settings.worker_python):
         findings.problems.append(f"not installed: {', '.join(missing)}; `pip install 'boundd[diffusion]'` brings them")
@@ -107,13 +103,6 @@ def _devices(settings: Settings | None, probe: Callable[..., list[DeviceReading]
             findings.problems.append(f"device {reading.uuid}: the driver reports {reading.ailment}")
     if readings and all(reading.unavailable for reading in readings):
         findings.exit_code = findings.exit_code or EXIT_NO_DEVICE
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _models(settings: Settings, findings: Findings) -> None:

@@ -28,8 +28,7 @@ from boundd.composition.wiring import (
     disk_free_bytes,
     is_timed,
     make_run,
-    stale_keys,
-    versions_today,
+    versions_of,
 )
 from boundd.config import Settings, check_writable, find_config, load
 from boundd.control.peers import AccessRules
@@ -44,6 +43,7 @@ from boundd.launch import cgroups
 from boundd.launch.local import LocalLauncher
 from boundd.launch.prune import prune
 from boundd.ports import ConfigError, DeviceError, DeviceProbe, HeldError, Observer, StoreBusyError, StoreError
+from boundd.results.staleness import is_stale
 from boundd.results.table import print_bounds
 from boundd.service.clock import SystemClock
 from boundd.service.daemon import Daemon, Hooks, Run
@@ -223,7 +223,8 @@ def _progress() -> Progress:
 def _summary(state: State, settings: Settings) -> int:
     """Print the table and where the results are; the exit code says whether all cells succeeded."""
     simulated = [device.uuid for device in state.devices.values() if device.reading.is_simulated]
-    stale = stale_keys(versions_today(settings), state)
+    version_of = versions_of(settings)
+    stale = {record.cell.key for record in state.matrix() if is_stale(record, version_of)}
     print_bounds(sys.stdout, state.matrix(), settings.safety_factor, simulated=simulated, stale=stale)
     if settings.export is not None:
         print(f"results: {settings.export}")

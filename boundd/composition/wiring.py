@@ -7,11 +7,11 @@ the control API and the import of old files.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,6 +19,8 @@ import anyio
 from starlette.types import ASGIApp
 
 from boundd import __version__
+from boundd.catalogue.libraries import installed_version
+from boundd.catalogue.models import pipeline_classes
 from boundd.config import Settings, command_for, model_value, scorer_value
 from boundd.control.api import ExportText, ImportPreview, create_app
 from boundd.control.peers import AccessRules
@@ -30,12 +32,11 @@ from boundd.core.model.effects import Action, Note
 from boundd.core.model.state import Rules, State
 from boundd.launch.cgroups import Cgroups
 from boundd.ports import Clock, ConfigError, LaunchSpec, Observer, Service, Store
-from boundd.protocol.catalogue import PIPELINE_CLASSES
 from boundd.protocol.environment import WorkerEnvironment
 from boundd.protocol.lease import lease_use
 from boundd.results.export import CellTexts, ExportCell, Rendered, render_export
 from boundd.results.legacy import match_legacy, parse_legacy
-from boundd.results.staleness import is_stale
+from boundd.results.staleness import VersionOf, is_stale
 from boundd.service.daemon import Run
 from boundd.telemetry.export_file import (
     ForeignExportError,
@@ -52,9 +53,7 @@ LEASES_NAME = "leases"
 EXPORT_DIGESTS = "export-digests"
 """The store's fact that tells which files in formats without a mark of ours are ours: digests, newest first."""
 DIGESTS_KEPT = 2
-FINGERPRINT_LIBRARIES = ("torch", "diffusers", "transformers", "DeepCache", "tgate", "tomesd")
 VERSIONS_KEPT_S = 10.0
-"""How long the export takes the versions that it saw for today's."""
 MEDIA_TYPES = {"json": "application/json", "csv": "text/csv"}
 
 
@@ -64,7 +63,7 @@ def make_run(settings: Settings) -> Run:
         margin_bytes=settings.margin_bytes,
         mix_models=settings.mix_models,
         max_cells=settings.max_cells,
-        torch=versions_today(settings).get("torch", ""),
+        torch=versions_of(settings)("torch") or "",
         batch_ladder=settings.batch_ladder,
         max_attempts=settings.max_attempts,
         backoff_s=settings.backoff_s,
@@ -135,28 +134,36 @@ def is_timed(settings: Settings, device: str) -> bool:
     return bool(lease_use(settings.state_dir / LEASES_NAME / device).timing)
 
 
+def versions_of(settings: Settings) -> VersionOf:
+    """Today's versions of a worker's libraries; none are known where workers have an environment of their own."""
+    if settings.worker_python or settings.worker_result == "stdout":
+        return lambda _library: None
+    return Versions()
+
+
+class Versions:
+    """The versions in this environment, looked up again now and then: each look reads a library's metadata from the
+    disk, and an upgrade while the daemon runs is to be seen."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str | None] = {}
+        self._until_s = -math.inf
+
+    def __call__(self, library: str) -> str | None:
+        """The version of a library; None where it isn't installed."""
+        now_s = time.monotonic()
+        if now_s >= self._until_s:
+            self._known.clear()
+            self._until_s = now_s + VERSIONS_KEPT_S
+        if library not in self._known:
+            self._known[library] = installed_version(library)
+        return self._known[library]
+
+
 def pipelines_of(settings: Settings) -> dict[str, str]:
     """Models to the classes of their pipelines: the known ones, and what the config says of others."""
     named = {name: model.pipeline for name, model in settings.models.items() if model.pipeline}
-    return {**PIPELINE_CLASSES, **named}
-
-
-def stale_keys(today: Mapping[str, str], state: State) -> frozenset[str]:
-    """The cells whose result was measured with other versions than the workers' of today."""
-    return frozenset(record.cell.key for record in state.matrix() if is_stale(record, today))
-
-
-def versions_today(settings: Settings) -> dict[str, str]:
-    """The versions that a worker would have; none are known where workers have an environment of their own."""
-    found: dict[str, str] = {}
-    if settings.worker_python or settings.worker_result == "stdout":
-        return found
-    for library in FINGERPRINT_LIBRARIES:
-        try:
-            found[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {**pipeline_classes(), **named}
 
 
 class Exporter:
@@ -171,14 +178,14 @@ class Exporter:
         self._texts = CellTexts(settings.safety_factor)
         self._written_digest = ""
         self._failure = ""
-        self._today: Mapping[str, str] = {}
-        self._today_until_boot_s = -math.inf
+        self._version_of = versions_of(settings)
 
     def render(self, state: State, export_format: str, texts: CellTexts | None = None) -> Rendered:
         """The matrix as of this state, in a format; `texts` are those of the export before, where there was one."""
-        stale = stale_keys(self._versions(), state)
         pipelines = pipelines_of(self._settings)
-        cells = [ExportCell.of(record, pipelines, stale=record.cell.key in stale) for record in state.matrix()]
+        cells = [
+            ExportCell.of(record, pipelines, stale=is_stale(record, self._version_of)) for record in state.matrix()
+        ]
         return render_export(
             export_format,  # type: ignore[arg-type]
             cells,
@@ -187,14 +194,6 @@ class Exporter:
             version=__version__,
             texts=texts,
         )
-
-    def _versions(self) -> Mapping[str, str]:
-        """Today's versions, looked up again now and then: each look reads the libraries' metadata from the disk."""
-        now_boot_s = self._clock.now().boot_s
-        if now_boot_s >= self._today_until_boot_s:
-            self._today = versions_today(self._settings)
-            self._today_until_boot_s = now_boot_s + VERSIONS_KEPT_S
-        return self._today
 
     async def check_may_write(self) -> None:
         """See at start, not after hours, that the export would overwrite nobody's file.
@@ -308,12 +307,12 @@ def control_app(
         models = tuple(sorted({model for _, fitting in match.ambiguous for model in fitting}))
         return ImportPreview(match.entries, ambiguous, match.unmatched, models)
 
-    today = versions_today(settings)
+    version_of = versions_of(settings)
     return create_app(
         service,
         render_export=export_text,
         render_metrics=lambda: metrics.render(state_view(service.state, dropped_lines(), service.store_problem)),
         import_legacy=preview,
-        is_stale=lambda record: is_stale(record, today),
+        is_stale=lambda record: is_stale(record, version_of),
         rules=rules,
     )

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
+from boundd.catalogue.methods import parse_method
+from boundd.catalogue.models import BUILTIN_MODELS
+from boundd.catalogue.options import PARAMETERS
+from boundd.catalogue.schedulers import resolve_scheduler
 from boundd.config.command import BUILTIN_WORKER
 from boundd.config.reading import key_path, nearest
 from boundd.config.schema import Config
 from boundd.core.model.cells import Cell
-from boundd.protocol.catalogue import ATTENTIONS, BUILTIN_MODELS, parse_method, resolve_scheduler
 
 Judge: TypeAlias = Callable[[Any], str]
 """What is wrong with a value; empty where nothing is."""
-MAX_STEPS = 1000
-"""Diffusion models are trained with a schedule of 1000 steps, and a sampler has no more to choose from."""
-GRIDS = ("coarse", "standard")
-_OPTIONS = {"model": "--pipe", "scheduler": "--sched", "steps": "--steps", "method": "--search_targets"}
 
 
 def builtin_errors(config: Config) -> Iterator[str]:
@@ -45,27 +44,11 @@ def _parameters(config: Config) -> Iterator[tuple[str, str, Any]]:
 
 
 def _judges(config: Config) -> Mapping[str, Judge]:
-    positive = _whole(1)
     return {
+        **{name: option.problem for name, option in PARAMETERS.items() if option.kind != "name"},
         "model": _model(config),
         "scheduler": _resolved(resolve_scheduler, "DDIM"),
         "method": _resolved(parse_method, "deepcache"),
-        "steps": _whole(1, MAX_STEPS),
-        "num_samples": positive,
-        "batch_size": positive,
-        "repeats": positive,
-        "max_repeats": positive,
-        "threads": positive,
-        "seed": _whole(0),
-        "tolerance": _tolerance,
-        "guidance_scale": _at_least_zero,
-        "budget_s": _at_least_zero,
-        "precision": _at_least_zero,
-        "exhaustive": _flag,
-        "fresh": _flag,
-        "grid": _one_of(GRIDS),
-        "attention": _one_of(ATTENTIONS),
-        "resolution": _resolution,
     }
 
 
@@ -94,52 +77,18 @@ def _resolved(resolve: Callable[[str], object], example: str) -> Judge:
     return judge
 
 
-def _whole(low: int, high: int | None = None) -> Judge:
-    span = f"of at least {low}" if high is None else f"from {low} to {high}"
-
-    def judge(value: Any) -> str:
-        is_whole = isinstance(value, int) and not isinstance(value, bool)
-        in_span = is_whole and low <= value and (high is None or value <= high)
-        return "" if in_span else f"must be a whole number {span}, not {value!r}"
-
-    return judge
-
-
-def _one_of(known: Collection[str]) -> Judge:
-    return lambda value: "" if value in known else f"must be one of {', '.join(known)}, not {value!r}"
-
-
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _tolerance(value: Any) -> str:
-    if _number(value) and 0 <= value < 1:
-        return ""
-    return f"must be a share of the score from 0 to below 1, such as 0.02 for 2 per cent, not {value!r}"
-
-
-def _flag(value: Any) -> str:
-    return "" if isinstance(value, bool) else f"must be true or false, not {value!r}"
-
-
-def _at_least_zero(value: Any) -> str:
-    return "" if _number(value) and value >= 0 else f"must be a number of at least 0, not {value!r}"
-
-
-def _resolution(value: Any) -> str:
-    if problem := _whole(8, 8192)(value):
-        return problem
-    return f"{value} is not a multiple of 8, which the autoencoder needs" if value % 8 else ""
 
 
 def _missing(config: Config) -> Iterator[str]:
     """What the worker must be told, and is told neither by the matrix nor by an option."""
     if not config.matrix.axes:
         return  # told as a matrix without cells
-    for name, option in _OPTIONS.items():
-        given = any(part == option or part.startswith(f"{option}=") for part in config.worker.command)
-        if name not in config.matrix.axes and name not in config.matrix.constants and not given:
+    for name, option in PARAMETERS.items():
+        spelt = f"--{option.name}"
+        given = any(part == spelt or part.startswith(f"{spelt}=") for part in config.worker.command)
+        if option.is_needed and name not in config.matrix.axes and name not in config.matrix.constants and not given:
             yield f"matrix.axes: the built-in worker needs {name!r}: make it an axis or a constant"
 
 

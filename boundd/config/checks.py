@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from boundd.catalogue.models import RANDOM_MODELS
 from boundd.config.builtin_checks import builtin_errors
 from boundd.config.command import ALWAYS_KNOWN, placeholders
 from boundd.config.reading import Reading, key_path, nearest
 from boundd.config.schema import Config
 from boundd.core.model.cells import canonical_json
-from boundd.protocol.catalogue import ARCHITECTURES
 from boundd.protocol.environment import CUDA_DEVICE_ORDER, VARIABLES
 from boundd.protocol.strict_json import INT_MAX, INT_MIN
 
@@ -143,9 +143,9 @@ def _models(config: Config) -> Iterator[str]:
     for name, model in config.models.items():
         if not name or "\0" in name:
             yield f"{key_path('models', name)}: a model needs a name without NUL characters"
-        if model.weights == "random" and not {name, model.source} & set(ARCHITECTURES):
+        if model.weights == "random" and not {name, model.source} & set(RANDOM_MODELS):
             yield (
-                f'{key_path("models", name, "weights")}: "random" builds {", ".join(ARCHITECTURES)} only: '
+                f'{key_path("models", name, "weights")}: "random" builds {", ".join(RANDOM_MODELS)} only: '
                 "name the model so, or give one of these as its source"
             )
         if model.weights == "pretrained" and not model.source:

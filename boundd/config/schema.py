@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from boundd.api.constants import ExportFormat
+from boundd.catalogue.options import OPTIONS
 from boundd.config.units import parse_duration, parse_size
 
 DEFAULT_COMMAND = (
@@ -95,6 +96,18 @@ def _max_cells(value: int) -> int:
     return value
 
 
+def _option(name: str) -> AfterValidator:
+    """What the built-in worker takes for the option of this name."""
+    option = OPTIONS[name]
+
+    def checked(value: str) -> str:
+        if problem := option.problem(value):
+            raise ValueError(problem)
+        return value
+
+    return AfterValidator(checked)
+
+
 Size = Annotated[int, BeforeValidator(parse_size)]
 Limit = Annotated[int, BeforeValidator(_limit)]
 """A size, 0 for none, which is written ""."""
@@ -105,6 +118,10 @@ PositiveDuration = Annotated[float, BeforeValidator(_positive_duration)]
 Text = Annotated[str, AfterValidator(_plain)]
 FilledText = Annotated[str, AfterValidator(_plain), AfterValidator(_filled)]
 DeviceName = Annotated[str, BeforeValidator(_device_name)]
+
+
+Weights = Annotated[str, _option("weights")]
+Dtype = Annotated[str, _option("dtype")]
 
 
 class Table(BaseModel):
@@ -193,8 +210,8 @@ class ModelTable(Table):
     """[models."X"]."""
 
     source: FilledText = ""  # needed but for random weights; `checks` sees to it
-    weights: Literal["pretrained", "random"] = "pretrained"
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    weights: Weights = "pretrained"
+    dtype: Dtype = "float16"
     pipeline: Text = ""
 
 

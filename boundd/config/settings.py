@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from boundd.catalogue.models import RANDOM_MODELS
 from boundd.config import paths
 from boundd.config.builtin_checks import cells_errors
 from boundd.config.checks import semantic_errors
@@ -23,7 +24,6 @@ from boundd.config.schema import Config, ModelTable, RuleTable
 from boundd.core.model.cells import Cell, CellPolicy, Parameters
 from boundd.core.model.matrix import MatrixError, expand, matches
 from boundd.ports import ConfigError
-from boundd.protocol.catalogue import ARCHITECTURES
 from boundd.protocol.strict_json import Json
 
 GROUP_VARIABLE = "BOUNDD_CONTROL_GROUP"
@@ -283,7 +283,7 @@ def _policy(config: Config, model: str, rules: Iterable[RuleTable]) -> CellPolic
         memory_max_bytes=memory_max_bytes,
         pids_max=pids_max,
         dtype="" if entry is None else entry.dtype,
-        architecture=entry.source if entry is not None and entry.source in ARCHITECTURES else model,
+        architecture=entry.source if entry is not None and entry.source in RANDOM_MODELS else model,
         builtin=builtin,
         host_memory_bytes=host_memory_bytes,
         cores=cores,

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from boundd.api.constants import EXPORT_FORMATS, ExportFormat
+from boundd.catalogue.names import UnknownNameError
+from boundd.catalogue.schedulers import resolve_scheduler
 from boundd.core.model.attempts import CellRecord, CellState
 from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation
-from boundd.protocol.catalogue import UnknownNameError, resolve_scheduler
 from boundd.results.bounds import Bound, bound_of
 from boundd.text import encodable, timestamp
 

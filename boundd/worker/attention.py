@@ -41,7 +41,7 @@ def set_attention(pipe: Any, name: str) -> None:
 
     Args:
         pipe: as diffusers made it, so that `sdpa` needs nothing done.
-        name: one of `boundd.protocol.catalogue.ATTENTIONS`.
+        name: one of `boundd.catalogue.options.ATTENTIONS`.
     """
     if name == EAGER:
         from diffusers.models.attention_processor import AttnProcessor

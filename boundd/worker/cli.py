@@ -15,13 +15,16 @@ from typing import Any
 
 import click
 
-from boundd.protocol.catalogue import ATTENTIONS, PIPELINE_CLASSES, SCHEDULERS, installed_methods
+from boundd.catalogue.methods import installed_methods
+from boundd.catalogue.models import MODELS, RANDOM_MODELS
+from boundd.catalogue.options import OPTIONS, Option
+from boundd.catalogue.schedulers import SCHEDULERS
 from boundd.protocol.environment import RESULTS, WorkerEnvironment
 from boundd.protocol.lines import Error, Line, ResultsWriter
 from boundd.worker.errors import EXIT_CODES, WorkerError, printable, shortage_of
 from boundd.worker.plot import Plotter, check_plot
 from boundd.worker.report import JsonCollector, Reporter, ResultsReporter, Screen, SpeedupPrinter
-from boundd.worker.settings import DTYPES, GRIDS, Settings, resolve
+from boundd.worker.settings import Settings, resolve
 
 EXIT_USAGE = 2
 
@@ -36,39 +39,40 @@ Exit codes: 0 done, 1 an error, 2 usage, 3 out of memory, 4 model not available,
 """
 
 
-def _option(name: str, **attributes: Any) -> Callable[[Any], Any]:
-    """An option by its old name with underscores, and with dashes too."""
-    spellings = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
-    return click.option(*spellings, name, **attributes)
+_TYPES = {"whole": int, "real": float, "path": click.Path()}
+_NAMES = {
+    "models": lambda: MODELS,
+    "random_models": lambda: RANDOM_MODELS,
+    "schedulers": lambda: SCHEDULERS,
+    "methods": installed_methods,
+}
+"""What the placeholders in an option's help stand for."""
+
+
+def help_of(option: Option, *, quote: str = "") -> str:
+    """What an option means, with the names that there are, each between two of `quote`."""
+    names = {each: ", ".join(f"{quote}{name}{quote}" for name in known()) for each, known in _NAMES.items()}
+    return option.help.format(**names)
+
+
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    """Every option of the catalogue, by its old name with underscores, and with dashes too."""
+    for option in reversed(list(OPTIONS.values())):
+        spellings = dict.fromkeys((f"--{option.name}", f"--{option.name.replace('_', '-')}"))
+        said = help_of(option).replace("`", "")
+        default = option.default_shown.replace("`", "")
+        shown = f"{said[0].upper()}{said[1:]}." + (f"  [default: {default}]" if default else "")
+        if option.kind == "flag":
+            add = click.option(*spellings, option.name, is_flag=True, default=None, help=shown)
+        else:
+            choice = click.Choice(option.choices) if option.choices else None
+            add = click.option(*spellings, option.name, type=choice or _TYPES.get(option.kind, str), help=shown)
+        command = add(command)
+    return command
 
 
 @click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@_option("pipe", help=f"Model: {', '.join(PIPELINE_CLASSES)}, a pipeline class, or any name with --source.")
-@_option("sched", help=f"Scheduler: {', '.join(SCHEDULERS)}, or its class.")
-@_option("steps", type=int, help="Denoising steps.")
-@_option("search_targets", help=f"Method: {', '.join(installed_methods())}; several joined by '+'.")
-@_option("num_samples", type=int, help="Images to generate and score.  [default: 32]")
-@_option("batch_size", type=int, help="Images a call, the same for baseline and variant.  [default: 4]")
-@_option("tolerance", type=float, help="Largest score loss of a point that may be the bound.  [default: 0.02]")
-@_option("seed", type=int, help="Image i is made from the seed SEED + i.  [default: 42]")
-@_option("guidance_scale", type=float, help="[default: 7.5]")
-@_option("resolution", type=int, help="Pixels of a side.  [default: the model's own]")
-@_option("dtype", type=click.Choice(DTYPES), help="[default: float16 on a GPU, else float32]")
-@_option("device", help="cpu, cuda or cuda:N.  [default: the GPU if there is one]")
-@_option("source", help="Where the model is: a hub id or a folder.")
-@_option("weights", help="'pretrained', or 'random': the true size without a hub and without a score.")
-@_option("attention", type=click.Choice(ATTENTIONS), help="How the model computes it.  [default: sdpa]")
-@_option("scorer", help="A CLIP model's hub id or folder, 'builtin' for the digits models', '' for no score.")
-@_option("grid", type=click.Choice(GRIDS), help="How many points to measure.  [default: standard]")
-@_option("budget_s", type=float, help="Seconds to spend timing a point; 0 for no limit.  [default: 0]")
-@_option("repeats", type=int, help="The fewest pairs of baseline and variant to time a point by.  [default: 8]")
-@_option("max_repeats", type=int, help="The most.  [default: 40]")
-@_option("precision", type=float, help="Half the 95% interval of a speed-up at which timing ends.  [default: 0.01]")
-@click.option("--exhaustive", is_flag=True, default=None, help="Measure every point to its end, not lazily.")
-@click.option("--fresh", is_flag=True, default=None, help="Don't read back what earlier attempts measured.")
-@_option("threads", type=int, help="Threads on the CPU; only one can be attested.  [default: 1]")
-@_option("prompts", type=click.Path(), help="A file of prompts, one a line.")
-@_option("output_dir", type=click.Path(), help="A folder for contact sheets of the images.")
+@_options
 @click.option(
     "--plot",
     metavar="FILE",

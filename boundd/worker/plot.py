@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from boundd.protocol.catalogue import BUILTIN_MODELS
+from boundd.catalogue.models import BUILTIN_MODELS
 from boundd.protocol.lines import Line, Point, Result, name_of
 from boundd.protocol.strict_json import Json
 

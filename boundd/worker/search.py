@@ -20,7 +20,7 @@ from boundd.worker.fingerprint import fingerprint
 from boundd.worker.isolation import CpuWitness, GpuWitness, Witness, worst
 from boundd.worker.loop import LoopWatch
 from boundd.worker.memory import MemoryLog, meter_for
-from boundd.worker.methods import combine
+from boundd.worker.methods import combine, distributions
 from boundd.worker.methods.base import ModelContext
 from boundd.worker.methods.combination import Combination
 from boundd.worker.methods.ordering import orders_of
@@ -161,7 +161,7 @@ class Search:
             "precision": self._settings.precision,
             "repeats": self._settings.repeats,
             "prompts": [list(batch.prompts) for batch in bench.batches],
-            "fingerprint": fingerprint(bench.device, bench.pipe, [bench.method.distribution]),
+            "fingerprint": fingerprint(bench.device, bench.pipe, distributions(bench.method)),
         }
         return hashlib.sha256(dumps(subject).encode()).hexdigest()[:16]
 
@@ -207,7 +207,7 @@ class Search:
             "points_skipped": skipped,
             "points_out_of_memory": [starved.as_json() for starved in explorer.starved],
             "images_generated": bench.images_made,
-            "fingerprint": fingerprint(bench.device, bench.pipe, [bench.method.distribution]),
+            "fingerprint": fingerprint(bench.device, bench.pipe, distributions(bench.method)),
             **({} if contributions is None else {"contributions": contributions}),
         }
 

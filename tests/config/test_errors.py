@@ -114,7 +114,11 @@ JUDGED = [
     ("[20]", '["20"]', "matrix.axes.steps[0]: must be a whole number from 1 to 1000"),
     ("num_samples = 8", "num_samples = 0", "matrix.constants.num_samples: must be a whole number"),
     ("batch_size = 4", "batch_size = true", "matrix.constants.batch_size: must be a whole number"),
-    ("batch_size = 4", "batch_size = 4\ntolerance = 1", "matrix.constants.tolerance: must be a share"),
+    (
+        "batch_size = 4",
+        "batch_size = 4\ntolerance = 1",
+        "matrix.constants.tolerance: must be a number from 0",
+    ),
     ("batch_size = 4", 'batch_size = 4\ngrid = "fine"', "matrix.constants.grid: must be one of coarse, standard"),
     ("batch_size = 4", "batch_size = 4\nbudget_s = -1", "matrix.constants.budget_s: must be a number"),
     ("batch_size = 4", "batch_size = 4\nresolution = 100", "matrix.constants.resolution: 100 is not a multiple of 8"),

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boundd.api.constants import EXPORT_FORMATS, ExportFormat
+from boundd.catalogue.models import pipeline_classes
 from boundd.core.model.attempts import CellRecord, CellState
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement
-from boundd.protocol.catalogue import PIPELINE_CLASSES
 from boundd.results.export import (
     CellTexts,
     ExportCell,
@@ -54,7 +54,7 @@ def cell(
         Cell.of(known, AXES), CellPolicy(), state or default, attempts=2, error=error, measurement=found,
         measured_device="GPU-1" if found else "", measured_batch_size=2 if found else None,
     )  # fmt: skip
-    return ExportCell.of(record, PIPELINE_CLASSES)
+    return ExportCell.of(record, pipeline_classes())
 
 
 def render(kind: ExportFormat, *cells: ExportCell) -> Rendered:

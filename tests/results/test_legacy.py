@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from boundd.catalogue.models import pipeline_classes
 from boundd.core.model.attempts import CellRecord, CellState
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement
-from boundd.protocol.catalogue import PIPELINE_CLASSES
 from boundd.results.export import ExportCell, render_export
 from boundd.results.legacy import Ambiguous, LegacyError, match_legacy, parse_legacy
 
@@ -39,7 +39,7 @@ def old_file(entries: dict[str, Any], **failed: Any) -> str:
 def test_an_unambiguous_file_is_matched() -> None:
     """A bound and a failure find their cells, through the schedulers' names and the order of methods."""
     file = parse_legacy(old_file({XL_KEY: {"max_speedup": 2.31}}, **{FAILED_KEY: FAILURE}))
-    match = match_legacy(file, CELLS, PIPELINE_CLASSES)
+    match = match_legacy(file, CELLS, pipeline_classes())
     assert match.ambiguous == ()
     assert match.unmatched == ()
     bound, failure = match.entries
@@ -55,25 +55,25 @@ def test_an_unambiguous_file_is_matched() -> None:
 def test_an_ambiguous_key_needs_a_model() -> None:
     """The old key fits SD1.5 and SD2.1: nothing is guessed, and --model decides."""
     file = parse_legacy(old_file({KEY: {"max_speedup": 2.0}}))
-    match = match_legacy(file, CELLS, PIPELINE_CLASSES)
+    match = match_legacy(file, CELLS, pipeline_classes())
     assert match.entries == ()
     assert match.ambiguous == (Ambiguous(KEY, ("SD1.5", "SD2.1")),)
-    chosen = match_legacy(file, CELLS, PIPELINE_CLASSES, "SD2.1")
+    chosen = match_legacy(file, CELLS, pipeline_classes(), "SD2.1")
     assert [entry.key for entry in chosen.entries] == [SD21.key]
     with pytest.raises(LegacyError, match=r"SD1\.5, SD2\.1, SDXL"):
-        match_legacy(file, CELLS, PIPELINE_CLASSES, "SD3")
+        match_legacy(file, CELLS, pipeline_classes(), "SD3")
 
 
 def test_what_fits_no_one_cell_is_named() -> None:
     """Another tolerance, several cells of one model, a failure beside a bound: each is said with its reason."""
     other = KEY.replace("0.02", "0.05")
-    match = match_legacy(parse_legacy(old_file({other: {"max_speedup": 2}})), CELLS, PIPELINE_CLASSES)
+    match = match_legacy(parse_legacy(old_file({other: {"max_speedup": 2}})), CELLS, pipeline_classes())
     assert match.unmatched == (f"{other}: no cell of the matrix is like it",)
     file = parse_legacy(old_file({XL_KEY: {"max_speedup": 2}}))
-    twice = match_legacy(file, (SDXL, cell(model="SDXL", seed=2)), PIPELINE_CLASSES)
+    twice = match_legacy(file, (SDXL, cell(model="SDXL", seed=2)), pipeline_classes())
     assert "fits 2 cells of SDXL" in twice.unmatched[0]
     both = old_file({XL_KEY: {"max_speedup": 2}}, StableDiffusionXLPipeline_DDIMScheduler_20_deepcache=FAILURE)
-    match = match_legacy(parse_legacy(both), CELLS, PIPELINE_CLASSES)
+    match = match_legacy(parse_legacy(both), CELLS, pipeline_classes())
     assert [entry.measurement is not None for entry in match.entries] == [True]
     assert "is taken by" in match.unmatched[0]
 
@@ -152,9 +152,9 @@ def test_round_trip(found: dict[Cell, Any]) -> None:
         state = CellState.SUCCEEDED if is_bound else CellState.FAILED
         measurement = measured if is_bound else None
         records.append(CellRecord(known, CellPolicy(), state, error=error, measurement=measurement))
-    cells = [ExportCell.of(record, PIPELINE_CLASSES) for record in records]
+    cells = [ExportCell.of(record, pipeline_classes()) for record in records]
     rendered = render_export("legacy", cells, safety_factor=1.1, now_unix_s=0.0, version="0")
-    match = match_legacy(parse_legacy(rendered.text), CELLS, PIPELINE_CLASSES)
+    match = match_legacy(parse_legacy(rendered.text), CELLS, pipeline_classes())
     assert rendered.left_out == match.ambiguous == match.unmatched == ()
     kept = (ErrorKind.OUT_OF_MEMORY, ErrorKind.TIMEOUT)
     for entry in match.entries:

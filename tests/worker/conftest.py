@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from boundd.protocol.catalogue import resolve_scheduler
+from boundd.catalogue.schedulers import resolve_scheduler
 from boundd.protocol.environment import WorkerEnvironment
 from boundd.worker.devices import open_device
 from boundd.worker.pipelines import build_scheduler, load_pipeline

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers.models import attention_processor
 
-from boundd.protocol.catalogue import ATTENTIONS
+from boundd.catalogue.options import ATTENTIONS
 from boundd.worker.attention import check_attention
 from boundd.worker.devices import open_device
 from boundd.worker.errors import BadDataError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from boundd.protocol.catalogue import SCHEDULERS as ALL_SCHEDULERS
+from boundd.catalogue.schedulers import SCHEDULERS as ALL_SCHEDULERS
 from boundd.protocol.environment import WorkerEnvironment
 from boundd.worker.devices import open_device
 from boundd.worker.digits import PROMPTS as DIGIT_PROMPTS

@@ -106,7 +106,7 @@ def test_an_exhaustive_search_reports_everything(make_settings: MakeSettings, tm
     """Progress to the end, the identity first, memory before the result, and numbers that agree with each
     other."""
     settings = make_settings(
-        num_samples=3, batch_size=2, repeats=3, max_repeats=3, tolerance=1.0, output_dir=str(tmp_path), exhaustive=True
+        num_samples=3, batch_size=2, repeats=3, max_repeats=3, tolerance=0.99, output_dir=str(tmp_path), exhaustive=True
     )
     recorder, result = run(settings, lease_folder=tmp_path / "lease")
     points = recorder.of(Point)
@@ -155,7 +155,7 @@ def test_an_exhaustive_search_reports_everything(make_settings: MakeSettings, tm
 
 def test_a_lazy_search_makes_fewer_images_and_says_what_it_left_out(make_settings: MakeSettings) -> None:
     """With everything allowed the fastest point settles all the others; each has its reason."""
-    settings = make_settings(num_samples=8, batch_size=4, steps=4, tolerance=1.0, grid="standard", **QUICK)
+    settings = make_settings(num_samples=8, batch_size=4, steps=4, tolerance=0.99, grid="standard", **QUICK)
     recorder, result = run(settings)
     points = last_of(recorder.of(Point))
     skipped = result.extra["points_skipped"]
@@ -213,7 +213,7 @@ def test_an_earlier_attempt_is_read_back(make_settings: MakeSettings, tmp_path: 
 
 def test_a_lazy_search_goes_on_from_rough_timings(make_settings: MakeSettings, tmp_path: Path) -> None:
     """Killed when points were timed and none was judged: they are read back, and judged now."""
-    settings = make_settings(search_targets="tome", num_samples=4, batch_size=2, tolerance=1.0, **QUICK)
+    settings = make_settings(search_targets="tome", num_samples=4, batch_size=2, tolerance=0.99, **QUICK)
     first, _ = run(settings)
     rough = [point for point in first.of(Point) if point.extra["verdict"] is None]
     results = tmp_path / "results.jsonl"

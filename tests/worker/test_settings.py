@@ -89,7 +89,7 @@ def test_any_name_will_do_with_a_source() -> None:
         ({"sched": "DIMM"}, "did you mean DDIM"),
         ({"search_targets": "deepcash"}, "did you mean deepcache"),
         ({"search_targets": "tome+tome"}, "twice"),
-        ({"steps": 0}, "--steps: must be an integer of at least 1"),
+        ({"steps": 0}, "--steps: must be a whole number from 1 to 1000"),
         ({"steps": True}, "--steps"),
         ({"steps": "20.5"}, "--steps"),
         ({"num_samples": 0}, "--num_samples"),

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from boundd.core.memory.footprint import CONTEXT_BYTES, MIB
+from boundd.catalogue.models import MIB
+from boundd.core.memory.footprint import CONTEXT_BYTES
 from boundd.core.memory.headroom import foreign_bytes
 from boundd.core.model.attempts import Attempt
 from boundd.core.model.devices import Device

@@ -8,14 +8,14 @@ beats the model's prior; a model that nobody knows runs alone. What ran out of m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
+from boundd.catalogue.models import MIB, MODELS, MemoryPrior
 from boundd.core.model.attempts import CellRecord
 from boundd.core.model.history import Observation, Observations
-from boundd.core.model.workload import DEFAULT_PIXELS, NATIVE_PIXELS, Workload, subject_on, workload_of
+from boundd.core.model.workload import Workload, native_pixels, subject_on, workload_of
 
-MIB = 1024**2
 GIB = 1024**3
 MEGAPIXEL = 1_000_000
 
@@ -47,41 +47,6 @@ LARGEST_PERCENT = 90
 some bytes are always the driver's or the host's, and a cell that no device could ever take would wait for ever."""
 
 
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """A model's memory before it was seen. Activations are in bytes a megapixel, in half precision.
-
-    `caches` are the bytes that a method keeps for each latent sample at the model's native size, in half precision.
-    """
-
-    unet_parameters: int
-    text_parameters: int
-    unet_activations: int
-    vae_activations: int
-    vae_parameters: int = 83_653_863
-    vae_in_float32: bool = False
-    caches: Mapping[str, int] = field(default_factory=dict)
-
-
-# Parameters: counted on the pipelines. Activations: traced with live tensors in fp16, exactly linear in batch x
-# megapixels (UNet SD1.5 260 MiB, SDXL 158 MiB; VAE decode 1,536 MiB, which sets the peak; twice that in fp32, which
-# SDXL's VAE needs). Caches of T-GATE and DeepCache: measured at the native sizes.
-ARCHITECTURES = {
-    "SD1.5": Architecture(
-        859_520_964, 123_060_480, 260 * MIB, 1536 * MIB, caches={"tgate": 44 * MIB, "deepcache": 54 * MIB}
-    ),
-    "SD2.1": Architecture(
-        865_910_724, 340_387_840, 260 * MIB, 1536 * MIB, caches={"tgate": 99 * MIB, "deepcache": 121 * MIB}
-    ),
-    "SDXL": Architecture(
-        2_567_463_684,
-        123_060_480 + 694_659_840,
-        158 * MIB,
-        1536 * MIB,
-        vae_in_float32=True,
-        caches={"tgate": 400 * MIB, "deepcache": 161 * MIB},
-    ),
-}
 SCORER_BYTES = 4 * 427_616_513
 """CLIP ViT-L/14 in fp32. It visits the device between batches, when the activations are not there."""
 DIGITS_BYTES = GIB
@@ -121,10 +86,9 @@ def estimate_of(
 
 def prior(work: Workload) -> Estimate:
     """What the model's configuration says: context + weights + the largest activations + the methods' caches."""
-    if work.architecture.startswith("digits-"):
+    if _is_builtin(work.architecture):
         return Estimate(CONTEXT_BYTES + DIGITS_BYTES, "a prior for the built-in digits models")
-    architecture = ARCHITECTURES.get(work.architecture)
-    if architecture is None:
+    if _prior_of(work.architecture) is None:
         return Estimate(None, "an unknown model")
     size = CONTEXT_BYTES + weights_bytes(work.architecture, work.dtype)
     size += max(activations_bytes(work), SCORER_BYTES) + caches_bytes(work)
@@ -134,9 +98,9 @@ def prior(work: Workload) -> Estimate:
 @lru_cache(maxsize=1024)
 def weights_bytes(model: str, dtype: str = "") -> int:
     """A whole pipeline's weights; of a model that nobody knows, a middling size."""
-    if model.startswith("digits-"):
+    if _is_builtin(model):
         return 5 * MIB
-    architecture = ARCHITECTURES.get(model)
+    architecture = _prior_of(model)
     if architecture is None:
         return UNKNOWN_WEIGHTS_BYTES
     value = VALUE_BYTES.get(dtype, 2)
@@ -145,9 +109,20 @@ def weights_bytes(model: str, dtype: str = "") -> int:
     return parameters * value + architecture.vae_parameters * vae_value
 
 
+def _is_builtin(model: str) -> bool:
+    return model in MODELS and MODELS[model].is_builtin
+
+
+def _prior_of(model: str) -> MemoryPrior | None:
+    return MODELS[model].prior if model in MODELS else None
+
+
 def activations_bytes(work: Workload) -> int:
-    """The larger of the UNet's peak, whose batch guidance doubles, and the VAE's, which decodes the whole batch."""
-    architecture = ARCHITECTURES[work.architecture]
+    """The larger of the UNet's peak, whose batch guidance doubles, and the VAE's, which decodes the whole batch; 0
+    where nobody knows."""
+    architecture = _prior_of(work.architecture)
+    if architecture is None:
+        return 0
     value = VALUE_BYTES.get(work.dtype, 2)
     unet = architecture.unet_activations * _guided(work) * value // 2
     vae = architecture.vae_activations * (4 if architecture.vae_in_float32 else value) // 2
@@ -155,10 +130,13 @@ def activations_bytes(work: Workload) -> int:
 
 
 def caches_bytes(work: Workload) -> int:
-    """What the methods keep between steps, for each latent sample, of which guidance makes two an image."""
-    architecture = ARCHITECTURES[work.architecture]
+    """What the methods keep between steps, for each latent sample, of which guidance makes two an image; 0 where nobody
+    knows."""
+    architecture = _prior_of(work.architecture)
+    if architecture is None:
+        return 0
     sample = sum(architecture.caches.get(part.strip(), 0) for part in work.method.split("+"))
-    native = NATIVE_PIXELS.get(work.architecture, DEFAULT_PIXELS)
+    native = native_pixels(work.architecture)
     value = VALUE_BYTES.get(work.dtype, 2)
     return sample * _guided(work) * work.batch_pixels // native * value // 2
 
@@ -235,7 +213,7 @@ def _fitted(peaks: Mapping[int, int], wanted: int) -> int:
 
 
 def _carried_over(work: Workload, pixels: int, peak: int, wanted: int) -> int:
-    if work.architecture not in ARCHITECTURES:
+    if _prior_of(work.architecture) is None:
         return peak if wanted <= pixels else peak * wanted // max(1, pixels)
     slope = activations_bytes(work) + caches_bytes(work)  # of `wanted` pixels, and linear in them
     return max(CONTEXT_BYTES + weights_bytes(work.architecture, work.dtype), peak + slope * (wanted - pixels) // wanted)

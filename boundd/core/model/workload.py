@@ -9,27 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from boundd.catalogue.models import MODELS
+from boundd.catalogue.options import PARAMETERS
 from boundd.core.model.attempts import CellRecord
 from boundd.core.model.cells import Cell, Parameters, canonical_json
 
 DEFAULT_PIXELS = 512 * 512
-NATIVE_PIXELS = {
-    "SD1.5": 512 * 512,
-    "SD2.1": 768 * 768,
-    "SDXL": 1024 * 1024,
-    "digits-sd15": 32 * 32,
-    "digits-sd21": 32 * 32,
-    "digits-sdxl": 32 * 32,
-}
-"""Pixels of an image at the size that the model was trained for, which is what a pipeline makes by default."""
 DEFAULT_STEPS = 50
 DEFAULT_SAMPLES = 32
+"""Of a script of somebody's own, which needs not name them."""
 KEPT = 65_536
 """Workloads that are kept once worked out."""
 
 LEAVES_MEMORY_ALONE = frozenset(
-    {"scheduler", "steps", "num_samples", "batch_size", "resolution", "height", "width"}
-    | {"seed", "tolerance", "repeats", "max_repeats", "precision", "exhaustive", "fresh", "threads", "budget_s", "grid"}
+    {option.key for option in PARAMETERS.values() if not option.changes_memory} | {"height", "width"}
 )
 """Parameters that aren't part of the subject: they change no peak, or (batch, resolution) are numbers of their own."""
 
@@ -110,8 +103,12 @@ def _subject(parameters: Parameters, dtype: str) -> str:
 def _pixels(parameters: Parameters, architecture: str) -> int:
     height, width = _whole(parameters, "height", 0), _whole(parameters, "width", 0)
     resolution = _whole(parameters, "resolution", 0)
-    native = NATIVE_PIXELS.get(architecture, DEFAULT_PIXELS)
-    return height * width or resolution * resolution or native
+    return height * width or resolution * resolution or native_pixels(architecture)
+
+
+def native_pixels(architecture: str) -> int:
+    """Pixels of an image at the size that a model was trained for; of an unknown one, a middling size."""
+    return MODELS[architecture].native_side_pixels ** 2 if architecture in MODELS else DEFAULT_PIXELS
 
 
 def _whole(parameters: Parameters, name: str, otherwise: int) -> int:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping, Sequence
-from importlib.metadata import entry_points
+from collections.abc import Sequence
 
-from boundd.protocol.catalogue import METHOD_GROUP, UnknownNameError, installed_methods
+from boundd.catalogue.methods import installed_methods, method_entry_points
+from boundd.catalogue.names import UnknownNameError
 from boundd.worker.methods.base import Method
 from boundd.worker.methods.combination import Combination
-
-# So that a source tree which is not installed has them too, and that no other package can take their names.
-_BUILTIN: Mapping[str, tuple[str, str]] = {
-    "deepcache": ("boundd.worker.methods.deepcache", "DeepCacheMethod"),
-    "tgate": ("boundd.worker.methods.tgate", "TGateMethod"),
-    "tome": ("boundd.worker.methods.tome", "ToMeMethod"),
-}
 
 
 def load_method(name: str) -> Method:
@@ -24,15 +16,17 @@ def load_method(name: str) -> Method:
     Raises:
         UnknownNameError: when this environment has none of that name.
     """
-    method: Method
-    if name in _BUILTIN:
-        module, attribute = _BUILTIN[name]
-        method = getattr(importlib.import_module(module), attribute)()
-        return method
-    for entry in entry_points(group=METHOD_GROUP, name=name):
-        method = entry.load()()
-        return method
-    raise UnknownNameError("method", name, installed_methods())
+    entry = method_entry_points().get(name)
+    if entry is None:
+        raise UnknownNameError("method", name, installed_methods())
+    method: Method = entry.load()()
+    return method
+
+
+def distributions(method: Method) -> tuple[str, ...]:
+    """The PyPI names of the libraries that a method, or each part of a combination, uses."""
+    parts = method.parts if isinstance(method, Combination) else (method,)
+    return tuple(part.distribution for part in parts if part.distribution)
 
 
 def combine(names: Sequence[str]) -> Method:

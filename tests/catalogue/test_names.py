@@ -1,4 +1,4 @@
-"""The catalogue: names resolve, and wrong ones are refused with what was probably meant."""
+"""Names of schedulers and methods: they resolve, and wrong ones are refused with what was probably meant."""
 
 import subprocess
 import sys
@@ -6,16 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from boundd.protocol.catalogue import (
-    METHODS,
-    SCHEDULERS,
-    InvalidMethodError,
-    UnknownNameError,
-    installed_methods,
-    parse_method,
-    resolve_scheduler,
-    scheduler_name,
-)
+from boundd.catalogue.methods import InvalidMethodError, builtin_methods, installed_methods, parse_method
+from boundd.catalogue.names import UnknownNameError
+from boundd.catalogue.schedulers import SCHEDULERS, resolve_scheduler, scheduler_name
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,14 +63,15 @@ def test_an_unknown_method_is_answered_with_a_near_one() -> None:
 
 def test_the_builtin_methods_are_always_there() -> None:
     """Whatever is installed, boundd's own methods are offered."""
-    assert set(METHODS) <= set(installed_methods())
+    assert builtin_methods() == ("deepcache", "tgate", "tome")
+    assert set(builtin_methods()) <= set(installed_methods())
 
 
-def test_the_protocol_is_light() -> None:
+def test_catalogue_and_protocol_are_light() -> None:
     """Importing all of it, and listing the methods, imports nothing outside the standard library."""
     program = (
-        "import sys; from boundd.protocol import catalogue, environment, lease, lines; "
-        "catalogue.installed_methods(); "
+        "import sys; from boundd.protocol import environment, lease, lines; "
+        "from boundd.catalogue import libraries, methods, models, options, schedulers; methods.installed_methods(); "
         "print([m for m in sys.modules if m.split('.')[0] not in sys.stdlib_module_names"
         " and m.split('.')[0] not in ('boundd', 'sitecustomize') and not m.startswith('_')])"
     )
