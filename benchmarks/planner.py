@@ -20,9 +20,9 @@ from boundd.core.lifecycle.step import step
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.devices import DeviceReading
 from boundd.core.model.effects import Commit, Effect, Spawn
-from boundd.core.model.events import AttemptEnded, AttemptStarted, DevicesRead, Event, MatrixLoaded, Now, Wake
+from boundd.core.model.events import AttemptEnded, AttemptStarted, ConfigLoaded, DevicesRead, Event, Now, Wake
 from boundd.core.model.outcomes import Isolation, Measurement, Outcome, Verdict
-from boundd.core.model.state import State
+from boundd.core.model.state import Rules, State
 
 GIB = 1024**3
 MODELS = ("SD1.5", "SD2.1", "SDXL")
@@ -115,7 +115,7 @@ def measure(case: Case, ends: int = ENDS) -> Cost:
     gc.collect()
     run = Clocked()
     run.do(readings(case))
-    run.do(MatrixLoaded(cells))
+    run.do(ConfigLoaded(cells, Rules()))
     load_s = run.took_s
     started = sum(isinstance(effect, Spawn) for effect in run.do(Wake()))
     first_s = run.took_s

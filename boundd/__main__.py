@@ -85,7 +85,7 @@ def _held(options: RunOptions, error: HeldError) -> int:
 
 
 def _probe_devices(settings: Settings | None) -> list[DeviceReading]:
-    from boundd.composition.run import probe_devices
+    from boundd.composition.devices import probe_devices
 
     return probe_devices(settings)
 

@@ -6,7 +6,7 @@ sees these and nothing behind them; `main` puts them together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import BinaryIO, Protocol
 
 from anyio.streams.memory import MemoryObjectReceiveStream
 
+from boundd.core.lifecycle.loop import Keep as Keep
+from boundd.core.lifecycle.loop import keep_nothing as keep_nothing
 from boundd.core.model.attempts import Attempt, CellRecord
 from boundd.core.model.devices import DeviceReading
 from boundd.core.model.effects import Note
@@ -298,15 +300,6 @@ class Observer(Protocol):
         """One thing that happened."""
 
 
-Keep = Callable[[State], Sequence[Record]]
-"""Says what is to be kept with an event, given the state that the event is applied to. It does nothing else."""
-
-
-def keep_nothing(_before: State) -> Sequence[Record]:
-    """A `Keep` of nothing."""
-    return ()
-
-
 class Service(Protocol):
     """What the control API sees of the daemon."""
 
@@ -352,6 +345,7 @@ class Service(Protocol):
 
         Raises:
             ConfigError: it has errors; the config before it stays in force.
+            StoreBusyError: it could not be stored; the config before it stays in force.
         """
 
     def subscribe(self) -> AbstractContextManager[MemoryObjectReceiveStream[tuple[Note, Now]]]:

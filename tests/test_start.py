@@ -2,7 +2,7 @@
 
 Seen to fail: without `hold` in `boundd.__main__._run`, with another EXIT_HELD, without the line to systemd or to the
 log in `_held`, without one of the errors that `_run` leaves to the daemon; without `clear_drafts` in
-boundd/composition/wiring.py.
+boundd/composition/exporter.py.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ CHANGES = {
     "a remote launcher": r"results_path|log_path|LocalLauncher|\bpids_of\b|read_chunk|open_plain",
     "another kind of GPU": r"nvml|CUDA_VISIBLE_DEVICES|CUDA_DEVICE_ORDER",
     "another form of report": r"\bprint_bounds\b|\bFORMATS\b|ExportFormat|search-params",
-    "a matrix id in the state": r"\bstate\.order\b|MatrixLoaded|\.matrix\(\)|\bRules\(",
+    "a matrix id in the state": r"\bstate\.order\b|ConfigLoaded|\.matrix\(\)|\bRules\(",
 }
 _MODELS = frozenset({"BaseModel", "NamedTuple", "TypedDict"})
 

@@ -1,7 +1,7 @@
 """The real daemon with another planner: `python -m benchmarks.packing.daemon SPEC run --config …`.
 
-All of `boundd.composition.run` is as it is (store, shims, probe, retries, causes, footprints): only `Run.planner` is
-the policy's. SPEC is a file of JSON that names the policy; the clairvoyant is told the trace, so that it knows what is
+All of `boundd.composition.run` is as it is (store, shims, probe, retries, causes, footprints): only the planner is the
+policy's. SPEC is a file of JSON that names the policy; the clairvoyant is told the trace, so that it knows what is
 true.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,7 @@ from benchmarks.packing.policies import POLICIES
 from benchmarks.packing.simulated import CLAIRVOYANT
 from benchmarks.packing.starting import Policy
 from benchmarks.packing.traces import TRACES, thinned
-from boundd.composition.wiring import make_run
-from boundd.config import Settings
-from boundd.launch.local import LocalLauncher
-from boundd.service.daemon import Run
+from boundd.service.daemon import Daemon
 
 
 def policy_of(spec: dict[str, Any]) -> Policy:
@@ -37,11 +34,7 @@ def policy_of(spec: dict[str, Any]) -> Policy:
 def main() -> None:
     """Run the daemon's own command line with the policy as its planner."""
     policy = policy_of(json.loads(Path(sys.argv.pop(1)).read_text()))
-
-    def with_policy(settings: Settings, launcher: LocalLauncher) -> Run:
-        return replace(make_run(settings, launcher), planner=policy)
-
-    boundd.composition.run.make_run = with_policy  # type: ignore[attr-defined]
+    boundd.composition.run.Daemon = partial(Daemon, planner=policy)  # type: ignore[attr-defined,misc]
     boundd.composition.run.main()
 
 

@@ -23,8 +23,9 @@ from benchmarks.packing.policies import POLICIES
 from benchmarks.packing.simulated import CLAIRVOYANT, MOST_STEPS, OURS, Score, score_of, with_first_failures
 from benchmarks.packing.traces import TRACES, Trace, thinned
 from benchmarks.packing.witness import Witnessed, witness
-from boundd.sim import Failure, Foreign, SimCell, World, simulate
+from boundd.sim import Failure, Foreign, SimCell, World
 from tests.fake_nvml import FakeNvml, build
+from tests.sim.daemon import simulate
 
 SHORTEST_S = 1.2
 """How long the shortest cell takes: a good twenty times what ending one and starting the next takes."""

@@ -9,7 +9,8 @@ from benchmarks.packing.clairvoyant import candidates, lower_bound_s
 from benchmarks.packing.policies import POLICIES
 from benchmarks.packing.traces import Trace
 from boundd.core.model.outcomes import Outcome
-from boundd.sim import AttemptTrace, Failure, MemoryEnd, Mishap, Outcomes, SimCell, World, simulate
+from boundd.sim import AttemptTrace, Failure, MemoryEnd, Mishap, Outcomes, SimCell, World
+from tests.sim.daemon import simulate
 
 OURS = "ours"
 CLAIRVOYANT = "clairvoyant"

@@ -9,44 +9,39 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import TaskStatus
 
 from boundd import __version__
 from boundd.cli.boundd import RunOptions, make_cli
-from boundd.composition.wiring import (
-    LEASES_NAME,
-    Exporter,
-    check_limits,
-    control_app,
-    disk_free_bytes,
-    is_timed,
-    make_run,
-    versions_of,
-)
+from boundd.composition.config import check_limits, config_loaded, read_anew, settings_of
+from boundd.composition.control_app import control_app
+from boundd.composition.devices import ChosenDevices, backend_of, probe_devices
+from boundd.composition.disk import disk_free_bytes, prune_now_and_then
+from boundd.composition.exporter import Exporter
+from boundd.composition.launch_specs import LEASES_NAME, is_timed, launch_spec
+from boundd.composition.versions import versions_of
 from boundd.config import Settings, check_writable, find_config, load
 from boundd.control.peers import AccessRules
 from boundd.control.server import SocketError, serve
 from boundd.core.model.attempts import CellState
-from boundd.core.model.devices import DeviceReading
 from boundd.core.model.effects import Action, Note
 from boundd.core.model.state import State
-from boundd.devices.discover import Backend, open_probe, select
+from boundd.devices.discover import open_probe
 from boundd.devices.host import read_host
 from boundd.launch import cgroups
 from boundd.launch.local import LocalLauncher
-from boundd.launch.prune import prune
-from boundd.ports import ConfigError, DeviceError, DeviceProbe, HeldError, Observer, StoreBusyError, StoreError
+from boundd.ports import ConfigError, DeviceError, HeldError, Observer, StoreBusyError, StoreError
 from boundd.results.staleness import is_stale
 from boundd.results.table import print_bounds
 from boundd.service.clock import SystemClock
-from boundd.service.daemon import Daemon, Hooks, Run
+from boundd.service.daemon import Daemon, Hooks
 from boundd.service.instance_lock import hold
 from boundd.service.notify import Notifier, status_line
 from boundd.store.sqlite import SqliteStore
@@ -80,14 +75,6 @@ FAILURES: tuple[tuple[type[Exception], Action, int], ...] = (
     (DeviceError, Action.DEVICE_UNAVAILABLE, EXIT_NO_DEVICE),
 )
 """What a person can mend, how it is told, and the exit code that others rely on."""
-PRUNE_INTERVAL_S = 3600.0
-CLOCK_SET_S = 60.0
-"""Somebody has set the clock by more than this since the daemon started: it doesn't tell how old logs are."""
-AT_START_ONLY = (
-    *("state_dir", "socket", "export", "export_format", "safety_factor", "keep_logs_s", "log_file", "log_level"),
-    *("device_backend", "device_include", "device_exclude", "simulated_devices", "control_group", "control_others"),
-)
-"""Settings that a reload can't change: it is refused whole, so that nothing is half in force."""
 
 
 def main() -> None:
@@ -139,7 +126,7 @@ def _run(options: RunOptions, log: JsonLog, notifier: Notifier) -> int:
     path = find_config(options.config, os.environ, Path.cwd(), Path.home())
     settings = load(path, os.environ)
     check_writable(settings)
-    log.set_level("warning" if options.quiet and settings.log_level in ("debug", "info") else settings.log_level)
+    _set_levels(settings, options, [log])
     with hold(settings.state_dir):
         return anyio.run(partial(_serve, settings, options, log, notifier))
 
@@ -168,7 +155,7 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog, notifier
         await exporter.check_may_write()
         notifier.status("looking for devices")
         timed = partial(is_timed, settings)
-        probe = await open_probe(_backend(settings), settings.simulated_devices, os.environ, is_timed=timed)
+        probe = await open_probe(backend_of(settings), settings.simulated_devices, os.environ, is_timed=timed)
         stack.push_async_callback(probe.aclose)
         groups = cgroups.find()
         cgroups.sweep(groups)
@@ -178,15 +165,19 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog, notifier
         )
         stack.callback(launcher.close)
         hooks = Hooks(
-            partial(_reload, settings, groups),
-            exporter.write,
-            notifier.reloading,
-            read_host,
-            partial(disk_free_bytes, settings.state_dir),
+            spec_of=partial(launch_spec, dict(os.environ)),  # once: reading it decodes every variable
+            reload=partial(read_anew, settings, groups),
+            write_export=exporter.write,
+            reloading=notifier.reloading,
+            read_host=read_host,
+            read_disk=partial(disk_free_bytes, settings.state_dir),
+            taken_up=lambda state: _set_levels(settings_of(state), options, logs),
         )
-        daemon = Daemon(make_run(settings), store, launcher, Chosen(probe, settings), clock, tuple(observers), hooks)
+        daemon = Daemon(
+            config_loaded(settings), store, launcher, ChosenDevices(probe, settings), clock, tuple(observers), hooks
+        )
         rules = AccessRules.of(settings.control_group, settings.control_others)
-        app = control_app(daemon, settings, exporter, metrics, lambda: sum(each.dropped_lines for each in logs), rules)
+        app = control_app(daemon, exporter, metrics, lambda: sum(each.dropped_lines for each in logs), rules)
         notifier.status("taking up what the store knows")
         await daemon.recover()
         gc.freeze()
@@ -196,7 +187,7 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog, notifier
             progress.watch(lambda: daemon.state)
         async with anyio.create_task_group() as group:
             await group.start(_signals, daemon)
-            group.start_soon(_prune_now_and_then, daemon, settings)
+            group.start_soon(prune_now_and_then, daemon, settings.state_dir / ATTEMPTS_NAME)
             group.start_soon(notifier.keep_informed, lambda: status_line(daemon.state, daemon.store_problem))
             group.start_soon(notifier.keep_alive, daemon.prove_alive)
             daemon.tell(_started(settings))
@@ -223,7 +214,7 @@ def _progress() -> Progress:
 def _summary(state: State, settings: Settings) -> int:
     """Print the table and where the results are; the exit code says whether all cells succeeded."""
     simulated = [device.uuid for device in state.devices.values() if device.reading.is_simulated]
-    version_of = versions_of(settings)
+    version_of = versions_of(settings_of(state))
     stale = {record.cell.key for record in state.matrix() if is_stale(record, version_of)}
     print_bounds(sys.stdout, state.matrix(), settings.safety_factor, simulated=simulated, stale=stale)
     if settings.export is not None:
@@ -252,27 +243,13 @@ async def _signals(daemon: Daemon, *, task_status: TaskStatus[None]) -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
-async def _prune_now_and_then(daemon: Daemon, settings: Settings) -> None:
-    folder = settings.state_dir / ATTEMPTS_NAME
-    first = daemon.clock.now()
-    while True:
-        now = daemon.clock.now()
-        set_by_s = (now.unix_s - first.unix_s) - (now.boot_s - first.boot_s)
-        live = frozenset(daemon.state.attempts)
-        trusted = abs(set_by_s) < CLOCK_SET_S
-        # A folder that can't be read now is looked at the next time.
-        with contextlib.suppress(OSError):
-            await anyio.to_thread.run_sync(partial(prune, folder, live, settings.keep_logs_s, now, wall_clock=trusted))
-        await anyio.sleep(PRUNE_INTERVAL_S)
-
-
-def _reload(settings: Settings, groups: cgroups.Cgroups) -> Run:
-    new = load(settings.config_path, os.environ)
-    changed = [name for name in AT_START_ONLY if getattr(new, name) != getattr(settings, name)]
-    if changed:
-        raise ConfigError([f"{name}: takes effect at a restart only; put it back, or restart" for name in changed])
-    check_limits(new, groups)
-    return make_run(new)
+def _set_levels(settings: Settings, options: RunOptions, logs: Sequence[JsonLog]) -> None:
+    """Log from the config's level on: all of it in the config's file, and elsewhere as quietly as was asked."""
+    first, *others = logs
+    is_quiet = options.quiet and settings.log_level in ("debug", "info")
+    first.set_level("warning" if is_quiet else settings.log_level)
+    for log in others:
+        log.set_level(settings.log_level)
 
 
 def _started(settings: Settings) -> Note:
@@ -294,42 +271,3 @@ def _file_log(settings: Settings) -> Iterator[JsonLog]:
     finally:
         log.close()
         os.close(descriptor)
-
-
-class Chosen:
-    """A probe that shows only the devices of the config's `include` and `exclude`."""
-
-    def __init__(self, probe: DeviceProbe, settings: Settings) -> None:
-        self._probe = probe
-        self._include = settings.device_include
-        self._exclude = settings.device_exclude
-
-    async def read(self, *, processes: bool) -> tuple[DeviceReading, ...]:
-        """The chosen devices' readings."""
-        return select(await self._probe.read(processes=processes), self._include, self._exclude)
-
-    async def aclose(self) -> None:
-        """End the probe."""
-        await self._probe.aclose()
-
-
-def probe_devices(settings: Settings | None) -> list[DeviceReading]:
-    """One reading of the devices that a config would use, or, without one, of what the machine has.
-
-    Raises:
-        DeviceError: there is no device to work on.
-    """
-
-    async def read() -> list[DeviceReading]:
-        backend: Backend = "auto" if settings is None else _backend(settings)
-        probe = await open_probe(backend, () if settings is None else settings.simulated_devices, os.environ)
-        try:
-            return list(await (probe if settings is None else Chosen(probe, settings)).read(processes=False))
-        finally:
-            await probe.aclose()
-
-    return anyio.run(read)
-
-
-def _backend(settings: Settings) -> Backend:
-    return cast("Backend", settings.device_backend)

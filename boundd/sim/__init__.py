@@ -1,10 +1,9 @@
-"""Deterministic simulation of the whole core under a virtual clock (docs/simulation.md)."""
+"""The core's loop on a simulated machine under a virtual clock (docs/simulation.md), for `boundctl plan` and tests."""
 
-from boundd.sim.engine import Policy, simulate
+from boundd.sim.engine import Engine, simulate
 from boundd.sim.trace import AttemptTrace, Counts, MemoryEnd, Outcomes, Violation
 from boundd.sim.world import (
     CellTruth,
-    Deed,
     Failure,
     Faults,
     Foreign,
@@ -13,7 +12,6 @@ from boundd.sim.world import (
     SimCell,
     SimDevice,
     Window,
-    Wish,
     World,
 )
 
@@ -21,7 +19,7 @@ __all__ = [
     "AttemptTrace",
     "CellTruth",
     "Counts",
-    "Deed",
+    "Engine",
     "Failure",
     "Faults",
     "Foreign",
@@ -29,12 +27,10 @@ __all__ = [
     "Mishap",
     "Outage",
     "Outcomes",
-    "Policy",
     "SimCell",
     "SimDevice",
     "Violation",
     "Window",
-    "Wish",
     "World",
     "simulate",
 ]

@@ -1,64 +1,43 @@
-"""The engine: boundd's daemon without its shell, on a simulated machine, under a virtual clock.
+"""The engine: the loop that the daemon drives, driven on a simulated machine under a virtual clock.
 
-It does what `boundd/service/daemon.py` does, step for step, and more finely: an event and the plan that follows it are
-one transaction there and two here. Between any two effects the daemon can die; what the next one knows is what was
-committed.
+What the shell of the daemon is made of is simple here: nothing is stored, every commit is taken, and a launch is a
+call. `tests/sim/daemon.py` adds what goes wrong with a daemon and its store.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from boundd.core.lifecycle.classification import Evidence, classify
-from boundd.core.lifecycle.step import step, wake_with
+from boundd.core.lifecycle.loop import STORE_RETRY_S, Keep, Loop, NotStored, Planner, keep_nothing, restored
 from boundd.core.model.attempts import Attempt, EndReason
-from boundd.core.model.effects import Commit, Effect, EndWorker, Spawn, WakeAt
+from boundd.core.model.effects import Commit, Effect, EndWorker, ReadDevices, Spawn, WakeAt
 from boundd.core.model.events import (
     AttemptEnded,
     AttemptStarted,
+    ConfigLoaded,
     DevicesRead,
     Event,
-    MatrixLoaded,
     Now,
     PointMeasured,
     Wake,
 )
-from boundd.core.model.outcomes import Isolation, Outcome, PointRecord, Verdict
+from boundd.core.model.outcomes import Isolation, PointRecord, Verdict
 from boundd.core.model.state import Rules, State
-from boundd.core.scheduler.planner import Plan
 from boundd.sim.clock import Agenda
-from boundd.sim.invariants import Checker, NoChecks
 from boundd.sim.machine import Machine, Worker, reported_peak_bytes
-from boundd.sim.memory_store import Kept
-from boundd.sim.operators import People, event_of
 from boundd.sim.probe import Probe
 from boundd.sim.recorder import Recorder
 from boundd.sim.trace import Counts, Outcomes, Violation
-from boundd.sim.world import Deed, Wish, World
-
-Policy = Callable[[State, Now], Plan]
-"""Another planner: as `boundd.core.scheduler.planner.plan`, it starts cells and says what to start and when to look
-again."""
+from boundd.sim.world import World
 
 START_UNIX_S = 1_700_000_000.0
 """What the virtual clock's 0 is in UTC seconds."""
-STORE_RETRY_S = 2.0
-FREES_NOTHING = (AttemptStarted, PointMeasured)
-"""Events that the daemon doesn't plan after."""
 MAX_STEPS = 20_000
 """A run of a test's size that needs more is going round in circles."""
 POINT = PointRecord({"cache_interval": 3}, 1.5, 0.01, Isolation.EXCLUSIVE)
-
-
-class _Crash(Exception):  # noqa: N818 - the daemon's death, not an error
-    """The daemon is killed here."""
-
-
-class _Busy(Exception):  # noqa: N818 - passing
-    """The store did not take a commit."""
 
 
 @dataclass(slots=True)
@@ -73,34 +52,37 @@ def simulate(
     world: World,
     rules: Rules | None = None,
     *,
-    policy: Policy | None = None,
+    policy: Planner | None = None,
     seed: int = 0,
-    checks: bool = True,
-    log: list[str] | None = None,
     start: State | None = None,
     must_end: bool = True,
     max_steps: int = MAX_STEPS,
 ) -> Outcomes:
-    """Run a world to its end: until every cell has ended and every person has had their wish.
+    """Run a world until every cell has ended.
 
     `policy` plans in place of the core's planner; everything else (retry, ledger, lifecycle) stays the core's. The
-    seed draws how late the daemon hears of things. `checks` walks the invariants after every step. Every event and
-    effect is added to `log` as a line. `start` is a state to go on from instead of an empty store: its live attempts
-    run from the world's `start_s` on, as their cells' truths say. With `must_end` false, a run in which nothing will
-    happen any more is over, and `Outcomes.waiting` says why the cells that are left wait.
+    seed draws how late the daemon hears of things. `start` is a state to go on from instead of an empty store: its live
+    attempts run from the world's `start_s` on, as their cells' truths say. With `must_end` false, a run in which
+    nothing will happen any more is over, and `Outcomes.waiting` says why the cells that are left wait.
 
     Raises:
-        Violation: a promise was broken (with `checks`), or the run can't come to an end (always).
+        Violation: the run can't come to an end.
     """
-    run = _Run(world, rules or Rules(), policy, seed, checks=checks, log=log)
-    if start is not None:
-        run.go_on_from(start)
-    return run.to_its_end(max_steps, must_end=must_end)
+    return Engine(world, rules or Rules(), policy, seed, start=start).to_its_end(max_steps, must_end=must_end)
 
 
-class _Run:
+class Engine:
+    """One run of a world."""
+
     def __init__(
-        self, world: World, rules: Rules, policy: Policy | None, seed: int, *, checks: bool, log: list[str] | None
+        self,
+        world: World,
+        rules: Rules,
+        policy: Planner | None = None,
+        seed: int = 0,
+        *,
+        start: State | None = None,
+        log: list[str] | None = None,
     ) -> None:
         self._world = world
         self._rules = rules
@@ -109,32 +91,32 @@ class _Run:
         self._log = log
         self._agenda = Agenda(world.start_s)
         self._machine = Machine(world, self._agenda, self._worker_spoke, self._readings_differ)
-        self._kept = Kept()
-        self._checker = Checker(world, rules, self._machine, self._kept) if checks else NoChecks()
         self._counts = Counts()
         self._probe = Probe(world, self._machine, self._counts)
         self._recorder = Recorder(world, rules, self._machine, self._counts)
-        self._state: State | None = None
+        self._begin = start
+        self._loop: Loop | None = None
         self._life = 0
-        self._points_passed = 0
         self._watched: dict[str, _Watched] = {}
-        self._wake_boot_s = math.inf
         self._reading_at: set[float] = set()
-        self._read_host = True
-        self._ending_all = False
-        self._people = People(world, self._agenda, self._do_deed)
         for window in (*world.faults.probe_failures, *world.faults.blind):
             self._agenda.at(window.from_s, self._readings_differ)
             self._agenda.at(window.until_s, self._readings_differ)
+        if start is not None:
+            for attempt in start.attempts.values():
+                self._machine.spawn(attempt)
 
-    def go_on_from(self, state: State) -> None:
-        """Take up a state as if this machine had been its own all along."""
-        self._kept.take_up(state)
-        for attempt in state.attempts.values():
-            self._machine.spawn(attempt)
+    @property
+    def _state(self) -> State | None:
+        """The daemon's state; None while no daemon runs."""
+        return None if self._loop is None else self._loop.state
 
-    def to_its_end(self, max_steps: int, *, must_end: bool) -> Outcomes:
-        """Run until nothing is left to do."""
+    def to_its_end(self, max_steps: int = MAX_STEPS, *, must_end: bool = True) -> Outcomes:
+        """Run until nothing is left to do.
+
+        Raises:
+            Violation: it takes more than `max_steps` events, or (with `must_end`) nothing more will happen.
+        """
         self._agenda.at(self._agenda.now_s, self._start)
         while not self._over():
             if self._counts.steps > max_steps:
@@ -143,167 +125,141 @@ class _Run:
                 continue
             if not must_end:
                 break
-            if not self._person_looks_after_it():
+            if not self._looked_after():
                 raise Violation("liveness", f"nothing will happen any more, and {self._what_waits()}")
         assert self._state is not None
-        if must_end:
-            self._checker.ended(self._state)
         return self._recorder.outcomes(self._state)
 
     def _over(self) -> bool:
-        return self._state is not None and self._state.idle and not self._people.waiting and not self._state.stopping
+        return self._state is not None and self._state.idle
+
+    def _looked_after(self) -> bool:
+        """Whether somebody has done something about a run in which nothing would happen any more."""
+        return False
 
     def _what_waits(self) -> str:
-        if self._state is None:
+        state = self._state
+        if state is None:
             return "no daemon runs"
         waiting = [
-            f"{record.cell.label} is {record.state}: {self._state.deferrals.get(record.cell.key, 'no reason')}"
-            for record in self._state.pending()
+            f"{record.cell.label} is {record.state}: {state.deferrals.get(record.cell.key, 'no reason')}"
+            for record in state.pending()
         ]
-        return "; ".join(waiting) or f"{len(self._state.attempts)} attempt(s) live"
-
-    def _person_looks_after_it(self) -> bool:
-        """Nothing more will happen by itself: a person puts back what the core took out of service."""
-        if self._state is None or not self._state.cordons:
-            return False
-        self._counts.uncordoned += 1
-        self._people.want([Deed(self._agenda.now_s, Wish.UNCORDON, device) for device in sorted(self._state.cordons)])
-        return True
+        return "; ".join(waiting) or f"{len(state.attempts)} attempt(s) live"
 
     # The life of the daemon
 
+    def _restored(self) -> State:
+        """What the store knows: all that the state to go on from holds and a store keeps."""
+        begin = State() if self._begin is None else self._begin
+        return restored(
+            self._rules,
+            None,
+            cells=begin.cells.values(),
+            attempts=begin.attempts.values(),
+            observations=begin.observations,
+            durations=begin.durations,
+            cordons=begin.cordons,
+            paused=begin.paused,
+        )
+
+    def _config(self) -> ConfigLoaded:
+        return ConfigLoaded(tuple((each.cell, each.policy) for each in self._world.cells), self._rules)
+
     def _start(self) -> None:
+        """Do what `Daemon.recover` and the beginning of `Daemon.run` do."""
         self._life += 1
         self._watched.clear()
         self._reading_at.clear()
-        self._wake_boot_s = math.inf
-        self._ending_all = False
-        try:
-            self._state = self._kept.restored(self._rules)
-            self._probe.forget()
-            self._read(plan=False)
-            self._apply(MatrixLoaded(tuple((each.cell, each.policy) for each in self._world.cells)))
-            self._checker.recovered(self._state)
-            self._readings_differ()
-            for attempt_id, attempt in sorted(self._state.attempts.items()):
-                self._counts.adopted += self._machine.is_alive(attempt_id)
-                self._watch(attempt)
-            self._submit_until_stored(Wake())
-        except _Crash:
-            self._die()
-        except _Busy:
-            self._leave()  # it can't even load the matrix: whoever started it starts it again
+        self._loop = Loop(self._restored(), self._policy)
+        self._probe.forget()
+        if not self._read() or not self._handle(self._config()):
+            self._leave()
+            return
+        self._took_up(self._loop.state)
+        self._readings_differ()
+        for attempt_id, attempt in sorted(self._loop.state.attempts.items()):
+            self._counts.adopted += self._machine.is_alive(attempt_id)
+            self._watch(attempt)
+        self._submit_until_stored(Wake())
 
-    def _die(self) -> None:
-        self._counts.crashes += 1
-        self._leave()
+    def _took_up(self, state: State) -> None:
+        """The daemon has read its store, the devices and the config, and is about to take up what runs."""
 
     def _leave(self) -> None:
+        """The daemon ends; nothing that it was about to do happens."""
         self._life += 1
-        self._state = None
-        self._agenda.at(self._agenda.now_s + self._world.faults.down_s, self._start)
+        self._loop = None
 
     def _do(self, after_s: float, call: Callable[[], None]) -> None:
         """Have this life of the daemon do something after a while."""
         life = self._life
 
         def alive_then() -> None:
-            if life != self._life:
-                return
-            try:
-                call()
-            except _Crash:
-                self._die()
+            if life == self._life:
+                self._call(call)
 
         self._agenda.at(self._agenda.now_s + after_s, alive_then)
+
+    def _call(self, call: Callable[[], None]) -> None:
+        call()
 
     def _late_s(self) -> float:
         return self._random.random() * self._world.latency_s if self._world.latency_s else 0.0
 
-    # Applying events
+    # Driving the loop
 
-    def _submit(self, event: Event) -> None:
-        self._apply(event)
-        try:
-            if isinstance(event, AttemptEnded) and event.verdict.outcome is Outcome.OUT_OF_MEMORY:
-                self._readings_differ()  # as the daemon does: it plans by the next reading
-            elif not isinstance(event, FREES_NOTHING):
-                self._apply(Wake())
-        except _Busy:
-            self._readings_differ()  # the next reading plans again
-        assert self._state is not None
-        if not self._read_host and self._state.has_pending:
-            self._readings_differ()
-        if self._ending_all and not self._state.attempts:
-            self._counts.restarts += 1
-            self._leave()
+    def _submit(self, event: Event, keep: Keep = keep_nothing) -> bool:
+        """Whether the event has happened: the store may have refused it."""
+        return self._handle(event, keep)
 
     def _submit_until_stored(self, event: Event) -> None:
-        try:
-            self._submit(event)
-        except _Busy:
+        if not self._submit(event):
             self._do(STORE_RETRY_S, lambda: self._submit_until_stored(event))
 
-    def _apply(self, event: Event) -> None:
-        assert self._state is not None
+    def _handle(self, event: Event, keep: Keep = keep_nothing) -> bool:
+        """Have the loop handle an event, and do its effects one by one."""
+        assert self._loop is not None
         now = Now(self._agenda.now_s, START_UNIX_S + self._agenda.now_s)
-        before = self._state
-        if self._policy is not None and isinstance(event, Wake):
-            new, effects = wake_with(self._policy, before, now)
-        else:
-            new, effects = step(before, event, now)
         self._counts.steps += 1
+        self._write(f"{now.boot_s:.6f} {event!r}")
+        turn = self._loop.handle(event, now, keep)
+        answer: NotStored | None = None
+        while True:
+            try:
+                effect = turn.send(answer)
+            except StopIteration as over:
+                return bool(over.value)
+            self._write(f"  {effect!r}")
+            answer = self._perform(event, effect)
+
+    def _write(self, line: str) -> None:
         if self._log is not None:
-            self._log.append(f"{now.boot_s:.6f} {event!r}")
-            self._log += [f"  {effect!r}" for effect in effects]
-        for effect in effects:
-            if isinstance(effect, Commit):
-                self._commit(effect)
-        self._state = new
-        if isinstance(event, DevicesRead):
-            self._checker.read(event.readings, self._probe.as_of_s(now.boot_s))
-        self._checker.stepped(new)
-        if new.attempts is not before.attempts and set(new.attempts) != set(before.attempts):
-            self._readings_differ()  # lists of processes are read anew
-        if isinstance(event, Wake):
-            self._wake_boot_s = math.inf
-        for effect in effects:
-            self._perform(effect)
+            self._log.append(line)
 
-    def _commit(self, commit: Commit) -> None:
-        self._point()
-        if any(self._agenda.now_s in window for window in self._world.faults.store_busy):
-            self._counts.failed_commits += 1
-            raise _Busy
-        self._kept.commit(commit.records)
-        self._recorder.committed(commit.records)
-        self._checker.committed(commit.records, self._agenda.now_s)
-        self._point()
-
-    def _perform(self, effect: Effect) -> None:
+    def _perform(self, event: Event, effect: Effect) -> NotStored | None:  # noqa: ARG002 - who extends this asks
+        """Do one effect of an event."""
         match effect:
+            case Commit():
+                return self._commit(effect)
             case Spawn():
-                self._point()
-                self._checker.spawning(effect.attempt, self._agenda.now_s)
                 self._machine.spawn(effect.attempt)
                 self._watch(effect.attempt)
             case EndWorker():
-                self._point()
                 self._machine.terminate(effect.attempt_id)
             case WakeAt():
-                self._point()
-                self._wake_boot_s = effect.boot_s
                 self._do(effect.boot_s - self._agenda.now_s, lambda: self._wake(effect.boot_s))
+            case ReadDevices():
+                self._readings_differ()
+        return None
+
+    def _commit(self, commit: Commit) -> NotStored | None:
+        self._recorder.committed(commit.records)
+        return None
 
     def _wake(self, boot_s: float) -> None:
-        if boot_s == self._wake_boot_s:
+        if self._loop is not None and boot_s == self._loop.wake_boot_s:
             self._submit_until_stored(Wake())
-
-    def _point(self) -> None:
-        """An instant between two effects."""
-        self._points_passed += 1
-        if self._points_passed - 1 in self._world.faults.crash_points:
-            raise _Crash
 
     # Attempts
 
@@ -318,15 +274,13 @@ class _Run:
             self._do(self._late_s(), lambda: self._hear(worker.attempt.id))
 
     def _hear(self, attempt_id: str) -> None:
-        """Submit all that a worker has said, and its end, in order; a store that is busy is asked again."""
+        """Submit all that a worker has said, and its end, in order; what could not be stored is submitted again."""
         watched = self._watched.get(attempt_id)
         while watched is not None:
             event = self._next_of(attempt_id, watched)
             if event is None:
                 return
-            try:
-                self._submit(event)
-            except _Busy:
+            if not self._submit(event):
                 self._do(STORE_RETRY_S, lambda: self._hear(attempt_id))
                 return
             match event:
@@ -365,6 +319,7 @@ class _Run:
     # Readings
 
     def _readings_differ(self) -> None:
+        """Have the next regular reading read: it would say something new, or the loop asks for it."""
         if self._state is None:
             return
         due_s = self._probe.next_s(self._agenda.now_s)
@@ -374,39 +329,10 @@ class _Run:
 
     def _read_at(self, due_s: float) -> None:
         self._reading_at.discard(due_s)
-        try:
-            self._read(plan=True)
-        except _Busy:
-            self._readings_differ()
+        self._read()
 
-    def _read(self, *, plan: bool) -> None:
-        assert self._state is not None
-        now_s = self._agenda.now_s
-        self._read_host = not plan or self._state.has_pending
-        event = self._probe.read(self._state, now_s, host=self._read_host)
-        if plan:
-            self._submit(event)
-        else:
-            self._apply(event)
-
-    # People
-
-    def _do_deed(self, deed: Deed) -> bool:
-        """Do what a person wants; False where it must be asked again, because nobody answered or it was refused."""
-        state = self._state
-        if state is None or state.stopping or (deed.wish is Wish.UNCORDON and deed.subject not in state.devices):
-            return False
-        try:
-            self._submit(event_of(deed, self._world))
-        except _Busy:
-            return False
-        except _Crash:
-            self._die()  # it may have happened or not
-            return False
-        self._counts.deeds += 1
-        if deed.wish is Wish.STOP_ALL and self._state is not None and self._state.attempts:
-            self._ending_all = True
-        elif deed.wish in (Wish.STOP, Wish.STOP_ALL):
-            self._counts.restarts += 1
-            self._leave()
-        return True
+    def _read(self) -> bool:
+        """Whether the devices could be read, and that could be stored."""
+        assert self._loop is not None
+        event = self._probe.read(self._loop.state, self._agenda.now_s, host=self._loop.reads_host)
+        return self._submit(event) and isinstance(event, DevicesRead)

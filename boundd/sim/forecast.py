@@ -70,7 +70,7 @@ def forecast(state: State, now: Now, devices: Sequence[SimDevice] | None = None)
         start_s=now.boot_s,
     )
     steps = 1000 + STEPS_A_CELL * len(world.cells)
-    outcomes = simulate(world, begin.rules, checks=False, start=begin, must_end=False, max_steps=steps)
+    outcomes = simulate(world, begin.rules, start=begin, must_end=False, max_steps=steps)
     expected = tuple(_expected(trace, begin.attempts, now) for trace in outcomes.attempts)
     return Forecast(
         tuple(sorted(expected, key=lambda each: (each.from_s, each.device, each.label))),

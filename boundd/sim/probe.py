@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
-from boundd.core.memory.process_listing import Listed, Observed, settled, worth_listing
+from boundd.core.memory.process_listing import Listed, Observed, with_lists, worth_listing
 from boundd.core.model.devices import DeviceReading
-from boundd.core.model.events import DevicesRead
+from boundd.core.model.events import DevicesRead, DevicesUnreadable
 from boundd.core.model.host import HostReading
 from boundd.core.model.state import State
 from boundd.sim.machine import Machine, pid_of
@@ -27,11 +26,11 @@ class Probe:
         self._world = world
         self._machine = machine
         self._counts = counts
-        self._listed: dict[str, Listed] = {}
+        self._listed: Mapping[str, Listed] = {}
 
     def forget(self) -> None:
         """A new daemon has read nothing yet."""
-        self._listed.clear()
+        self._listed = {}
 
     def next_s(self, now_s: float) -> float:
         """When the next reading is that sees what changes now; always later than now."""
@@ -42,29 +41,21 @@ class Probe:
         """Which instant a reading of now tells of."""
         return now_s - self._world.reading_lag_s
 
-    def read(self, state: State, now_s: float, *, host: bool) -> DevicesRead:
+    def read(self, state: State, now_s: float, *, host: bool) -> DevicesRead | DevicesUnreadable:
         """One pass over all devices, and with `host` over the machine itself."""
         self._counts.readings += 1
-        readings = self._readings(now_s, processes=False)
         if any(now_s in window for window in self._world.faults.probe_failures):
             self._counts.failed_readings += 1
-            return DevicesRead(tuple(_unanswered(each) for each in readings))
+            return DevicesUnreadable("the probe did not answer")
+        readings = self._readings(now_s, processes=False)
         live: dict[str, frozenset[str]] = {}
         for attempt_id, attempt in sorted(state.attempts.items()):
             live[attempt.device] = live.get(attempt.device, frozenset()) | {attempt_id}
         if worth_listing(readings, live, self._listed):
             readings = self._readings(now_s, processes=True)
-        to_go_by, held = [], {}
-        for reading in readings:
-            ours = live.get(reading.uuid, frozenset())
-            if reading.process_bytes is None or reading.free_bytes is None:
-                reading, held[reading.uuid] = settled(reading, ours, self._listed.get(reading.uuid))
-            else:
-                held[reading.uuid] = _held(reading.process_bytes, ours)
-                self._listed[reading.uuid] = Listed(reading.free_bytes, held[reading.uuid])
-            to_go_by.append(reading)
+        to_go_by, held, self._listed = with_lists(readings, live, self._listed, _held)
         foreign = frozenset(each.uuid for each in readings if _has_foreign(each, live.get(each.uuid, frozenset())))
-        return DevicesRead(tuple(to_go_by), held, self._host(state) if host else None, foreign)
+        return DevicesRead(to_go_by, held, self._host(state) if host else None, foreign)
 
     def _readings(self, now_s: float, *, processes: bool) -> tuple[DeviceReading, ...]:
         blind = any(now_s in window for window in self._world.faults.blind)
@@ -91,8 +82,3 @@ def _has_foreign(reading: DeviceReading, attempts: frozenset[str]) -> bool:
     """Whether somebody else is in a list in which one of ours is."""
     listed, ours = set(reading.process_bytes or {}), {pid_of(each) for each in attempts}
     return bool(listed & ours) and bool(listed - ours)
-
-
-def _unanswered(reading: DeviceReading) -> DeviceReading:
-    why = "the probe did not answer"
-    return replace(reading, total_bytes=None, free_bytes=None, process_bytes=None, unavailable=why)

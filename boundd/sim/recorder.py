@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from boundd.core.model.attempts import Attempt
 from boundd.core.model.outcomes import ErrorKind, Outcome, Verdict
-from boundd.core.model.records import Record, SaveCell, SaveCordon, SaveEnd
+from boundd.core.model.records import Record, SaveCell, SaveEnd
 from boundd.core.model.state import Rules, State
 from boundd.sim.machine import Machine
-from boundd.sim.operators import CORDON_REASON
 from boundd.sim.trace import AttemptTrace, Counts, MemoryEnd, Outcomes
 from boundd.sim.world import World
 
@@ -32,10 +31,10 @@ class Recorder:
 
     def committed(self, records: Sequence[Record]) -> None:
         """Write down the ends among these."""
-        cells = {record.record.cell.key: record.record for record in records if isinstance(record, SaveCell)}
+        saved = [(record.record.cell.key, record.record) for record in records if isinstance(record, SaveCell)]
+        cells = dict(reversed(saved))
+        """Each as its first record has it: what an end makes of its cell, before the plan may start it again."""
         for record in records:
-            if isinstance(record, SaveCordon):
-                self._counts.cordons += record.reason not in (None, CORDON_REASON)
             if isinstance(record, SaveEnd):
                 after = cells.get(record.attempt.key)
                 batch, had = after.batch_size if after else None, record.attempt.batch_size

@@ -133,34 +133,9 @@ class Window:
         return self.from_s <= at_s < self.until_s
 
 
-class Wish(StrEnum):
-    """What a person does."""
-
-    CANCEL = "cancel"
-    RETRY = "retry"
-    PAUSE = "pause"
-    RESUME = "resume"
-    CORDON = "cordon"
-    UNCORDON = "uncordon"
-    RELOAD = "reload"
-    STOP = "stop"
-    """SIGTERM: the workers go on; the daemon is started again after a while."""
-    STOP_ALL = "stop_all"
-    """SIGINT: the workers end, their cells are put back; the daemon is started again after a while."""
-
-
-@dataclass(frozen=True, slots=True)
-class Deed:
-    """Something a person does at an instant. `subject` is a cell's key or a device's UUID, where there is one."""
-
-    at_s: float
-    wish: Wish
-    subject: str = ""
-
-
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """What goes wrong beside the cells. None of it lasts for ever."""
+    """What goes wrong with the machine, beside the cells."""
 
     foreign: tuple[Foreign, ...] = ()
     outages: tuple[Outage, ...] = ()
@@ -170,13 +145,6 @@ class Faults:
     """The probe as a whole fails: no device can be read."""
     blind: tuple[Window, ...] = ()
     """The driver doesn't tell what each process holds."""
-    store_busy: tuple[Window, ...] = ()
-    """No commit succeeds: a full disk."""
-    crash_points: frozenset[int] = frozenset()
-    """Which of the instants between any two effects, counted over the whole run from 0, kill the daemon."""
-    down_s: float = 5.0
-    """How long it takes until a daemon that died is started again."""
-    deeds: tuple[Deed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -282,7 +282,7 @@ def test_reload_is_all_or_nothing(box: Box) -> None:
     assert refused.returncode == 2
     assert "state_dir" in refused.stderr
     box.config.write_text(good + '\n[control]\nothers = "read"\n')
-    assert "control_others: takes effect at a restart only" in box.ctl("reload").stderr
+    assert "control.others: takes effect at a restart only" in box.ctl("reload").stderr
     box.config.write_text(good.replace("steps = [20]", "steps = [20, 25]"))
     assert box.ctl("reload").returncode == 0
     assert box.ctl("wait").returncode == 0

@@ -15,7 +15,8 @@ from benchmarks.packing.simulated import CLAIRVOYANT, OURS, scores, with_first_f
 from benchmarks.packing.traces import TRACES, Trace
 from boundd.core.model.attempts import CellState
 from boundd.core.model.outcomes import Outcome
-from boundd.sim import AttemptTrace, MemoryEnd, simulate
+from boundd.sim import AttemptTrace, MemoryEnd
+from tests.sim.daemon import simulate
 
 
 def short(name: str, cells: int = 12, seed: int = 77) -> Trace:

@@ -29,7 +29,7 @@ from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellSt
 from boundd.core.model.cells import CellPolicy
 from boundd.core.model.devices import DeviceReading
 from boundd.core.model.effects import Note
-from boundd.core.model.events import DevicesRead, Event, Imported, MatrixLoaded, Now
+from boundd.core.model.events import ConfigLoaded, DevicesRead, Event, Imported, Now
 from boundd.core.model.matrix import expand
 from boundd.core.model.outcomes import (
     AttemptError,
@@ -41,7 +41,7 @@ from boundd.core.model.outcomes import (
     Verdict,
 )
 from boundd.core.model.records import Record, SaveAnswer
-from boundd.core.model.state import State
+from boundd.core.model.state import Rules, State
 from boundd.ports import ConfigError, EndedAttempt, Keep, KeptAnswer, StoreBusyError, keep_nothing
 from boundd.protocol.plain_file import read_chunk, size_bytes
 
@@ -161,7 +161,7 @@ class MemoryService:
 
 def make_state() -> State:
     """Six cells: pending, running, succeeded, out of memory, timed out, failed; one device."""
-    state, _ = step(State(), MatrixLoaded(tuple((cell, CellPolicy()) for cell in CELLS)), Now(0, 0))
+    state, _ = step(State(), ConfigLoaded(tuple((cell, CellPolicy()) for cell in CELLS), Rules()), Now(0, 0))
     reading = DeviceReading(GPU, 0, "Simulated 24 GiB", 24 * GIB, 20 * GIB, backend="simulated")
     state, _ = step(state, DevicesRead((reading,)), Now(0, 0))
 

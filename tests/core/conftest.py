@@ -11,7 +11,7 @@ from immutables import Map
 from boundd.core.lifecycle.step import step
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.devices import DeviceReading
-from boundd.core.model.events import DevicesRead, MatrixLoaded, Now
+from boundd.core.model.events import ConfigLoaded, DevicesRead, Now
 from boundd.core.model.state import Rules, State
 
 GIB = 1024**3
@@ -42,8 +42,8 @@ def make_state() -> Callable[..., State]:
     ) -> State:
         now = Now(0.0, 0.0)
         state, _ = step(
-            State(rules=Rules(**rules), cells=Map()),
-            MatrixLoaded(tuple((cell, policy or CellPolicy()) for cell in cells)),
+            State(cells=Map()),
+            ConfigLoaded(tuple((cell, policy or CellPolicy()) for cell in cells), Rules(**rules)),
             now,
         )
         readings = tuple(

@@ -4,7 +4,7 @@ Seen to fail with a protection taken out, or a bug put in:
 - bad answers: `Connection.eof_received` deleted doesn't answer the half-closed, a status out of `openapi.COMMON` is
   undocumented;
 - the good client and answers: `Crowd._make_room` returning False, so that 1,000 idle connections keep others out;
-- done twice, or not at all: `Daemon._apply` that doesn't keep the answer with the change.
+- done twice, or not at all: `Loop.handle` that leaves out the records that `keep` asks for.
 A seed that the figures name gives the same requests again: BOUNDD_HTTP_SEED.
 """
 

@@ -14,8 +14,8 @@ A failure prints the seed and the points: BOUNDD_CAMPAIGN_SEED=N runs the same o
 
 To see it fail, take out one of these:
 
-- in `Daemon._apply`, perform the effects before the commits, with an `await anyio.sleep(0)` in between: what was
-  executed counts as lost, or as rejected because it "is alive already";
+- in `Loop.handle`, yield the effects before the commit, with an `await anyio.sleep(0)` in `Daemon._handle` after each:
+  what was executed counts as lost, or as rejected because it "is alive already";
 - in `LocalLauncher`, let `is_alive` return False, `_until_shim_gone` return at once for what isn't in `_ours`, and
   `_until_nothing_left` kill nothing: attempts that run count as lost, and their cells are executed again beside them;
 - in `transaction` of boundd/store/sqlite.py, leave out the COMMIT, and begin only where no transaction is

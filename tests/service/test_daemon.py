@@ -1,7 +1,7 @@
 """The daemon's loops with a real store, real processes and the real CPU device.
 
-To see the tests of transactions fail, have `Daemon.submit` apply the event and `Wake` one after the other, have
-`step._attempt_started` commit, or take the second `_apply` of `submit` out. The test of what is kept fails where
+To see the tests of transactions fail, have `Loop._transactions` give only the event and submit `Wake` after it, have
+`step._attempt_started` commit, or have it give only the event with `Wake`. The test of what is kept fails where
 `submit` asks `keep` before it has the lock, that of late points without `worker_lives` in `AttemptWatcher._read_chunk`.
 """
 
@@ -18,7 +18,7 @@ import pytest
 from boundd.core.model.attempts import Attempt, AttemptState, CellState
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.effects import Action, Note
-from boundd.core.model.events import AttemptEnded, Now, PauseRequested, ResumeRequested
+from boundd.core.model.events import AttemptEnded, ConfigLoaded, Now, PauseRequested, ResumeRequested
 from boundd.core.model.outcomes import Isolation, Measurement, Outcome, Verdict
 from boundd.core.model.records import Record, SaveAttempt, SaveEnd
 from boundd.core.model.state import Rules, State, sanity_check
@@ -27,7 +27,7 @@ from boundd.launch.local import LocalLauncher
 from boundd.ports import LaunchSpec, StoreBusyError
 from boundd.protocol.environment import WorkerEnvironment
 from boundd.service.clock import SystemClock
-from boundd.service.daemon import Daemon, Hooks, Run
+from boundd.service.daemon import Daemon, Hooks
 from boundd.store.sqlite import SqliteStore
 
 PROTOCOL_WORKER = """
@@ -129,13 +129,13 @@ async def run_daemon(
 
     matrix = tuple((Cell.of({"n": n, "batch_size": 4}, ["n"]), CellPolicy(timeout_s=60)) for n in range(cells))
     daemon = Daemon(
-        Run(matrix, Rules(backoff_s=0.1), spec_of, False, "a test"),
+        ConfigLoaded(matrix, Rules(backoff_s=0.1)),
         store,
         launcher,
         CpuProbe(),
         SystemClock(),
         (heard,),
-        Hooks(lambda: pytest.fail("no reload here"), nothing),
+        Hooks(spec_of, lambda: pytest.fail("no reload here"), nothing),
     )
     await daemon.recover()
     async with anyio.create_task_group() as group:

@@ -1,6 +1,6 @@
 """No worker ever starts whose attempt is not in the store: the intent is committed, and only then anything is done.
 
-Seen to fail: with `_perform` before the commits in `_apply` of boundd/service/daemon.py.
+Seen to fail: with the effects before the commit in `Loop.handle` of boundd/core/lifecycle/loop.py.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import pytest
 
 from boundd.core.model.attempts import Attempt, CellState
 from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.events import ConfigLoaded
 from boundd.core.model.records import SaveAttempt
 from boundd.core.model.state import Rules, State
 from boundd.devices.cpu import CpuProbe
 from boundd.launch.local import LocalLauncher
 from boundd.ports import LaunchSpec, StoreBusyError
 from boundd.service.clock import SystemClock
-from boundd.service.daemon import Daemon, Hooks, Run
+from boundd.service.daemon import Daemon, Hooks
 from boundd.store.sqlite import SqliteStore
 
 ROOT = Path(__file__).parents[2]
@@ -87,8 +88,9 @@ async def run_daemon(folder: Path, fault: str = "", *, for_s: float | None = Non
         return LaunchSpec(attempt.id, argv, env, folder, attempt.timeout_s, attempt.grace_s)
 
     matrix = tuple((Cell.of({"n": n, "batch_size": 4}, ["n"]), CellPolicy(timeout_s=60)) for n in range(3))
-    run = Run(matrix, Rules(backoff_s=0.1), spec_of, False, "a test")
-    daemon = Daemon(run, store, launcher, CpuProbe(), SystemClock(), (), Hooks(lambda: run, nothing))
+    config = ConfigLoaded(matrix, Rules(backoff_s=0.1))
+    hooks = Hooks(spec_of, lambda: pytest.fail("no reload here"), nothing)
+    daemon = Daemon(config, store, launcher, CpuProbe(), SystemClock(), (), hooks)
     try:
         await daemon.recover()
         with anyio.move_on_after(for_s if for_s is not None else PATIENCE_S) as waited:

@@ -19,7 +19,7 @@ from boundd.core.model.attempts import Attempt, AttemptState, CellState
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.devices import DeviceState
 from boundd.core.model.effects import Action, Note
-from boundd.core.model.events import CancelRequested, Now
+from boundd.core.model.events import CancelRequested, ConfigLoaded, Now
 from boundd.core.model.state import Rules, State
 from boundd.devices.cpu import CpuProbe
 from boundd.launch import shim
@@ -27,7 +27,7 @@ from boundd.launch.local import LocalLauncher
 from boundd.ports import LaunchSpec, Unkillable
 from boundd.service import stuck
 from boundd.service.clock import SystemClock
-from boundd.service.daemon import Daemon, Hooks, Run
+from boundd.service.daemon import Daemon, Hooks
 from boundd.store.sqlite import SqliteStore
 
 FREEZER = Path("/sys/fs/cgroup/freezer")
@@ -86,9 +86,8 @@ async def make_daemon(folder: Path, heard: Remembering) -> tuple[Daemon, SqliteS
         return LaunchSpec(attempt.id, sleeper, env, folder, 600, 0.1)
 
     matrix = ((Cell.of({"n": 1, "batch_size": 4}, ["n"]), CellPolicy(timeout_s=600)),)
-    run = Run(matrix, Rules(), spec_of, False, "a test")
-    hooks = Hooks(lambda: pytest.fail("no reload here"), nothing)
-    daemon = Daemon(run, store, launcher, CpuProbe(), SystemClock(), (heard,), hooks)
+    hooks = Hooks(spec_of, lambda: pytest.fail("no reload here"), nothing)
+    daemon = Daemon(ConfigLoaded(matrix, Rules()), store, launcher, CpuProbe(), SystemClock(), (heard,), hooks)
     await daemon.recover()
     return daemon, store
 

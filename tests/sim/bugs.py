@@ -15,14 +15,15 @@ import pytest
 from immutables import Map
 
 from boundd.core.lifecycle import classification as classify
-from boundd.core.lifecycle import ending, retry, step
+from boundd.core.lifecycle import ending, loop, retry, step
+from boundd.core.lifecycle.loop import Keep, Loop, Turn, keep_nothing
 from boundd.core.lifecycle.retry import Decision
 from boundd.core.memory import footprint
 from boundd.core.memory.headroom import foreign_bytes, headroom_bytes
 from boundd.core.model import events as ev
 from boundd.core.model.attempts import Attempt, EndReason
 from boundd.core.model.devices import Device, DeviceState
-from boundd.core.model.effects import Commit, Effect
+from boundd.core.model.effects import Commit, Effect, Spawn, WakeAt
 from boundd.core.model.events import Event, Now
 from boundd.core.model.outcomes import ErrorKind, MemoryCause, Outcome, Verdict
 from boundd.core.model.records import Record, SaveCell, SaveEnd
@@ -161,7 +162,7 @@ def reservation_never_released(patch: Patch) -> None:
 @bug("reservations-survive", "sanity")
 def recovery_forgets_live_attempts(patch: Patch) -> None:
     """The matrix is laid over the state, and what runs is not in it."""
-    after(patch, ev.MatrixLoaded, lambda state, event, done: (replace(done[0], attempts=Map()), done[1]))
+    after(patch, ev.ConfigLoaded, lambda state, event, done: (replace(done[0], attempts=Map()), done[1]))
 
 
 @bug("cap")
@@ -417,3 +418,154 @@ def cancelled_cells_put_back(patch: Patch) -> None:
         return real(state, attempt, verdict, now)
 
     patch.setattr(ending, "_cell_after", cell_after)
+
+
+# The loop
+
+
+def handling(patch: Patch, handle: Callable[[Loop, Event, Now, Keep], Turn]) -> None:
+    """Put another order of things in the place of the loop's."""
+    patch.setattr(Loop, "handle", lambda self, event, now, keep=keep_nothing: handle(self, event, now, keep))
+
+
+def split(loop: Loop, events: Iterable[Event], now: Now, keep: Keep) -> tuple[State, Commit, list[Effect]]:
+    """What a transaction would make of the loop's state, what it would keep, and what would follow."""
+    state, effects = loop._stepped(tuple(events), now)
+    records = [record for effect in effects if isinstance(effect, Commit) for record in effect.records]
+    rest = [effect for effect in effects if not isinstance(effect, Commit)]
+    return state, Commit((*records, *keep(loop.state))), rest
+
+
+@bug("nothing-freed")
+def planned_after_what_frees_nothing(patch: Patch) -> None:
+    """A worker that has started, or a point, is taken for a reason to plan."""
+    patch.setattr(loop, "FREES_NOTHING", ())
+
+
+@bug("nothing-freed")
+def planned_by_a_reading_that_is_not_true(patch: Patch) -> None:
+    """What was refused memory is followed at once by what the same reading has room for."""
+    patch.setattr(loop, "plans_after", lambda event: not isinstance(event, (*loop.FREES_NOTHING, ev.Wake)))
+
+
+@bug("intent-first", "durable")
+def acted_before_the_commit(patch: Patch) -> None:
+    """The worker is started, and then its intent is kept."""
+
+    def handle(self: Loop, event: Event, now: Now, keep: Keep) -> Turn:
+        effects = real(self, event, now, keep)
+        commits, others, answer = [], [], None
+        while True:
+            try:
+                effect = effects.send(answer)
+            except StopIteration as over:
+                happened = over.value
+                break
+            (commits if isinstance(effect, Commit) else others).append(effect)
+        yield from others
+        yield from commits
+        return happened
+
+    real = Loop.handle
+    handling(patch, handle)
+
+
+@bug("durable", "intent-first", "reservations-survive", "sanity")
+def half_of_a_failed_commit_kept(patch: Patch) -> None:
+    """The plan's share could not be stored, the event's own could, and the state has both."""
+
+    def handle(self: Loop, event: Event, now: Now, keep: Keep) -> Turn:
+        both = self._stepped(self._transactions(event)[0], now)[0]
+        happened = yield from real(self, event, now, keep)
+        if happened:
+            self._state = both
+        return happened
+
+    real = Loop.handle
+    handling(patch, handle)
+
+
+@bug("durable", "intent-first", "reservations-survive", "sanity", "one-result", "cancelled")
+def failed_commit_becomes_the_state(patch: Patch) -> None:
+    """The store says no, and nobody listens."""
+
+    def handle(self: Loop, event: Event, now: Now, keep: Keep) -> Turn:
+        state, commit, rest = split(self, self._transactions(event)[0], now, keep)
+        if commit.records:
+            yield commit
+        self._state = state
+        yield from self._act(self._transactions(event)[0], rest)
+        return True
+
+    handling(patch, handle)
+
+
+@bug("reload")
+def rules_taken_up_before_the_commit(patch: Patch) -> None:
+    """A reload that can't be stored leaves the new rules with the old cells."""
+
+    def handle(self: Loop, event: Event, now: Now, keep: Keep) -> Turn:
+        if isinstance(event, ev.ConfigLoaded):
+            self._state = replace(self._state, rules=event.rules, settings=event.settings)
+        return (yield from real(self, event, now, keep))
+
+    real = Loop.handle
+    handling(patch, handle)
+
+
+@bug("reload")
+def settings_left_out_of_a_reload(patch: Patch) -> None:
+    """The cells are the new config's, the workers are started by the old one."""
+    after(
+        patch,
+        ev.ConfigLoaded,
+        lambda state, event, done: (replace(done[0], settings=state.settings), done[1]),
+    )
+
+
+@bug("answered", "liveness", "cancelled")
+def answer_kept_by_itself(patch: Patch) -> None:
+    """What a person is told is kept, and then what it tells of."""
+
+    def handle(self: Loop, event: Event, now: Now, keep: Keep) -> Turn:
+        records = tuple(keep(self._state))
+        if records:
+            yield Commit(records)
+        return (yield from real(self, event, now))
+
+    real = Loop.handle
+    handling(patch, lambda self, event, now, keep: handle(self, event, now, keep))
+
+
+@bug("liveness")
+def wake_of_a_plan_after_an_event_forgotten(patch: Patch) -> None:
+    """Only what is planned by the clock sets the clock again."""
+
+    def act(self: Loop, events: Any, effects: Any) -> Any:
+        yield from real(self, events, [each for each in effects if len(events) == 1 or not isinstance(each, WakeAt)])
+
+    real = Loop._act
+    patch.setattr(Loop, "_act", act)
+
+
+@bug("liveness")
+def no_reading_called_for(patch: Patch) -> None:
+    """What an attempt has given back is not looked at."""
+    patch.setattr(Loop, "_call_for_reading", lambda self, events, before: iter(()))
+
+
+@bug("liveness", "reservations-survive")
+def intent_kept_and_nothing_started(patch: Patch) -> None:
+    """What is planned after an event is stored with it, and not done."""
+
+    def act(self: Loop, events: Any, effects: Any) -> Any:
+        yield from (each for each in real(self, events, effects) if len(events) == 1 or not isinstance(each, Spawn))
+
+    real = Loop._act
+    patch.setattr(Loop, "_act", act)
+
+
+@bug("unavailable")
+def failed_reading_ignored(patch: Patch) -> None:
+    """That no device can be read is taken for no news."""
+    after(patch, ev.DevicesUnreadable, lambda state, event, done: (state, ()))

@@ -10,9 +10,9 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields
 from multiprocessing import get_context
 
-from boundd.sim.campaign import Report, run_seed, run_seeds
-from boundd.sim.generate import random_world
 from boundd.sim.trace import Violation
+from tests.sim.generate import random_world
+from tests.sim.seeds import Report, run_seed, run_seeds
 
 CHUNK = 100
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from boundd.sim.campaign import run_seed
 from boundd.sim.trace import Violation
 from tests.sim.bugs import BUGS, Bug
+from tests.sim.seeds import run_seed
 
 BUDGET = 250
 """Seeds, the same from 0 on for every bug; `test_campaign` shows that they are clean without one."""

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from boundd.sim.campaign import run_seed
 from tests.sim.campaign import run, told
+from tests.sim.seeds import run_seed
 
 SEEDS = 1000
 MOST_JOBS = 2

@@ -16,7 +16,6 @@ from boundd.core.scheduler import placement
 from boundd.core.scheduler.planner import Plan, plan
 from boundd.sim import (
     CellTruth,
-    Deed,
     Failure,
     Faults,
     Foreign,
@@ -27,11 +26,11 @@ from boundd.sim import (
     SimDevice,
     Violation,
     Window,
-    Wish,
     World,
-    simulate,
 )
-from boundd.sim.invariants import Checker
+from tests.sim.daemon import simulate
+from tests.sim.invariants import Checker
+from tests.sim.trouble import Deed, Trouble, Wish
 
 GIB = 1024**3
 ONE = (SimDevice("GPU-0", "A", 24 * GIB),)
@@ -95,7 +94,7 @@ def test_neighbours_run_each_other_out_of_memory_if_they_are_let(monkeypatch: py
     assert MemoryEnd.NEIGHBOUR in {trace.memory for trace in let.attempts}
     monkeypatch.setattr(Checker, "_fits", lambda self, attempt: None)
     monkeypatch.setattr(Checker, "_ledger", lambda self, state: None)
-    monkeypatch.setattr("boundd.sim.invariants.sanity_check", lambda state: None)
+    monkeypatch.setattr("tests.sim.invariants.sanity_check", lambda state: None)
     with pytest.raises(Violation, match="neighbours"):
         simulate(world, RULES, policy=by_free_memory)
 
@@ -129,7 +128,7 @@ def test_a_lost_device_takes_its_workers_and_comes_back() -> None:
 @pytest.mark.parametrize("point", range(10))
 def test_a_crash_between_any_two_effects(point: int) -> None:
     """Whatever was committed is found again; what was never started is lost and costs nothing."""
-    world = World(ONE, (cell(0, 9, 10), cell(1, 9, 10)), Faults(crash_points=frozenset({point})))
+    world = World(ONE, (cell(0, 9, 10), cell(1, 9, 10)), Trouble(crash_points=frozenset({point})))
     done = simulate(world, RULES)
     assert done.counts.crashes == 1
     assert set(done.cells.values()) == {CellState.SUCCEEDED}
@@ -138,7 +137,7 @@ def test_a_crash_between_any_two_effects(point: int) -> None:
 
 def test_workers_outlive_the_daemon() -> None:
     """A daemon that is down for longer than the cell takes finds its result."""
-    faults = Faults(deeds=(Deed(10.0, Wish.STOP),), down_s=500.0)
+    faults = Trouble(deeds=(Deed(10.0, Wish.STOP),), down_s=500.0)
     done = simulate(World(ONE, (cell(0, 9, 10),), faults), RULES)
     (trace,) = done.attempts
     assert (trace.outcome, trace.ended_s) == (Outcome.SUCCEEDED, 60.0)
@@ -147,7 +146,7 @@ def test_workers_outlive_the_daemon() -> None:
 
 def test_a_store_that_is_busy_is_asked_again() -> None:
     """The end is recorded once it can be, and once."""
-    faults = Faults(store_busy=(Window(59.0, 70.0),))
+    faults = Trouble(store_busy=(Window(59.0, 70.0),))
     done = simulate(World(ONE, (cell(0, 9, 10),), faults), RULES)
     assert done.counts.failed_commits > 3
     assert len(done.attempts) == 1
@@ -180,7 +179,7 @@ def test_company_slows_where_the_world_says_so() -> None:
 
 def test_a_run_that_can_not_end_is_told() -> None:
     """A pause that nobody ends; without `must_end` it is over, and says what waits."""
-    world = World(ONE, (cell(0, 9, 10),), Faults(deeds=(Deed(0.0, Wish.PAUSE), Deed(1.0, Wish.CORDON, "GPU-0"))))
+    world = World(ONE, (cell(0, 9, 10),), Trouble(deeds=(Deed(0.0, Wish.PAUSE), Deed(1.0, Wish.CORDON, "GPU-0"))))
     paused = replace(world, cells=(*world.cells, cell(1, 9, 10, mishaps=(Mishap(Failure.SHIM_LOST),))))
     with pytest.raises(Violation, match=r"liveness.*paused"):
         simulate(paused, RULES)

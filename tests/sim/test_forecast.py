@@ -7,8 +7,8 @@ import pytest
 from boundd.core.lifecycle.step import step
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.devices import DeviceReading
-from boundd.core.model.events import DevicesRead, MatrixLoaded, Now, PauseRequested, Wake
-from boundd.core.model.state import State
+from boundd.core.model.events import ConfigLoaded, DevicesRead, Now, PauseRequested, Wake
+from boundd.core.model.state import Rules, State
 from boundd.core.scheduler.durations import expected_duration_s
 from boundd.sim import SimDevice
 from boundd.sim.forecast import forecast
@@ -27,7 +27,7 @@ def state_of(cells: int, *, free_gib: int = 24, wake: bool = True) -> State:
         )
         for n in range(cells)
     )
-    state, _ = step(State(), MatrixLoaded(matrix), BEGAN)
+    state, _ = step(State(), ConfigLoaded(matrix, Rules()), BEGAN)
     readings = tuple(DeviceReading(f"GPU-{n}", n, "A", 24 * GIB, free_gib * GIB) for n in range(2))
     state, _ = step(state, DevicesRead(readings), BEGAN)
     return step(state, Wake(), BEGAN)[0] if wake else state

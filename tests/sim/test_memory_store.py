@@ -11,10 +11,10 @@ from boundd.core.model.history import Durations, Observations
 from boundd.core.model.records import Record
 from boundd.core.model.state import Rules
 from boundd.ports import Snapshot
-from boundd.sim import engine
-from boundd.sim.campaign import run_seed
-from boundd.sim.memory_store import Kept
 from boundd.store.sqlite import SqliteStore
+from tests.sim import daemon
+from tests.sim.memory_store import Kept
+from tests.sim.seeds import run_seed
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -37,7 +37,7 @@ def test_the_real_store_restores_the_same(seed: int, tmp_path: Path, monkeypatch
             transactions.append(tuple(records))
             super().commit(records)
 
-    monkeypatch.setattr(engine, "Kept", Written)
+    monkeypatch.setattr(daemon, "Kept", Written)
     run_seed(seed)
     half = len(transactions) // 2
     for upto in (half, len(transactions)):

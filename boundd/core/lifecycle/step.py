@@ -50,7 +50,7 @@ def step(state: State, event: Event, now: Now) -> Step:
     return handler(state, event, now)
 
 
-def _matrix_loaded(state: State, event: ev.MatrixLoaded, now: Now) -> Step:
+def _config_loaded(state: State, event: ev.ConfigLoaded, now: Now) -> Step:
     known, changed, records = state.cells, {}, []
     for cell, policy in event.cells:
         before = known.get(cell.key)
@@ -62,7 +62,9 @@ def _matrix_loaded(state: State, event: ev.MatrixLoaded, now: Now) -> Step:
     cells = Cells.of(known.records.update(changed), order)
     # A config that is read again and again must not make anybody wait from the beginning.
     refused_since = Map({needs: since for needs, since in state.refused_since.items() if needs in cells.queues})
-    new = replace(state, cells=cells, order=order, refused_since=refused_since)
+    new = replace(
+        state, rules=event.rules, settings=event.settings, cells=cells, order=order, refused_since=refused_since
+    )
     counts = {f"boundd.cells_{name}": count for name, count in sorted(new.count_by_state().items())}
     note = Note(Action.MATRIX_LOADED, f"the matrix has {len(new.order)} cells", fields=counts)
     return new, (*_commit(records), note, ResultsChanged())
@@ -117,6 +119,16 @@ def _witnessed(state: State, event: ev.DevicesRead) -> Map[str, Attempt]:
         if (why, seen) != (attempt.unattested, attempt.witnessed):
             attempts = attempts.set(attempt.id, replace(attempt, unattested=why, witnessed=seen))
     return attempts
+
+
+def _devices_unreadable(state: State, event: ev.DevicesUnreadable, now: Now) -> Step:
+    devices = state.devices
+    for uuid, device in devices.items():
+        unread = replace(device.reading, total_bytes=None, free_bytes=None, unavailable=event.why)
+        devices = devices.set(uuid, replace(device, reading=unread))
+    is_news = any(not device.reading.unavailable for device in state.devices.values())
+    note = Note(Action.DEVICE_UNAVAILABLE, f"no device can be read: {event.why}", "error")
+    return replace(state, devices=devices), ((note,) if is_news else ())
 
 
 def _disk_notes(before: State, after: State) -> list[Note]:
@@ -380,8 +392,9 @@ def _note(action: Action, message: str, attempt: Attempt) -> Note:
 
 
 _HANDLERS: dict[type, Callable[[State, Any, Now], Step]] = {
-    ev.MatrixLoaded: _matrix_loaded,
+    ev.ConfigLoaded: _config_loaded,
     ev.DevicesRead: _devices_read,
+    ev.DevicesUnreadable: _devices_unreadable,
     ev.AttemptStarted: _attempt_started,
     ev.AttemptProgressed: _attempt_progressed,
     ev.PointMeasured: _point_measured,

@@ -9,7 +9,7 @@ an attempt has given back meanwhile would be counted twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from boundd.core.model.devices import DeviceReading
@@ -68,3 +68,31 @@ def settled(reading: DeviceReading, attempts: frozenset[str], last: Listed | Non
     observed = {attempt_id: size for attempt_id, size in last.observed.items() if attempt_id in attempts}
     left = sum(size or 0 for attempt_id, size in last.observed.items() if attempt_id not in attempts)
     return replace(reading, free_bytes=min(reading.free_bytes, last.free_bytes + left + MISMATCH_BYTES)), observed
+
+
+def with_lists(
+    readings: Iterable[DeviceReading],
+    attempts: Mapping[str, frozenset[str]],
+    listed: Mapping[str, Listed],
+    held_in: Callable[[Mapping[int, int | None], frozenset[str]], Observed],
+    holders: Mapping[str, str] | None = None,
+) -> tuple[tuple[DeviceReading, ...], Mapping[str, Observed], Mapping[str, Listed]]:
+    """The readings to go by, what the attempts on each device hold, and what is now known of the lists.
+
+    `attempts` are the live ones of each device, `listed` what was known before, `holders` who has a device that takes
+    one process, all by UUID. `held_in` says what each of some attempts holds by a list of pids and bytes.
+    """
+    to_go_by, held, known = [], {}, dict(listed)
+    for reading in readings:
+        ours = attempts.get(reading.uuid, frozenset())
+        if reading.process_bytes is None or reading.free_bytes is None:
+            last = listed.get(reading.uuid)
+            settled_reading, held[reading.uuid] = settled(reading, ours, last)
+            holder = last.holder if last is not None and not ours else ""
+            to_go_by.append(held_by(settled_reading, holder))
+        else:
+            holder = (holders or {}).get(reading.uuid, "")
+            held[reading.uuid] = held_in(reading.process_bytes, ours)
+            known[reading.uuid] = Listed(reading.free_bytes, held[reading.uuid], holder)
+            to_go_by.append(held_by(reading, holder))
+    return tuple(to_go_by), held, known

@@ -106,4 +106,14 @@ class WakeAt:
     boot_s: float
 
 
-Effect = Commit | Spawn | EndWorker | Note | ResultsChanged | WakeAt
+@dataclass(frozen=True, slots=True)
+class ReadDevices:
+    """Read the devices again, because the latest reading is no longer what should be planned by.
+
+    `at_once`: as soon as can be; else the next regular reading is soon enough.
+    """
+
+    at_once: bool = False
+
+
+Effect = Commit | Spawn | EndWorker | Note | ResultsChanged | WakeAt | ReadDevices

@@ -9,6 +9,7 @@ from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.devices import DeviceReading
 from boundd.core.model.host import HostReading
 from boundd.core.model.outcomes import ErrorKind, Measurement, PointRecord, Verdict
+from boundd.core.model.state import Rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +21,14 @@ class Now:
 
 
 @dataclass(frozen=True, slots=True)
-class MatrixLoaded:
-    """The config was read: these are the cells, in order, and how each is to be run."""
+class ConfigLoaded:
+    """The config was read, at the start or by a reload: all of it that a running daemon can take up."""
 
     cells: tuple[tuple[Cell, CellPolicy], ...]
+    """The matrix, in order, and how each cell is to be run."""
+    rules: Rules
+    settings: object = None
+    """What becomes `State.settings`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,13 @@ class DevicesRead:
     """Ids of the attempts whose processes were seen in the lists of their device."""
     disk_free_bytes: int | None = None
     """What is free where the state folder is; None where it could not be read, and then it bounds nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class DevicesUnreadable:
+    """A reading failed as a whole: nothing is known of any device, until a later one succeeds."""
+
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +168,9 @@ class Wake:
 
 
 Event = (
-    MatrixLoaded
+    ConfigLoaded
     | DevicesRead
+    | DevicesUnreadable
     | AttemptStarted
     | AttemptProgressed
     | PointMeasured

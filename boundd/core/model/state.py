@@ -36,6 +36,8 @@ class Rules:
     """The version that workers have, part of what a footprint is learned by; empty where nobody knows."""
     disk_reserve_bytes: int = 0
     """Free bytes where the state folder is, below which no attempt is started; 0 where that isn't looked at."""
+    result_is_printed: bool = False
+    """Whether a worker's result is what it prints, as that of somebody's own script is, or comes by the protocol."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,9 @@ class State:
     """Cells, live attempts and devices, and what was planned last."""
 
     rules: Rules = Rules()
+    settings: object = None
+    """What the config in force says beside the matrix and the rules. The core never looks inside: who starts workers
+    and writes exports does, so that all that a reload changes changes together."""
     order: tuple[str, ...] = ()
     """The keys of the matrix, in its order. `cells` may hold more: those of configs before this one."""
     cells: Cells = field(default_factory=Cells)

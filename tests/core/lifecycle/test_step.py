@@ -18,11 +18,11 @@ from boundd.core.model.events import (
     AttemptEnded,
     AttemptStarted,
     CancelRequested,
+    ConfigLoaded,
     DevicesRead,
     Event,
     Imported,
     ImportRequested,
-    MatrixLoaded,
     Now,
     PauseRequested,
     PointMeasured,
@@ -32,7 +32,7 @@ from boundd.core.model.events import (
 )
 from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, PointRecord, Verdict
 from boundd.core.model.records import SaveCell, SaveEnd, SavePoint
-from boundd.core.model.state import State, sanity_check
+from boundd.core.model.state import Rules, State, sanity_check
 from boundd.core.model.transitions import CELL_TRANSITIONS, IllegalTransitionError, Trigger, next_cell_state
 from boundd.core.scheduler.planner import plan
 
@@ -202,7 +202,7 @@ def test_random_histories_end_well(seed: int) -> None:
 
 
 def _with_devices(rng: random.Random, cells: tuple[tuple[Cell, CellPolicy], ...]) -> State:
-    state, _ = step(State(), MatrixLoaded(cells), at(0))
+    state, _ = step(State(), ConfigLoaded(cells, Rules()), at(0))
     readings = tuple(
         DeviceReading(f"GPU-{n}", n, "Fake", total_bytes=24 * GIB, free_bytes=24 * GIB)
         for n in range(rng.randint(1, 4))

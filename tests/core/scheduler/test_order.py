@@ -15,10 +15,10 @@ from boundd.core.lifecycle.step import step
 from boundd.core.model.attempts import CellState
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.devices import DeviceReading
-from boundd.core.model.events import AttemptEnded, DevicesRead, MatrixLoaded, Now, Wake
+from boundd.core.model.events import AttemptEnded, ConfigLoaded, DevicesRead, Now, Wake
 from boundd.core.model.history import Duration, Durations, Observation, Observations
 from boundd.core.model.outcomes import Isolation, Measurement, Outcome, Verdict
-from boundd.core.model.state import State
+from boundd.core.model.state import Rules, State
 from boundd.core.model.workload import subject_on, workload_of
 from boundd.core.scheduler.order import LONG_PATIENCE, passed_over, patience, ranked
 from boundd.core.scheduler.placement import Ledger
@@ -40,7 +40,7 @@ def world(device_gib: int, *cells: tuple[str, int, float], devices: int = 1) -> 
         parameters = {"model": model, "method": "tome", "steps": 20, "seed": number}
         made.append((Cell.of(parameters, ["model", "seed"]), CellPolicy(footprint_bytes=gib * GIB)))
         took.append(Duration(model, "tome", "Fake", 20, 32, 1, wall_s))
-    state, _ = step(State(), MatrixLoaded(tuple(made)), at(0))
+    state, _ = step(State(), ConfigLoaded(tuple(made), Rules()), at(0))
     readings = [DeviceReading(f"GPU-{n}", n, "Fake", device_gib * GIB, device_gib * GIB) for n in range(devices)]
     state, _ = step(state, DevicesRead(tuple(readings)), at(0))
     for cell, policy in made:
@@ -111,7 +111,7 @@ def completions_until_started(state: State, late: str, gib: int) -> int:
     waits = cell(late, -1, gib * GIB)
     cells = [*((record.cell, record.policy) for record in state.matrix()), waits]
     for count in range(2_000):
-        state, _ = step(state, MatrixLoaded(tuple(cells)), at(count))
+        state, _ = step(state, ConfigLoaded(tuple(cells), state.rules), at(count))
         state, _ = step(state, Wake(), at(count))
         if state.cells[waits[0].key].attempts:
             return count

@@ -15,7 +15,7 @@ from boundd.core.model.attempts import Attempt, CellState
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.devices import DeviceReading, DeviceState
 from boundd.core.model.effects import Action, Commit, Note
-from boundd.core.model.events import AttemptEnded, DevicesRead, Event, MatrixLoaded, Now, UncordonRequested, Wake
+from boundd.core.model.events import AttemptEnded, ConfigLoaded, DevicesRead, Event, Now, UncordonRequested, Wake
 from boundd.core.model.history import Duration, Durations, Observation, Observations
 from boundd.core.model.host import HostReading
 from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, Verdict
@@ -41,7 +41,7 @@ def at(seconds: float) -> Now:
 
 def loaded(cells: list[tuple[Cell, CellPolicy]], gib: list[int], rules: Rules | None = None) -> State:
     """A state with these cells and free devices."""
-    state, _ = step(State(rules=rules or Rules()), MatrixLoaded(tuple(cells)), at(0))
+    state, _ = step(State(), ConfigLoaded(tuple(cells), rules or Rules()), at(0))
     readings = tuple(
         DeviceReading(f"GPU-{n}", n, "Fake", total_bytes=size * GIB, free_bytes=size * GIB)
         for n, size in enumerate(gib)
@@ -122,7 +122,7 @@ def test_the_shortest_of_an_unknown_kind_goes_ahead_and_gets_room() -> None:
     state, _ = run(state, 1, Wake())
     assert len(state.attempts) == 5
     guesses = [small(10 + steps, 20, model="mine", steps=steps) for steps in (50, 20, 30)]
-    state, _ = step(state, MatrixLoaded((*fillers, *guesses)), at(2))
+    state, _ = step(state, ConfigLoaded((*fillers, *guesses), state.rules), at(2))
     clock = 2
     while not any(attempt.label.startswith("mine") for attempt in state.attempts.values()):
         first = min(state.attempts.values(), key=lambda attempt: attempt.label)
@@ -378,7 +378,7 @@ def test_nobody_starves(seed: int, count: int) -> None:
         fresh = [small(arrived + n, rng.randint(1, 6), steps=1000) for n in range(max(0, 12 * count - waiting))]
         arrived += len(fresh)
         cells = [*((r.cell, r.policy) for r in state.matrix() if r.state is not CellState.SUCCEEDED), *fresh]
-        state, _ = step(state, MatrixLoaded(tuple(cells)), at(ended))
+        state, _ = step(state, ConfigLoaded(tuple(cells), state.rules), at(ended))
         state, _ = step(state, Wake(), at(ended))
         if state.cells[large.key].attempts == 0:
             for attempt in sorted(state.attempts):
@@ -423,7 +423,7 @@ def test_a_reload_keeps_who_waited_longest_first(make_cell: MakeCell, make_state
     cells = [make_cell(seed=n) for n in range(3)]
     state = make_state(cells, [24], policy=CellPolicy(footprint_bytes=20 * GIB))
     pairs = tuple((cell, CellPolicy(footprint_bytes=20 * GIB)) for cell in reversed(cells[1:]))
-    state, _ = step(state, MatrixLoaded(pairs), at(1))
+    state, _ = step(state, ConfigLoaded(pairs, state.rules), at(1))
     (attempt,) = plan(state, at(2)).started
     assert attempt.key == cells[2].key
     assert len(state.cells) == 3

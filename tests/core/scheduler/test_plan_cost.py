@@ -17,14 +17,14 @@ import pytest
 from benchmarks.packing.traces import TRACES, thinned
 from benchmarks.planner import Case, Clocked, matrix, readings
 from boundd.core.model.devices import DeviceReading
-from boundd.core.model.events import AttemptEnded, AttemptStarted, DevicesRead, MatrixLoaded, Now, Wake
+from boundd.core.model.events import AttemptEnded, AttemptStarted, ConfigLoaded, DevicesRead, Now, Wake
 from boundd.core.model.outcomes import Isolation, Measurement, Outcome, Verdict
 from boundd.core.model.queues import Cells
 from boundd.core.model.state import Rules, State
 from boundd.core.scheduler import placement
 from boundd.core.scheduler.planner import Plan, plan
-from boundd.sim import simulate
-from boundd.sim.generate import random_world
+from tests.sim.daemon import simulate
+from tests.sim.generate import random_world
 
 GIB = 1024**3
 SEEDS = range(500, 530)
@@ -50,7 +50,7 @@ def calls_of_an_end_and_its_plan(cells: int, kinds: int = 9) -> list[int]:
     """Calls that recording each of a few ends takes, and planning what takes its place, on a full box."""
     case = Case(cells, 8, kinds)
     run = Clocked()
-    for event in (readings(case), MatrixLoaded(tuple(matrix(case))), Wake()):
+    for event in (readings(case), ConfigLoaded(tuple(matrix(case)), Rules()), Wake()):
         run.do(event)
     for attempt in tuple(run.state.attempts):
         run.do(AttemptStarted(attempt))
@@ -128,7 +128,7 @@ def test_what_is_remembered_is_of_these_rules() -> None:
     cell, policy = next(matrix(Case(1, 1, 1)))
     run = Clocked()
     run.do(DevicesRead((DeviceReading("GPU-0", 0, "Simulated", 24 * GIB, 24 * GIB, {}, None),)))
-    run.do(MatrixLoaded(((cell, replace(policy, footprint_bytes=20 * GIB)),)))
+    run.do(ConfigLoaded(((cell, replace(policy, footprint_bytes=20 * GIB)),), Rules()))
     (needs,) = run.state.cells.queues
     for margin, alone in ((GIB // 2, False), (4 * GIB, True), (GIB // 2, False)):
         state = replace(run.state, rules=Rules(margin_bytes=margin))

@@ -12,8 +12,8 @@ from boundd.core.lifecycle.step import step
 from boundd.core.model.attempts import CellState
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.devices import DeviceReading
-from boundd.core.model.events import DevicesRead, MatrixLoaded, Now
-from boundd.core.model.state import State, sanity_check
+from boundd.core.model.events import ConfigLoaded, DevicesRead, Now
+from boundd.core.model.state import Rules, State, sanity_check
 from boundd.core.scheduler.planner import plan
 
 GIB = 1024**3
@@ -46,7 +46,7 @@ def test_exclusive_cells_have_no_company(make_cell: MakeCell, make_state: MakeSt
     large = make_cell(model="SDXL")
     late = make_cell(steps=2)
     cells = [*((r.cell, r.policy) for r in state.matrix()), (large, CellPolicy(exclusive=True)), (late, small)]
-    state, _ = step(state, MatrixLoaded(tuple(cells)), NOW)
+    state, _ = step(state, ConfigLoaded(tuple(cells), state.rules), NOW)
     planned = plan(state, NOW)
     assert planned.started == ()
     assert "must be alone" in planned.state.deferrals[large.key].devices[0].reason
@@ -136,7 +136,7 @@ def test_never_over_a_devices_memory(sizes: list[int], devices: list[int], alone
     policies = [
         CellPolicy(footprint_bytes=size * GIB, exclusive=only) for size, only in zip(sizes, alone, strict=False)
     ]
-    state, _ = step(State(), MatrixLoaded(tuple(zip(cells, policies, strict=True))), NOW)
+    state, _ = step(State(), ConfigLoaded(tuple(zip(cells, policies, strict=True)), Rules()), NOW)
     readings = tuple(
         DeviceReading(f"GPU-{n}", n, "Fake", total_bytes=size * GIB, free_bytes=size * GIB)
         for n, size in enumerate(devices)

@@ -15,18 +15,16 @@ from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.state import Rules
 from boundd.sim.world import (
     CellTruth,
-    Deed,
     Failure,
-    Faults,
     Foreign,
     Mishap,
     Outage,
     SimCell,
     SimDevice,
     Window,
-    Wish,
     World,
 )
+from tests.sim.trouble import Deed, Trouble, Wish
 
 MIB = 1024**2
 GIB = 1024**3
@@ -56,7 +54,7 @@ class _Kind:
 
 def random_world(seed: int) -> tuple[World, Rules]:
     """The world of a seed, and the rules that it is run by."""
-    draw = random.Random(seed)  # noqa: S311 - a replay must draw the same
+    draw = random.Random(seed)
     rules = Rules(
         margin_bytes=draw.choice((0, 256 * MIB, 512 * MIB)),
         mix_models=draw.random() < 0.3,
@@ -156,7 +154,7 @@ def _truth(draw: random.Random, kind: _Kind) -> CellTruth:
     )
 
 
-def _faults(draw: random.Random, devices: tuple[SimDevice, ...], cells: tuple[SimCell, ...]) -> Faults:
+def _faults(draw: random.Random, devices: tuple[SimDevice, ...], cells: tuple[SimCell, ...]) -> Trouble:
     def some(likely: float, most: int, make: Callable[[], T]) -> tuple[T, ...]:
         return tuple(make() for _ in range(draw.randint(1, most))) if draw.random() < likely else ()
 
@@ -176,22 +174,39 @@ def _faults(draw: random.Random, devices: tuple[SimDevice, ...], cells: tuple[Si
     def sick() -> Outage:
         return Outage(draw.choice(devices).uuid, draw.uniform(0.0, 10.0), draw.uniform(60.0, TROUBLE_S))
 
-    return Faults(
+    deeds = _deeds(draw, devices, cells) if draw.random() < 0.35 else ()
+    return Trouble(
         foreign=some(0.4, 2, foreign),
         outages=some(0.25, 2, outage),
         sick=some(0.12, 1, sick),
-        probe_failures=some(0.12, 1, lambda: window(20.0)),
+        probe_failures=some(0.3, 2, lambda: window(60.0)),
         blind=some(0.2, 1, lambda: window(120.0)),
-        store_busy=some(0.2, 2, lambda: window(15.0)),
+        store_busy=(*some(0.2, 2, lambda: window(15.0)), *_busy_at_reloads(draw, deeds)),
+        store_tight=some(0.2, 2, lambda: window(15.0)),
         crash_points=frozenset(some(0.5, 4, lambda: draw.randint(0, 80))),
         down_s=draw.choice((1.0, 5.0, 40.0)),
-        deeds=_deeds(draw, devices, cells) if draw.random() < 0.35 else (),
+        deeds=deeds,
+        late_cells=_late_cells(draw, deeds, cells),
     )
+
+
+def _busy_at_reloads(draw: random.Random, deeds: tuple[Deed, ...]) -> tuple[Window, ...]:
+    """Now and then the store takes nothing just when a person asks for a reload."""
+    asked_s = [deed.at_s for deed in deeds if deed.wish is Wish.RELOAD]
+    return tuple(Window(at_s, at_s + draw.uniform(0.5, 15.0)) for at_s in asked_s if draw.random() < 0.5)
+
+
+def _late_cells(draw: random.Random, deeds: tuple[Deed, ...], cells: tuple[SimCell, ...]) -> int:
+    """How many of the last cells a reload brings: none without one, nor any that somebody asks for by name."""
+    if not any(deed.wish is Wish.RELOAD for deed in deeds):
+        return 0
+    named = [number for number, each in enumerate(cells) if any(deed.subject == each.cell.key for deed in deeds)]
+    return draw.randint(0, len(cells) - 1 - max(named, default=0))
 
 
 def _deeds(draw: random.Random, devices: tuple[SimDevice, ...], cells: tuple[SimCell, ...]) -> tuple[Deed, ...]:
     deeds: list[Deed] = []
-    for _ in range(draw.randint(1, 3)):
+    for _ in range(draw.randint(1, 4)):
         at_s = draw.uniform(0.0, TROUBLE_S / 2)
         later_s = at_s + draw.uniform(1.0, 60.0)
         key, device = draw.choice(cells).cell.key, draw.choice(devices).uuid

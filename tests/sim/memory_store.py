@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from immutables import Map
-
+from boundd.core.lifecycle.loop import restored
 from boundd.core.model.attempts import Attempt, CellRecord
 from boundd.core.model.cells import CellPolicy
-from boundd.core.model.history import Durations, Observations
 from boundd.core.model.outcomes import Verdict
-from boundd.core.model.queues import Cells
 from boundd.core.model.records import (
     Record,
+    SaveAnswer,
     SaveAttempt,
     SaveCell,
     SaveCordon,
@@ -43,6 +41,8 @@ class Kept:
     cordons: dict[str, str] = field(default_factory=dict)
     paused: bool = False
     learned: list[SaveObservation | SaveDuration] = field(default_factory=list)
+    answers: set[str] = field(default_factory=set)
+    """The keys of the requests that were answered."""
 
     _numbered: dict[tuple[str, int], str] = field(default_factory=dict)
 
@@ -73,6 +73,8 @@ class Kept:
                     self.paused = paused
                 case SaveObservation() | SaveDuration():
                     self.learned.append(record)
+                case SaveAnswer():
+                    self.answers.add(record.key)
 
     def _save(self, attempt: Attempt) -> None:
         if self._numbered.setdefault((attempt.key, attempt.number), attempt.id) != attempt.id:
@@ -92,18 +94,17 @@ class Kept:
         """The attempts without an end."""
         return [attempt for attempt in self.attempts.values() if attempt.id not in self.ends]
 
-    def restored(self, rules: Rules) -> State:
+    def restored(self, rules: Rules, settings: object = None) -> State:
         """The state that a daemon begins with, before it has read the config's matrix or any device."""
-        return State(
-            rules=rules,
-            cells=Cells.of({key: bare_cell(record) for key, record in self.cells.items()}),
-            attempts=Map({attempt.id: attempt for attempt in self.live()}),
-            cordons=dict(self.cordons),
+        return restored(
+            rules,
+            settings,
+            cells=[bare_cell(record) for record in self.cells.values()],
+            attempts=self.live(),
+            observations=[each.observation for each in self.learned if isinstance(each, SaveObservation)],
+            durations=[each.duration for each in self.learned if isinstance(each, SaveDuration)],
+            cordons=self.cordons,
             paused=self.paused,
-            observations=Observations.of(
-                each.observation for each in self.learned if isinstance(each, SaveObservation)
-            ),
-            durations=Durations.of(each.duration for each in self.learned if isinstance(each, SaveDuration)),
         )
 
 

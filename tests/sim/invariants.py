@@ -12,15 +12,24 @@ from dataclasses import replace
 from typing import TypeVar
 
 from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellState, EndReason
-from boundd.core.model.devices import DeviceReading
+from boundd.core.model.events import (
+    AttemptEnded,
+    AttemptProgressed,
+    AttemptStarted,
+    ConfigLoaded,
+    DevicesRead,
+    DevicesUnreadable,
+    Event,
+    PointMeasured,
+)
 from boundd.core.model.outcomes import ErrorKind, Outcome, Verdict
 from boundd.core.model.records import Record, SaveAttempt, SaveCell, SaveEnd
 from boundd.core.model.state import Rules, State, sanity_check
 from boundd.sim.machine import Machine, Worker, most_bytes
-from boundd.sim.memory_store import Kept, bare_cell
 from boundd.sim.recorder import FITS_PERCENT, PLAIN, fits_alone
 from boundd.sim.trace import MemoryEnd, Violation
 from boundd.sim.world import World
+from tests.sim.memory_store import Kept, bare_cell
 
 FREE_ATTEMPTS = 10
 """What is promised: so many attempts that nobody pays for. A number of its own, so that a change there is noticed."""
@@ -37,19 +46,29 @@ T = TypeVar("T")
 ENDS = frozenset(CellState) - {CellState.PENDING, CellState.RUNNING}
 
 
+STARTS_NOTHING = (AttemptStarted, AttemptProgressed, PointMeasured, DevicesUnreadable)
+"""What is promised: events because of which no attempt is started. A list of its own, so that a change is noticed."""
+
+
 class NoChecks:
     """For runs of other policies, which are measured and not judged."""
+
+    def config_read(self, config: ConfigLoaded) -> None:
+        """Nothing."""
+
+    def handled(self, state: State, event: Event, *, happened: bool) -> None:
+        """Nothing."""
 
     def recovered(self, state: State) -> None:
         """Nothing."""
 
-    def read(self, readings: Sequence[DeviceReading], as_of_s: float) -> None:
+    def read(self, event: Event, as_of_s: float) -> None:
         """Nothing."""
 
     def committed(self, records: Sequence[Record], now_s: float) -> None:
         """Nothing."""
 
-    def spawning(self, attempt: Attempt, now_s: float) -> None:
+    def spawning(self, attempt: Attempt, event: Event, now_s: float) -> None:
         """Nothing."""
 
     def stepped(self, state: State) -> None:
@@ -84,6 +103,7 @@ class Checker(NoChecks):
         self._known_foreign: dict[str, int] = {}
         """By attempt: what foreign processes held when its device was last read before it was placed."""
         self._compared: dict[int, tuple[object, object]] = {}
+        self._in_force: ConfigLoaded | None = None
         names = Counter(device.name for device in world.devices)
         self._model = None if rules.mix_models else min(names, key=lambda name: (-names[name], name))
 
@@ -92,11 +112,32 @@ class Checker(NoChecks):
         self._not_before_s.clear()
         self._ledger(state)
 
-    def read(self, readings: Sequence[DeviceReading], as_of_s: float) -> None:
+    def config_read(self, config: ConfigLoaded) -> None:
+        """A daemon that starts has read this config, and begins with it."""
+        self._in_force = config
+
+    def handled(self, state: State, event: Event, *, happened: bool) -> None:
+        """An event was handled to its end. What is in force is one config as a whole, and no other than is said."""
+        if happened and isinstance(event, ConfigLoaded):
+            self._in_force = event
+        config = self._in_force
+        if config is None or not state.order:
+            return
+        whole = (tuple(cell.key for cell, _ in config.cells), config.rules, config.settings)
+        if (state.order, state.rules, state.settings) != whole:
+            raise Violation("reload", f"after {type(event).__name__} a part of another config is in force")
+        for cell, policy in config.cells:
+            if state.cells[cell.key].policy != policy:
+                raise Violation("reload", f"{cell.label} is run by another config's policy")
+
+    def read(self, event: Event, as_of_s: float) -> None:
         """The daemon has taken note of this reading; remember what was true when it was taken."""
-        for reading in readings:
-            foreign, held = self._machine.devices[reading.uuid].as_of(as_of_s)
-            self._known[reading.uuid] = (not reading.unavailable, foreign, dict(held))
+        if isinstance(event, DevicesRead):
+            for reading in event.readings:
+                foreign, held = self._machine.devices[reading.uuid].as_of(as_of_s)
+                self._known[reading.uuid] = (not reading.unavailable, foreign, dict(held))
+        elif isinstance(event, DevicesUnreadable):
+            self._known = {uuid: (False, *known[1:]) for uuid, known in self._known.items()}
 
     def stepped(self, state: State) -> None:
         """A step was taken and all of it is kept."""
@@ -154,8 +195,12 @@ class Checker(NoChecks):
 
     # Placing
 
-    def spawning(self, attempt: Attempt, now_s: float) -> None:
-        """A worker is about to be started."""
+    def spawning(self, attempt: Attempt, event: Event, now_s: float) -> None:
+        """A worker is about to be started, because of this event."""
+        if isinstance(event, STARTS_NOTHING):
+            raise Violation("nothing-freed", f"{attempt.label} is started after {type(event).__name__}")
+        if isinstance(event, AttemptEnded) and event.verdict.outcome is Outcome.OUT_OF_MEMORY:
+            raise Violation("nothing-freed", f"{attempt.label} is started by a reading that an end has shown to be old")
         self._may_start(attempt, now_s)
         self._may_be_there(attempt)
         self._fits(attempt)
@@ -245,10 +290,12 @@ class Checker(NoChecks):
 
     def committed(self, records: Sequence[Record], now_s: float) -> None:
         """These were kept."""
-        cells = {record.record.cell.key: record.record for record in records if isinstance(record, SaveCell)}
+        saved = [(record.record.cell.key, record.record) for record in records if isinstance(record, SaveCell)]
+        cells = dict(reversed(saved))
+        """Each as its first record has it: what an end makes of its cell, before the plan may start it again."""
         ended = {record.attempt.key: record.attempt for record in records if isinstance(record, SaveEnd)}
-        for key, cell in cells.items():
-            if ended and key not in ended:
+        for key, cell in saved:
+            if ended and key not in ended and cell.state is CellState.PENDING:
                 self._cut_with(next(iter(ended.values())), key, cell)
             if cell.state is CellState.PENDING and self._cells.get(key) in ENDS:
                 self._forgive(key)

@@ -1,4 +1,4 @@
-"""What the composition root adds to its parts."""
+"""The export file, kept current."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from boundd.composition.wiring import Exporter
+from boundd.composition.exporter import Exporter
 from boundd.config.settings import load
 from boundd.core.model.effects import Action, Note
 from boundd.core.model.events import Now
@@ -63,7 +63,7 @@ async def test_exports_that_meet_don_t_trip_over_each_other(tmp_path: Path) -> N
                 for number in range(4):
                     safety = replace(settings, safety_factor=1.0 + round_number / 10 + number / 100)
                     exporters._settings = safety
-                    group.start_soon(exporters.write, State())
+                    group.start_soon(exporters.write, State(settings=settings))
     finally:
         await store.aclose()
     assert Action.EXPORT_FAILED not in notes.actions
@@ -84,7 +84,7 @@ async def test_an_export_that_can_t_be_read_now_keeps_nobody_from_starting(tmp_p
     try:
         exporter = Exporter(settings, store, notes, SystemClock())
         await exporter.check_may_write()
-        assert not await exporter.write(State())
+        assert not await exporter.write(State(settings=settings))
         (tmp_path / "theirs").write_text("theirs")
         with pytest.raises(ForeignExportError):
             await Exporter(replace(settings, export=tmp_path / "theirs"), store, notes, SystemClock()).check_may_write()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from boundd.sim.engine import simulate
-from boundd.sim.generate import random_world
 from boundd.sim.trace import Counts, Outcomes, Violation
+from tests.sim.daemon import simulate
+from tests.sim.generate import random_world
 
 REPLAY_EVERY = 25
 """So many seeds for each one that is run twice and compared line by line."""

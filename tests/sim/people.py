@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from boundd.core.model.events import (
     CancelRequested,
+    ConfigLoaded,
     CordonRequested,
     Event,
-    MatrixLoaded,
     PauseRequested,
     ResumeRequested,
     RetryRequested,
@@ -16,7 +16,7 @@ from boundd.core.model.events import (
     UncordonRequested,
 )
 from boundd.sim.clock import Agenda
-from boundd.sim.world import Deed, Wish, World
+from tests.sim.trouble import Deed, Wish
 
 ASK_AGAIN_S = 3.0
 CORDON_REASON = "a person wants it"
@@ -25,8 +25,8 @@ CORDON_REASON = "a person wants it"
 class People:
     """Does the deeds in order; one that was not done is tried again before any other."""
 
-    def __init__(self, world: World, agenda: Agenda, do: Callable[[Deed], bool]) -> None:
-        self.waiting = sorted(world.faults.deeds, key=lambda deed: deed.at_s)
+    def __init__(self, deeds: Sequence[Deed], agenda: Agenda, do: Callable[[Deed], bool]) -> None:
+        self.waiting = sorted(deeds, key=lambda deed: deed.at_s)
         self._agenda = agenda
         self._do = do
         if self.waiting:
@@ -46,8 +46,8 @@ class People:
             self._agenda.at(self.waiting[0].at_s if done else self._agenda.now_s + ASK_AGAIN_S, self._next)
 
 
-def event_of(deed: Deed, world: World) -> Event:
-    """The event that the API makes of it."""
+def event_of(deed: Deed, config: ConfigLoaded) -> Event:
+    """The event that the API makes of it; `config` is what a reload would read now."""
     match deed.wish:
         case Wish.CANCEL:
             return CancelRequested((deed.subject,))
@@ -62,6 +62,6 @@ def event_of(deed: Deed, world: World) -> Event:
         case Wish.UNCORDON:
             return UncordonRequested(deed.subject)
         case Wish.RELOAD:
-            return MatrixLoaded(tuple((each.cell, each.policy) for each in world.cells))
+            return config
         case Wish.STOP | Wish.STOP_ALL:
             return ShutdownRequested(deed.wish is Wish.STOP_ALL)

@@ -1,0 +1,121 @@
+"""How results leave: the export file, kept current, and exports for people."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import anyio
+
+from boundd import __version__
+from boundd.catalogue.models import pipeline_classes
+from boundd.composition.config import settings_of
+from boundd.composition.versions import Versions, versions_of
+from boundd.config import Settings
+from boundd.core.model.effects import Action, Note
+from boundd.core.model.state import State
+from boundd.ports import Clock, Observer, Store
+from boundd.results.export import CellTexts, ExportCell, Rendered, render_export
+from boundd.results.staleness import VersionOf, is_stale
+from boundd.telemetry.export_file import (
+    ForeignExportError,
+    check_may_write,
+    clear_drafts,
+    digest_of,
+    write_export,
+    written_by_boundd,
+)
+
+EXPORT_DIGESTS = "export-digests"
+"""The store's fact that tells which files in formats without a mark of ours are ours: digests, newest first."""
+DIGESTS_KEPT = 2
+
+
+def pipelines_of(settings: Settings) -> dict[str, str]:
+    """Models to the classes of their pipelines: the known ones, and what the config says of others."""
+    named = {name: model.pipeline for name, model in settings.models.items() if model.pipeline}
+    return {**pipeline_classes(), **named}
+
+
+class Exporter:
+    """Keeps the export file current, and renders exports for people."""
+
+    def __init__(self, settings: Settings, store: Store, observer: Observer, clock: Clock) -> None:
+        self._settings = settings
+        self._store = store
+        self._observer = observer
+        self._clock = clock
+        self._one_at_a_time = anyio.Lock()
+        self._texts = CellTexts(settings.safety_factor)
+        self._written_digest = ""
+        self._failure = ""
+        self._installed = Versions()
+
+    def render(self, state: State, export_format: str, texts: CellTexts | None = None) -> Rendered:
+        """The matrix as of this state, in a format; `texts` are those of the export before, where there was one."""
+        pipelines, version_of = pipelines_of(settings_of(state)), self.version_of(state)
+        cells = [ExportCell.of(record, pipelines, stale=is_stale(record, version_of)) for record in state.matrix()]
+        return render_export(
+            export_format,  # type: ignore[arg-type]
+            cells,
+            safety_factor=self._settings.safety_factor,
+            now_unix_s=self._clock.now().unix_s,
+            version=__version__,
+            texts=texts,
+        )
+
+    def version_of(self, state: State) -> VersionOf:
+        """Today's versions of what the workers have, by the settings in force."""
+        return versions_of(settings_of(state), self._installed)
+
+    async def check_may_write(self) -> None:
+        """See at start, not after hours, that the export would overwrite nobody's file.
+
+        What can't be read now is no reason not to start: it is looked at again, and told, when the export is written.
+
+        Raises:
+            ForeignExportError: it would.
+        """
+        if self._settings.export is not None:
+            may = written_by_boundd(await self._digests())
+            with contextlib.suppress(OSError):
+                clear_drafts(self._settings.export)
+                check_may_write(self._settings.export, may)
+
+    async def write(self, state: State) -> bool:
+        """Bring the export file up to date. A failure is told once and doesn't stop the run; False, to try again."""
+        if self._settings.export is None:
+            return True
+        # The last export of a run can meet one that is still being written.
+        async with self._one_at_a_time:
+            return await self._write(self._settings.export, state)
+
+    async def _write(self, path: Path, state: State) -> bool:
+        try:
+            # In a thread: the state is a value, and a large matrix must not hold up the daemon's loop.
+            rendered = await anyio.to_thread.run_sync(self.render, state, self._settings.export_format, self._texts)
+            digests = [digest_of(rendered.text), *await self._digests()]
+            if self._settings.export_format != "json":
+                # Before the file: a crash in between leaves a file that is known to be ours.
+                await self._store.remember(EXPORT_DIGESTS, json.dumps(list(dict.fromkeys(digests))[:DIGESTS_KEPT]))
+            may = written_by_boundd([*digests, self._written_digest])
+            if await anyio.to_thread.run_sync(write_export, path, rendered.text, may):
+                self._written_digest = digests[0]
+                self._tell(Action.EXPORT_WRITTEN, f"{path} is up to date", "debug")
+            self._failure = ""
+        except Exception as error:
+            if str(error) != self._failure:
+                self._failure = str(error)
+                message = f"{path} could not be written, and that is tried again: {error}"
+                self._tell(Action.EXPORT_FAILED, message, "error")
+            # Somebody else's file in its place doesn't pass by itself.
+            return isinstance(error, ForeignExportError)
+        return True
+
+    async def _digests(self) -> list[str]:
+        known = await self._store.recall(EXPORT_DIGESTS)
+        return list(json.loads(known)) if known else []
+
+    def _tell(self, action: Action, message: str, level: str) -> None:
+        self._observer.note(Note(action, message, level), self._clock.now())

@@ -1,0 +1,60 @@
+"""How a worker is started: an attempt and the settings in force, as a command, an environment and limits."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from boundd.composition.config import settings_of
+from boundd.config import Settings, command_for, model_value, scorer_value
+from boundd.core.model.attempts import Attempt, attempt_id
+from boundd.core.model.cells import Cell
+from boundd.core.model.state import State
+from boundd.ports import LaunchSpec
+from boundd.protocol.environment import WorkerEnvironment
+from boundd.protocol.lease import lease_use
+
+LEASES_NAME = "leases"
+"""The folder of the devices' leases, in the state folder: a RuntimeDirectory is made anew at each restart."""
+
+
+def launch_spec(environ: Mapping[str, str], attempt: Attempt, cell: Cell, state: State) -> LaunchSpec:
+    """What is needed to run an attempt by the settings in force: its command, its environment, its limits."""
+    settings = settings_of(state)
+    return LaunchSpec(
+        attempt_id=attempt.id,
+        argv=command_for(settings, cell, attempt.batch_size, sys.executable),
+        env={
+            **environ,
+            **worker_environment(settings, attempt, cell, state),
+            **settings.worker_env,
+        },
+        cwd=settings.config_folder,
+        timeout_s=attempt.timeout_s,
+        grace_s=attempt.grace_s,
+        memory_max_bytes=state.cells[attempt.key].policy.memory_max_bytes,
+        pids_max=state.cells[attempt.key].policy.pids_max,
+        device=attempt.device,
+        earlier_attempts=tuple(attempt_id(cell, number) for number in range(1, attempt.number)),
+    )
+
+
+def worker_environment(settings: Settings, attempt: Attempt, cell: Cell, state: State) -> Mapping[str, str]:
+    """The protocol's variables for an attempt. A worker on the CPU sees no GPU at all."""
+    device = state.devices.get(attempt.device)
+    backend = device.reading.backend if device is not None else "nvml"
+    environment = WorkerEnvironment(
+        cell=dict(cell.parameters),
+        attempt=attempt.id,
+        memory_cap_bytes=attempt.cap_bytes,
+        batch_size=attempt.batch_size,
+        model=model_value(settings, cell),
+        scorer=scorer_value(settings),
+        visible_devices=attempt.device if backend == "nvml" else "",
+    )
+    return {**environment.to_environ(), "PYTHONUNBUFFERED": "1"}
+
+
+def is_timed(settings: Settings, device: str) -> bool:
+    """Whether a worker holds the device's lease for timing at this instant."""
+    return bool(lease_use(settings.state_dir / LEASES_NAME / device).timing)

@@ -1,0 +1,87 @@
+"""Reading the devices, the machine and the disk, as one event.
+
+Memory is read about once a second: a reading costs microseconds, but it holds a driver-wide lock. Lists of processes
+are read where `boundd.core.memory.process_listing` says that they are worth it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import anyio
+
+from boundd.core.memory.process_listing import Listed, Observed, with_lists, worth_listing
+from boundd.core.model.events import DevicesRead
+from boundd.core.model.host import HostReading
+from boundd.core.model.state import State
+from boundd.ports import DeviceProbe, Launcher
+from boundd.protocol.seeing import sees_every_pid
+from boundd.service.processes import Pids, Seen, attempts_by_device, look_at, observed_in
+
+INTERVAL_S = 1.0
+"""From one regular reading to the next."""
+REST_S = 0.25
+"""At least so long between readings: what an ended attempt held is seen at once, and not by a reading for each of many
+short ones, which walks through /proc and plans."""
+
+
+class DeviceReader:
+    """Remembers what the lists of processes said last."""
+
+    def __init__(
+        self,
+        probe: DeviceProbe,
+        launcher: Launcher,
+        read_host: Callable[[Pids], HostReading | None],
+        read_disk: Callable[[], int | None],
+    ) -> None:
+        self._probe = probe
+        self._launcher = launcher
+        self._read_host = read_host
+        self._read_disk = read_disk
+        self._listed: Mapping[str, Listed] = {}
+        self._every_pid = sees_every_pid()
+
+    async def read(self, state: State, *, host: bool, lists: bool = False) -> tuple[DevicesRead, Seen]:
+        """One pass over all devices, and what the lists of processes say.
+
+        With `host`, over the machine's own memory and cores too. Lists are read where that is worth it, or with `lists`
+        in any case.
+
+        Raises:
+            DeviceError: no device can be read.
+            OSError: the system refuses to tell of processes now.
+        """
+        readings = await self._probe.read(processes=False)
+        attempts = attempts_by_device(state)
+        lists = lists or worth_listing(readings, attempts, self._listed)
+        if lists:
+            readings = await self._probe.read(processes=True)
+        # In threads: these walk through /proc, and that takes milliseconds.
+        pids: Pids = {}
+        if lists or host:
+            pids = await anyio.to_thread.run_sync(self._launcher.pids_of, tuple(state.attempts))
+        machine = await anyio.to_thread.run_sync(self._read_host, pids) if host else None
+        seen = Seen()
+        if lists:
+            look = partial(look_at, readings, attempts, pids, every_pid=self._every_pid)
+            seen = await anyio.to_thread.run_sync(look)
+        disk_free_bytes = await anyio.to_thread.run_sync(self._read_disk)
+        to_go_by, held, self._listed = with_lists(
+            readings, attempts, self._listed, partial(_observed, pids), seen.holders
+        )
+        reading = DevicesRead(
+            to_go_by,
+            held,
+            machine,
+            seen.foreign,
+            unattested=seen.unattested,
+            witnessed=seen.witnessed,
+            disk_free_bytes=disk_free_bytes,
+        )
+        return reading, seen
+
+
+def _observed(pids: Pids, process_bytes: Mapping[int, int | None], attempts: frozenset[str]) -> Observed:
+    return observed_in(process_bytes, attempts, pids)
