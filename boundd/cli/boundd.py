@@ -31,6 +31,8 @@ class RunOptions:
     log_format: LogFormat
     quiet: bool = False
     """The terminal shows progress, and of the log only warnings and errors; the log's file still gets all."""
+    gpus: tuple[str, ...] = ()
+    """Only these of the config's devices, by UUID, index or name; empty for all of them."""
 
 
 def make_cli(run: Callable[[RunOptions], int], probe: Probe) -> click.Group:
@@ -59,7 +61,8 @@ def _run_command(run: Callable[[RunOptions], int]) -> click.Command:
         help="How the log is written to stderr. [default: json; on a terminal console, and with --until-idle only what "
         "is wrong, beside the progress]",
     )
-    def run_command(config: Path | None, until_idle: bool, log_format: str | None) -> None:
+    @click.option("--gpus", default="", metavar="0,1", help="Only these of the config's GPUs: indices, UUIDs or names.")
+    def run_command(config: Path | None, until_idle: bool, log_format: str | None, gpus: str) -> None:
         """Run the daemon.
 
         SIGTERM leaves the workers running for the next daemon to adopt; SIGINT (Ctrl-C) ends them and puts their cells
@@ -69,10 +72,12 @@ def _run_command(run: Callable[[RunOptions], int]) -> click.Command:
         \b
         Example:
           boundd run --config examples/digits.toml --until-idle
+          boundd run --gpus 0,1
         """
         chosen = log_format or ("console" if sys.stderr.isatty() else "json")
         quiet = until_idle and log_format is None and sys.stderr.isatty()
-        sys.exit(run(RunOptions(config, until_idle, cast("LogFormat", chosen), quiet)))
+        names = tuple(filter(None, (name.strip() for name in gpus.split(","))))
+        sys.exit(run(RunOptions(config, until_idle, cast("LogFormat", chosen), quiet, names)))
 
     return run_command
 

@@ -1,4 +1,4 @@
-"""The devices that a config chooses."""
+"""The devices that a config, the command line and the environment choose."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import anyio
 
 from boundd.config import Settings
 from boundd.core.model.devices import DeviceReading
-from boundd.devices.discover import Backend, open_probe, select
+from boundd.devices.discover import Backend, Choice, open_probe
 from boundd.ports import DeviceProbe
+from boundd.protocol.environment import CUDA_VISIBLE_DEVICES
 
 
 class ChosenDevices:
-    """A probe that shows only the devices of the config's `include` and `exclude`."""
+    """A probe that shows only the devices that were chosen."""
 
-    def __init__(self, probe: DeviceProbe, settings: Settings) -> None:
+    def __init__(self, probe: DeviceProbe, choice: Choice) -> None:
         self._probe = probe
-        self._include = settings.device_include
-        self._exclude = settings.device_exclude
+        self._choice = choice
 
     async def read(self, *, processes: bool) -> tuple[DeviceReading, ...]:
         """The chosen devices' readings."""
-        return select(await self._probe.read(processes=processes), self._include, self._exclude)
+        return self._choice.of(await self._probe.read(processes=processes))
 
     async def aclose(self) -> None:
         """End the probe."""
@@ -41,11 +41,19 @@ def probe_devices(settings: Settings | None) -> list[DeviceReading]:
         backend: Backend = "auto" if settings is None else backend_of(settings)
         probe = await open_probe(backend, () if settings is None else settings.simulated_devices, os.environ)
         try:
-            return list(await (probe if settings is None else ChosenDevices(probe, settings)).read(processes=False))
+            return list(await ChosenDevices(probe, choice_of(settings)).read(processes=False))
         finally:
             await probe.aclose()
 
     return anyio.run(read)
+
+
+def choice_of(settings: Settings | None, gpus: tuple[str, ...] = ()) -> Choice:
+    """The devices of the config, within what the command line and the daemon's CUDA_VISIBLE_DEVICES leave."""
+    bound = os.environ.get(CUDA_VISIBLE_DEVICES)
+    if settings is None:
+        return Choice(visible=bound)
+    return Choice(settings.device_include, settings.device_exclude, gpus, bound)
 
 
 def backend_of(settings: Settings) -> Backend:

@@ -21,9 +21,11 @@ LEASES_NAME = "leases"
 def launch_spec(environ: Mapping[str, str], attempt: Attempt, cell: Cell, state: State) -> LaunchSpec:
     """What is needed to run an attempt by the settings in force: its command, its environment, its limits."""
     settings = settings_of(state)
+    device = state.devices.get(attempt.device)
+    device_index = 0 if device is None else device.reading.index
     return LaunchSpec(
         attempt_id=attempt.id,
-        argv=command_for(settings, cell, attempt.batch_size, sys.executable),
+        argv=command_for(settings, cell, attempt.batch_size, sys.executable, device_index),
         env={
             **environ,
             **worker_environment(settings, attempt, cell, state),

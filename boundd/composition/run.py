@@ -22,7 +22,7 @@ from boundd import __version__
 from boundd.cli.boundd import RunOptions, make_cli
 from boundd.composition.config import check_limits, config_loaded, read_anew, settings_of
 from boundd.composition.control_app import control_app
-from boundd.composition.devices import ChosenDevices, backend_of, probe_devices
+from boundd.composition.devices import ChosenDevices, backend_of, choice_of, probe_devices
 from boundd.composition.disk import disk_free_bytes, prune_now_and_then
 from boundd.composition.exporter import Exporter
 from boundd.composition.launch_specs import LEASES_NAME, is_timed, launch_spec
@@ -173,9 +173,8 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog, notifier
             read_disk=partial(disk_free_bytes, settings.state_dir),
             taken_up=lambda state: _set_levels(settings_of(state), options, logs),
         )
-        daemon = Daemon(
-            config_loaded(settings), store, launcher, ChosenDevices(probe, settings), clock, tuple(observers), hooks
-        )
+        chosen = ChosenDevices(probe, choice_of(settings, options.gpus))
+        daemon = Daemon(config_loaded(settings), store, launcher, chosen, clock, tuple(observers), hooks)
         rules = AccessRules.of(settings.control_group, settings.control_others)
         app = control_app(daemon, exporter, metrics, lambda: sum(each.dropped_lines for each in logs), rules)
         notifier.status("taking up what the store knows")

@@ -13,7 +13,7 @@ from typing import Any
 from boundd.core.model.cells import canonical_json
 
 BUILTIN_WORKER = "boundd.worker"
-ALWAYS_KNOWN = ("python", "label")
+ALWAYS_KNOWN = ("python", "label", "device_index")
 _TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 

@@ -124,17 +124,21 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
     return _settings(config, config_path, places, environ, cells)
 
 
-def command_for(settings: Settings, cell: Cell, batch_size: int | None, python: str) -> tuple[str, ...]:
+def command_for(
+    settings: Settings, cell: Cell, batch_size: int | None, python: str, device_index: int = 0
+) -> tuple[str, ...]:
     """The worker's command line for one attempt: an argument for each of the config's, whatever the values hold.
 
     Args:
         batch_size: of this attempt, which the ladder may have lowered; None for the cell's own.
         python: the daemon's own interpreter, used where the config names none.
+        device_index: NVML's index of the attempt's device; 0 for the CPU.
     """
     values = {name: as_argument(value) for name, value in cell.parameters.items()}
     if batch_size is not None:
         values["batch_size"] = str(batch_size)
     values |= {"label": cell.label.replace("\0", ""), "python": settings.worker_python or python}
+    values["device_index"] = str(device_index)
     return tuple(fill(template, values) for template in settings.worker_command)
 
 

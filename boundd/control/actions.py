@@ -137,13 +137,16 @@ class Actions:
         device = device_of(self.service.state, body.device)
         event = CordonRequested(device.uuid, body.reason)
         return await self._submit(
-            event, keeping, lambda _: answers.AffectedReply(dry_run=False, affected=[device.uuid])
+            event,
+            keeping,
+            lambda before: answers.AffectedReply(dry_run=False, affected=list(before.with_instances(device.uuid))),
         )
 
     async def uncordon(self, body: requests.UncordonRequest, keeping: Keeping) -> answers.AffectedReply:
         """Put a device back into service."""
         device = device_of(self.service.state, body.device)
-        if device.cordon_reason is None:
+        state = self.service.state
+        if not any(state.devices[uuid].cordon_reason for uuid in state.with_instances(device.uuid)):
             return answers.AffectedReply(dry_run=False, affected=[])
         event = UncordonRequested(device.uuid)
         return await self._submit(event, keeping, partial(_uncordoned, event))
@@ -202,8 +205,10 @@ def _cancelled(event: CancelRequested, before: State, *, dry_run: bool) -> answe
 
 
 def _uncordoned(event: UncordonRequested, before: State) -> answers.AffectedReply:
-    was_cordoned = before.devices[event.device].cordon_reason is not None
-    return answers.AffectedReply(dry_run=False, affected=[event.device] if was_cordoned else [])
+    uuids = before.with_instances(event.device)
+    return answers.AffectedReply(
+        dry_run=False, affected=[uuid for uuid in uuids if before.devices[uuid].cordon_reason is not None]
+    )
 
 
 def _foresee(state: State, record: CellRecord) -> str:

@@ -19,6 +19,7 @@ from boundd.api.constants import BODY_LIMIT_BYTES, QUERY_TERM_CHARACTERS, QUERY_
 from boundd.api.requests import Request as Body
 from boundd.control.errors import ApiError, bad_request, not_found
 from boundd.core.model.attempts import CellRecord
+from boundd.core.model.device_names import named, wholes_of
 from boundd.core.model.devices import Device
 from boundd.core.model.queries import Query, find_cell, names_of, parse_query
 from boundd.core.model.state import State
@@ -126,19 +127,15 @@ def cell_of(state: State, text: str) -> CellRecord:
 
 
 def device_of(state: State, text: str) -> Device:
-    """The one device that a UUID, the start of one, an index or a name names.
+    """The one device that a UUID, the start of one, an index or a name names; a whole rather than its MIG instances.
 
     Raises:
         ApiError: 404 for none, 409 for several.
     """
     devices = state.devices_by_index()
-    ways = (
-        [device for device in devices if device.uuid == text],
-        [device for device in devices if str(device.reading.index) == text],
-        [device for device in devices if device.reading.name == text],
-        [device for device in devices if device.uuid.startswith(text)],
-    )
-    found = next((way for way in ways if way), [])
+    meant = {reading.uuid for reading in wholes_of(named([device.reading for device in devices], text))}
+    found = [device for device in devices if device.uuid in meant]
+    found = found or [device for device in devices if device.uuid.startswith(text)]
     known = ", ".join(f"{device.reading.index} = {device.uuid}" for device in devices) or "none"
     if not found:
         raise not_found(f"no device is called {text!r}; there are: {known}")

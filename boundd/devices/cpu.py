@@ -43,10 +43,11 @@ def resident_bytes() -> dict[int, int | None]:
 
 
 class CpuProbe:
-    """Reads the host's memory as that of device `CPU-0`."""
+    """Reads the host's memory as that of device `CPU-0`. `remark` is what people should know of its being used."""
 
-    def __init__(self) -> None:
+    def __init__(self, remark: str = "") -> None:
         self._name = cpu_name()
+        self._remark = remark
 
     async def read(self, *, processes: bool) -> tuple[DeviceReading, ...]:
         """The one device; with `processes`, the resident bytes of this user's processes too."""
@@ -62,6 +63,7 @@ class CpuProbe:
             process_bytes=sizes,
             max_cells=1,
             backend="cpu",
+            remark=self._remark,
         )
         return (reading,)
 

@@ -240,3 +240,28 @@ def test_a_broken_driver_is_no_reason_to_measure_on_the_cpu(box: Box, fake: Fake
     box.config.write_text(box.config.read_text().replace('"nvml"', '"auto"'))
     assert box.run()[0] == 6
     assert seen(box) == []
+
+
+@needs_gcc
+def test_the_daemons_cuda_visible_devices_bounds_what_it_uses(
+    box: Box, fake: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second GPU alone, by its index; a third that the config names and that isn't there stops nothing."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    use_nvml(box, '"a", "b"')
+    box.config.write_text(
+        box.config.read_text()
+        .replace("[devices]", '[devices]\ninclude = ["0", "1", "GPU-dead"]')
+        .replace('command = ["{python}"', 'command = ["env", "GPU_INDEX={device_index}", "{python}"')
+    )
+    search = box.folder / "search.py"
+    search.write_text(search.read_text().replace('"pid": os.getpid()', '"index": os.environ["GPU_INDEX"]'))
+    (box.folder / "go").touch()
+    daemon = box.start("--until-idle", "--gpus", "0,1,GPU-dead")
+    assert daemon.wait(60) == 0
+    assert {(worker["device"], worker["index"]) for worker in seen(box)} == {("GPU-bbbb", "1")}
+    log = (box.folder / "daemon.log").read_text()
+    assert "GPU-dead can't be used: it is asked for by name, and there is no such device" in log
+    assert box.start("--until-idle", "--gpus", "0").wait(60) == 6
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert box.start("--until-idle").wait(60) == 6

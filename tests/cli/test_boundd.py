@@ -62,6 +62,7 @@ def test_run_passes_its_options_and_its_exit_code(config: Path) -> None:
     code, _, asked = boundd("run", "--config", str(config), "--until-idle", "--log-format", "json", code=3)
     assert (code, asked) == (3, [RunOptions(config, True, "json")])
     assert boundd("run", "--log-format", "xml")[0] == 2
+    assert boundd("run", "--gpus", "0, GPU-8a,")[2][0].gpus == ("0", "GPU-8a")
 
 
 def test_check_config(config: Path) -> None:

@@ -151,6 +151,14 @@ def test_a_command_is_filled(settings_of: Read) -> None:
     assert command_for(settings, cell, None, "/py")[-1] == "4"
 
 
+def test_a_script_that_needs_an_index_can_have_it(settings_of: Read) -> None:
+    """NVML's, of the attempt's device; the name is taken, as that of the other placeholders is."""
+    settings = settings_of('[worker]\ncommand = ["run.sh", "--gpu={device_index}"]\n[matrix.axes]\na = [1]')
+    assert command_for(settings, settings.cells[0][0], None, "/py", 3) == ("run.sh", "--gpu=3")
+    with pytest.raises(ConfigError, match=r"matrix\.axes\.device_index: .* already means something else"):
+        settings_of('[worker]\ncommand = ["run.sh"]\n[matrix.axes]\ndevice_index = [1]')
+
+
 @given(st.text(), st.text())
 def test_escaped_braces_come_back(text: str, value: str) -> None:
     """Any text can be written in a command, and a value is never read as a template."""

@@ -17,6 +17,7 @@ from control_server import CELLS, GPU, LABELS, Running, curl, live_attempt
 
 from boundd.client import RefusedError
 from boundd.client.client import cell_path
+from boundd.core.model.devices import Device, DeviceReading
 from boundd.core.model.effects import Action, Note
 from boundd.core.model.events import (
     AttemptEnded,
@@ -301,6 +302,16 @@ def test_cordon_by_each_name_of_a_device(running: Running, name: str) -> None:
     assert running.client.post("/v1/uncordon", {"device": name})["affected"] == [GPU]
     assert running.client.post("/v1/uncordon", {"device": name})["affected"] == []
     assert refused(running, "/v1/cordon", {"device": "GPU-2"}).status == 404
+
+
+def test_an_index_means_the_whole_of_a_divided_device(running: Running) -> None:
+    """Its instances share the index, and go with it; each has a name of its own."""
+    state = running.service.state
+    part = DeviceReading("MIG-1", 0, "Simulated 24 GiB MIG 1g.5gb", 5, 5, parent=GPU, slot=0)
+    running.service.state = replace(state, devices=state.devices.set("MIG-1", Device(part)))
+    assert running.client.post("/v1/cordon", {"device": "0", "reason": "hot"})["affected"] == [GPU, "MIG-1"]
+    assert running.client.post("/v1/uncordon", {"device": "0:0"})["affected"] == ["MIG-1"]
+    assert running.client.post("/v1/uncordon", {"device": "0"})["affected"] == [GPU]
 
 
 def test_import(running: Running) -> None:

@@ -77,6 +77,10 @@ def _devices_read(state: State, event: ev.DevicesRead, now: Now) -> Step:
     seen = {reading.uuid for reading in event.readings}
     for reading in event.readings:
         before = devices.get(reading.uuid)
+        if before is None and reading.parent in state.devices and reading.parent in cordons:
+            # The whole was taken out of service before it was divided like this.
+            cordons[reading.uuid] = cordons[reading.parent]
+            records.append(SaveCordon(reading.uuid, cordons[reading.uuid]))
         if _falls_ill(before, reading) and reading.uuid not in cordons:
             cordons[reading.uuid] = f"the driver reports {reading.ailment}"
             records.append(SaveCordon(reading.uuid, cordons[reading.uuid]))
@@ -182,7 +186,9 @@ def _device_notes(before: Device | None, after: Device) -> list[Note]:
     if before is None:
         remark = f"; {reading.remark}" if reading.remark else ""
         message = f"{reading.name} ({reading.backend}){remark}"
-        return [Note(Action.DEVICE_FOUND, message, device=after.uuid, fields=fields)]
+        # That a GPU is not what is measured must not be overlooked.
+        level = "warning" if reading.remark and reading.backend == "cpu" else "info"
+        return [Note(Action.DEVICE_FOUND, message, level, device=after.uuid, fields=fields)]
     if was_lost:
         return [Note(Action.DEVICE_RECOVERED, f"{reading.name} can be used again", device=after.uuid, fields=fields)]
     return []
@@ -301,21 +307,28 @@ def _resume_requested(state: State, event: ev.ResumeRequested, now: Now) -> Step
 
 
 def _cordon_requested(state: State, event: ev.CordonRequested, now: Now) -> Step:
-    device = replace(state.devices[event.device], cordon_reason=event.reason)
-    note = Note(Action.DEVICE_CORDONED, f"{device.reading.name}: {event.reason}", device=event.device)
-    new = replace(
-        state, devices=state.devices.set(event.device, device), cordons={**state.cordons, event.device: event.reason}
+    uuids = state.with_instances(event.device)
+    devices = state.devices
+    for uuid in uuids:
+        devices = devices.set(uuid, replace(devices[uuid], cordon_reason=event.reason))
+    note = Note(
+        Action.DEVICE_CORDONED, f"{devices[event.device].reading.name}: {event.reason}", "info", device=event.device
     )
-    return new, (Commit((SaveCordon(event.device, event.reason),)), note)
+    new = replace(state, devices=devices, cordons={**state.cordons, **dict.fromkeys(uuids, event.reason)})
+    return new, (Commit(tuple(SaveCordon(uuid, event.reason) for uuid in uuids)), note)
 
 
 def _uncordon_requested(state: State, event: ev.UncordonRequested, now: Now) -> Step:
-    device = replace(state.devices[event.device], cordon_reason=None)
-    cordons = {uuid: reason for uuid, reason in state.cordons.items() if uuid != event.device}
-    strikes = tuple(strike for strike in state.strikes if strike.device != event.device)
-    new = replace(state, devices=state.devices.set(event.device, device), cordons=cordons, strikes=strikes)
-    note = Note(Action.DEVICE_UNCORDONED, f"{device.reading.name} is in service again", device=event.device)
-    return new, (Commit((SaveCordon(event.device, None),)), note)
+    uuids = state.with_instances(event.device)
+    devices = state.devices
+    for uuid in uuids:
+        devices = devices.set(uuid, replace(devices[uuid], cordon_reason=None))
+    cordons = {uuid: reason for uuid, reason in state.cordons.items() if uuid not in uuids}
+    strikes = tuple(strike for strike in state.strikes if strike.device not in uuids)
+    new = replace(state, devices=devices, cordons=cordons, strikes=strikes)
+    name = devices[event.device].reading.name
+    note = Note(Action.DEVICE_UNCORDONED, f"{name} is in service again", device=event.device)
+    return new, (Commit(tuple(SaveCordon(uuid, None) for uuid in uuids)), note)
 
 
 def _import_requested(state: State, event: ev.ImportRequested, now: Now) -> Step:

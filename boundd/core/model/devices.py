@@ -51,7 +51,7 @@ class DeviceReading:
     stays so until a person says `uncordon`."""
     remark: str = ""
     """What people should know of the numbers, such as that the memory is the host's."""
-    unreadable: Mapping[str, str] = field(default_factory=dict)
+    unreadable: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Kinds of process lists (compute, graphics, MPS) that were asked for and could not be had, and why."""
     reserved_bytes: int | None = None
     """What of the memory in use is the driver's own; None where that isn't told."""

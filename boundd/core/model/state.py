@@ -132,6 +132,10 @@ class State:
         """The devices in the order that people see."""
         return tuple(sorted(self.devices.values(), key=lambda device: (device.reading.index, device.uuid)))
 
+    def with_instances(self, uuid: str) -> tuple[str, ...]:
+        """A device and, where it is one in MIG mode, its instances: those are what takes cells."""
+        return (uuid, *(each.uuid for each in self.devices_by_index() if each.reading.parent == uuid))
+
     def count_by_state(self) -> Counter[CellState]:
         """How many cells of the matrix stand in each state."""
         return Counter({state: count for state, count in self.cells.counts.items() if count})
