@@ -11,6 +11,7 @@ from boundd.worker.devices import Device
 from boundd.worker.digits import model_folder
 from boundd.worker.errors import BadDataError, ModelUnavailableError
 from boundd.worker.methods.base import ModelContext
+from boundd.worker.schedulers import OwnScheduler, build_scheduler, read_own_scheduler, rehearse
 from boundd.worker.settings import BUILTIN, RANDOM, Settings
 
 Pipeline: TypeAlias = Any
@@ -27,6 +28,7 @@ def load_pipeline(settings: Settings, device: Device) -> Pipeline:
     import torch
 
     check_attention(settings.attention, is_cuda=device.is_cuda)
+    check_schedule(settings)
     dtype = device.dtype_for(settings)
     if settings.weights == RANDOM:
         pipe = build_pipeline(ARCHITECTURES[settings.source], device.name, dtype, settings.seed)
@@ -39,7 +41,10 @@ def load_pipeline(settings: Settings, device: Device) -> Pipeline:
     if hasattr(pipe, "safety_checker"):
         # It is not part of the model, costs time outside what is measured, and blackens images.
         pipe.safety_checker = None
-    pipe.scheduler = build_scheduler(pipe.scheduler.config, settings.scheduler_class)
+    check_schedule(settings)  # again: its files may have come only now
+    scheduler = build_scheduler(pipe.scheduler.config, settings.scheduler_class, type(pipe.scheduler).__name__)
+    rehearse(scheduler, settings.steps)
+    pipe.scheduler = scheduler
     pipe.to(device.name)
     set_attention(pipe, settings.attention)
     pipe.set_progress_bar_config(disable=True)
@@ -47,26 +52,35 @@ def load_pipeline(settings: Settings, device: Device) -> Pipeline:
     return pipe
 
 
-def build_scheduler(config: Any, class_name: str) -> Any:
-    """A scheduler of the class, with the noise schedule and prediction type the model was trained with.
+def check_schedule(settings: Settings) -> None:
+    """Refuse, before anything of it is loaded, a model that the scheduler asked for can't sample, as far as files on
+    this machine say so.
 
     Raises:
-        BadDataError: when the class can't work with that config.
+        BadDataError: names both schedulers, and what doesn't fit.
     """
-    import diffusers
+    if (own := _own_scheduler(settings)) is None:
+        return
+    for own_class in own.classes:
+        rehearse(build_scheduler(own.config, settings.scheduler_class, own_class), settings.steps)
 
-    scheduler_class = getattr(diffusers, class_name)
-    trained_as = config.get("prediction_type", "epsilon")
-    own = {"algorithm_type": "dpmsolver++"} if class_name.startswith("DPMSolver") else {}
+
+def _own_scheduler(settings: Settings) -> OwnScheduler | None:
+    """What the model says of its own scheduler; None where no file on this machine does."""
+    if settings.weights == RANDOM:
+        architecture = ARCHITECTURES[settings.source]
+        return OwnScheduler((architecture.scheduler_class,), architecture.scheduler)
+    if settings.source == BUILTIN:
+        return read_own_scheduler(model_folder(settings.model))
+    if _is_path(settings.source):
+        return read_own_scheduler(Path(settings.source))
+    from huggingface_hub import try_to_load_from_cache
+
     try:
-        scheduler = scheduler_class.from_config(config, **own)
-    except (ValueError, NotImplementedError, ImportError) as error:
-        raise BadDataError(f"{class_name} can't be made from the model's scheduler config: {error}") from error
-    if scheduler.config.get("prediction_type", "epsilon") != trained_as:
-        raise BadDataError(
-            f"{class_name} does not keep the model's prediction type {trained_as!r}; its images would be noise"
-        )
-    return scheduler
+        index = try_to_load_from_cache(settings.source, "model_index.json")
+    except ValueError:  # no id that a hub could have; loading says so
+        return None
+    return read_own_scheduler(Path(index).parent) if isinstance(index, str) else None
 
 
 def describe(pipe: Pipeline, settings: Settings) -> ModelContext:
