@@ -22,6 +22,7 @@ from boundd.core.model.effects import Note
 from boundd.core.model.events import Event, Now
 from boundd.core.model.history import Duration, Observation
 from boundd.core.model.outcomes import PointRecord, Verdict
+from boundd.core.model.quarantines import Quarantine
 from boundd.core.model.records import Record
 from boundd.core.model.state import State
 
@@ -218,7 +219,7 @@ class Snapshot:
     observations: tuple[Observation, ...] = ()
     """Of each subject, and durations of each model, the newest `boundd.core.model.history.KEPT`."""
     durations: tuple[Duration, ...] = ()
-    cordons: Mapping[str, str] = field(default_factory=dict)
+    quarantines: tuple[Quarantine, ...] = ()
     paused: bool = False
 
 

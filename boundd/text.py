@@ -1,4 +1,4 @@
-"""Text that others wrote, made safe to show or to keep.
+"""Text for people: what others wrote, made safe to show or to keep; sizes and counts.
 
 Rules: nothing that a worker, a config or a driver wrote may move a terminal's cursor, break a line in two, or be
 refused by UTF-8.
@@ -7,6 +7,9 @@ refused by UTF-8.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+
+GIB = 1024**3
+MIB = 1024**2
 
 
 def printable(text: str) -> str:
@@ -38,3 +41,15 @@ def timestamp(unix_s: float) -> str:
     except (ValueError, OverflowError, OSError):
         instant = datetime.fromtimestamp(0, UTC)
     return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def size(size_bytes: int) -> str:
+    """Bytes for people: in GiB with one digit, or, where that would be 0.0 GiB, in MiB or bytes."""
+    if abs(size_bytes) >= GIB // 20:
+        return f"{size_bytes / GIB:.1f} GiB"
+    return f"{size_bytes / MIB:.0f} MiB" if abs(size_bytes) >= MIB else f"{size_bytes} bytes"
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things that have a regular plural, such as "1 attempt" and "2 attempts"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -52,6 +52,8 @@ class DeviceInfo(TypedDict):
     headroom_bytes: int | None
     state: DeviceStateName
     reason: str
+    cause: dict[str, Any] | None
+    """The reason as data: its `kind` and its numbers (docs/http.md); null where there is none."""
     cells: list[str]
 
 
@@ -167,7 +169,9 @@ class ErrorInfo(TypedDict):
     requested_bytes: int | None
     free_bytes: int | None
     cause: MemoryCauseName | None
+    """Where memory ran out: why; `why` says how that was told, and `evidence` by which numbers."""
     why: str
+    evidence: dict[str, Any] | None
 
 
 class MeasurementInfo(TypedDict):
@@ -262,9 +266,14 @@ class NoRoomInfo(TypedDict):
 
     device: str
     name: str
+    index: int | None
     reason: str
+    cause: dict[str, Any]
+    """The reason as data: its `kind` and its numbers (docs/http.md)."""
     needed_bytes: int | None
     headroom_bytes: int | None
+    foreign_bytes: int
+    """What processes that are not boundd's hold of the device."""
     held_by: list[str]
 
 
@@ -274,6 +283,8 @@ class ExplainReply(TypedDict):
     label: str
     state: CellStateName
     reason: str
+    cause: dict[str, Any]
+    """The reason as data: its `kind` and its numbers (docs/http.md)."""
     devices: list[NoRoomInfo]
 
 

@@ -250,10 +250,7 @@ def explain_text(answer: answers.ExplainReply) -> str:
     """What `boundctl explain` prints: the reason, then a line for each device that doesn't take the cell."""
     lines = [safe(f"{answer['label']} is {answer['state']}: {answer['reason']}")]
     for device in answer["devices"]:
-        numbers = ""
-        if device["needed_bytes"] is not None and device["headroom_bytes"] is not None:
-            short = device["needed_bytes"] - device["headroom_bytes"]
-            numbers = f" ({device['needed_bytes']:,} bytes needed, {device['headroom_bytes']:,} free, {short:,} short)"
         held = f"; held by {', '.join(device['held_by'])}" if device["held_by"] else ""
-        lines.append(safe(f"  {device['name']} {device['device']}: {device['reason']}{numbers}{held}"))
+        index = NOTHING if device["index"] is None else device["index"]
+        lines.append(safe(f"  GPU {index} ({device['name']}): {device['reason']}{held}"))
     return "\n".join(lines)

@@ -20,6 +20,7 @@ from boundd.control.exports import Tools
 from boundd.control.idempotency import Keeping
 from boundd.control.request_parsing import device_of, query_of
 from boundd.core.lifecycle.step import step
+from boundd.core.model import wording
 from boundd.core.model.attempts import CellRecord, CellState
 from boundd.core.model.events import (
     CancelRequested,
@@ -32,11 +33,14 @@ from boundd.core.model.events import (
     UncordonRequested,
 )
 from boundd.core.model.queries import Query
+from boundd.core.model.reasons import PlainWait
 from boundd.core.model.records import Record
 from boundd.core.model.state import State
 from boundd.core.model.transitions import ENDED_CELL_STATES
-from boundd.core.scheduler.placement import Placement, best_placement
+from boundd.core.scheduler.placement import Placement
+from boundd.core.scheduler.refusals import best_placement
 from boundd.ports import ConfigError, Service, StoreBusyError
+from boundd.text import size
 
 _Reply = TypeVar("_Reply")
 SELECTED_STATES = {
@@ -146,7 +150,7 @@ class Actions:
         """Put a device back into service."""
         device = device_of(self.service.state, body.device)
         state = self.service.state
-        if not any(state.devices[uuid].cordon_reason for uuid in state.with_instances(device.uuid)):
+        if not any(state.devices[uuid].quarantine for uuid in state.with_instances(device.uuid)):
             return answers.AffectedReply(dry_run=False, affected=[])
         event = UncordonRequested(device.uuid)
         return await self._submit(event, keeping, partial(_uncordoned, event))
@@ -207,7 +211,7 @@ def _cancelled(event: CancelRequested, before: State, *, dry_run: bool) -> answe
 def _uncordoned(event: UncordonRequested, before: State) -> answers.AffectedReply:
     uuids = before.with_instances(event.device)
     return answers.AffectedReply(
-        dry_run=False, affected=[uuid for uuid in uuids if before.devices[uuid].cordon_reason is not None]
+        dry_run=False, affected=[uuid for uuid in uuids if before.devices[uuid].quarantine is not None]
     )
 
 
@@ -216,7 +220,11 @@ def _foresee(state: State, record: CellRecord) -> str:
     answer = best_placement(state, record, {})
     if isinstance(answer, Placement):
         alone = ", alone" if answer.exclusive else ""
-        return f"would reserve {answer.reservation_bytes:,} bytes on {answer.device}{alone}"
+        return f"would reserve {size(answer.reservation_bytes)} on {_name(state, answer.device)}{alone}"
     if not answer:
-        return "there is no device"
-    return "waits: " + "; ".join(f"{refusal.device}: {refusal.reason}" for refusal in answer)
+        return wording.wait(PlainWait.NO_DEVICE)
+    return "waits: " + "; ".join(f"{_name(state, no.device)}: {wording.no_room(no)}" for no in answer)
+
+
+def _name(state: State, uuid: str) -> str:
+    return wording.device_name(state.devices[uuid].reading)

@@ -10,12 +10,12 @@ from boundd.config.units import parse_size
 from boundd.control.errors import bad_value
 from boundd.control.views import timestamp
 from boundd.core.memory.footprint import estimate
+from boundd.core.model import wording
 from boundd.core.model.devices import DeviceState
 from boundd.core.model.events import Now
 from boundd.core.model.state import State
-from boundd.core.model.workload import workload_of
-from boundd.core.scheduler.durations import expectation
-from boundd.core.scheduler.placement import matrix_device_model
+from boundd.core.scheduler.durations import expectations
+from boundd.core.scheduler.ledger import matrix_device_model
 from boundd.sim.forecast import Expected, forecast
 from boundd.sim.world import SimDevice
 
@@ -89,7 +89,7 @@ def _box(state: State, devices: tuple[SimDevice, ...] | None) -> list[answers.Pl
 
 def _attempt(state: State, now: Now, each: Expected, device_name: str) -> answers.PlanAttempt:
     record = state.cells[each.key]
-    lasts = expectation(state.durations, workload_of(record), device_name)
+    lasts = expectations(state, device_name).of(state.memo.workload_of(record))
     takes = estimate(record, device_name, state.observations, state.rules.torch)
     return answers.PlanAttempt(
         digest=record.cell.digest,
@@ -100,10 +100,10 @@ def _attempt(state: State, now: Now, each: Expected, device_name: str) -> answer
         until_s=each.until_s,
         starts_at=timestamp(now.unix_s + each.from_s),
         ends_at=timestamp(now.unix_s + each.until_s),
-        duration_source=lasts.source,
-        duration_is_prior=lasts.source.startswith("a prior"),
+        duration_source=wording.source(lasts.source),
+        duration_is_prior=lasts.source.is_duration_prior,
         reservation_bytes=each.reservation_bytes,
-        reservation_source=takes.source,
+        reservation_source=wording.source(takes.source),
     )
 
 
@@ -117,7 +117,7 @@ def _assumptions(state: State, devices: tuple[SimDevice, ...] | None, guessed: i
     if devices is None:
         said.append("what other processes hold of the devices now, they keep; a device that can't be used stays so")
         out = [d for d in state.devices_by_index() if d.state is not DeviceState.READY]
-        said += [f"{device.reading.name} ({device.uuid}) takes nothing: {device.reason}" for device in out]
+        said += [f"{wording.device(device.reading)} takes nothing: {wording.out_of_service(device)}" for device in out]
     else:
         said.append(
             f"these devices are empty, as fast as {devices[0].name}, and cells need as much memory there as here; what "

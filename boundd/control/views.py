@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 from boundd import __version__
 from boundd.api import answers
 from boundd.core.memory.headroom import headroom_bytes
+from boundd.core.model import wording
 from boundd.core.model.attempts import Attempt, CellRecord, CellState
 from boundd.core.model.devices import Device, DeviceState
 from boundd.core.model.events import Now
 from boundd.core.model.outcomes import AttemptError, Measurement, PointRecord
 from boundd.core.model.queries import Query
-from boundd.core.model.state import Deferral, NoRoom, State
-from boundd.core.scheduler.footprint_report import idle_reason, known_footprints
-from boundd.core.scheduler.placement import Placement, best_placement
+from boundd.core.model.reasons import (
+    Deferral,
+    HasEnded,
+    NoRoom,
+    OtherModel,
+    PlainWait,
+    Runs,
+    Standing,
+    Unreadable,
+    as_data,
+)
+from boundd.core.model.state import State
+from boundd.core.scheduler.footprint_report import known_footprints
+from boundd.core.scheduler.placement import Placement
+from boundd.core.scheduler.refusals import best_placement, idle_refusal
 from boundd.ports import EndedAttempt, Service
 from boundd.protocol.lines import name_of
 
@@ -66,6 +79,7 @@ def device_info(state: State, device: Device) -> answers.DeviceInfo:
     """One device, with what is reserved on it and by whom."""
     attempts, reading = state.attempts_on(device.uuid), device.reading
     readable = reading.total_bytes is not None and reading.free_bytes is not None
+    idle = idle_refusal(state, device)
     return answers.DeviceInfo(
         uuid=device.uuid,
         index=reading.index,
@@ -76,9 +90,21 @@ def device_info(state: State, device: Device) -> answers.DeviceInfo:
         reserved_bytes=sum(attempt.reservation_bytes for attempt in attempts),
         headroom_bytes=max(0, headroom_bytes(device, attempts, state.rules.margin_bytes)) if readable else None,
         state=device.state.value,
-        reason=device.reason or idle_reason(state, device),
+        reason=wording.out_of_service(device) or ("" if idle is None else wording.idle(idle)),
+        cause=_why_it_takes_nothing(device, idle),
         cells=[attempt.label for attempt in attempts],
     )
+
+
+def _why_it_takes_nothing(device: Device, idle: OtherModel | None) -> dict[str, Any] | None:
+    """Why a device takes nothing, as data: a quarantine's cause and since when, among others; None where it may."""
+    if device.quarantine is not None:
+        since = device.quarantine.since_unix_s
+        since_at = {"since": None if since is None else timestamp(since)}
+        return as_data(device.quarantine.cause) | since_at
+    if device.reading.unavailable:
+        return as_data(Unreadable(device.reading.unavailable))
+    return None if idle is None else as_data(idle)
 
 
 def footprints(state: State) -> list[answers.FootprintInfo]:
@@ -90,7 +116,7 @@ def footprints(state: State) -> list[answers.FootprintInfo]:
             batch_size=known.work.batch_size,
             pixels=known.work.pixels,
             estimate_bytes=known.expected.size_bytes,
-            source=known.expected.source,
+            source=wording.source(known.expected.source),
             observations=known.observations,
             largest_peak_bytes=known.largest_peak_bytes,
             ran_out=known.ran_out,
@@ -254,49 +280,52 @@ def error_info(error: AttemptError | None) -> answers.ErrorInfo | None:
         requested_bytes=error.requested_bytes,
         free_bytes=error.free_bytes,
         cause=error.cause.value if error.cause is not None else None,
-        why=error.why,
+        why=wording.evidence(error.evidence),
+        evidence=None if error.evidence is None else as_data(error.evidence),
     )
 
 
 def explain(state: State, record: CellRecord, now: Now) -> answers.ExplainReply:
     """Why a cell is where it is; for a pending one, what each device says to it."""
-    deferral = _why_not_pending(state, record, now) or _why_pending(state, record, now)
+    standing = _standing(state, record, now) or _why_pending(state, record, now)
+    found, devices = (standing.wait, standing.devices) if isinstance(standing, Deferral) else (standing, ())
+    # The latest attempt's, which explains a large reservation or a device to itself too.
+    memory = "" if isinstance(found, Runs) else wording.out_of_memory(record.error)
     return answers.ExplainReply(
         label=record.cell.label,
         state=record.state.value,
-        reason=deferral.reason,
-        devices=[no_room_info(state, no) for no in deferral.devices],
+        reason="; ".join(filter(None, [_words(state, found), memory])),
+        cause=as_data(found),
+        devices=[no_room_info(state, no) for no in devices],
     )
 
 
-def _why_not_pending(state: State, record: CellRecord, now: Now) -> Deferral | None:
+def _words(state: State, found: Standing) -> str:
+    if isinstance(found, Runs):
+        return wording.runs(found, state.devices.get(found.device))
+    return wording.has_ended(found) if isinstance(found, HasEnded) else wording.wait(found)
+
+
+def _standing(state: State, record: CellRecord, now: Now) -> Runs | HasEnded | None:
+    """Where a cell stands that doesn't wait; None where it does."""
     attempt = state.attempt_of(record.cell.key)
     if attempt is not None:
         elapsed_s = max(0.0, now.boot_s - attempt.started_boot_s)
-        held = f"{attempt.reservation_bytes:,} bytes reserved"
-        stuck = f"; it can't be killed: {attempt.unkillable}" if attempt.unkillable else ""
-        where = f"on {attempt.device} for {elapsed_s:.0f} s, {held}{stuck}"
-        return Deferral(f"attempt {attempt.number} {attempt.state} {where}")
+        held = attempt.reservation_bytes
+        return Runs(attempt.number, attempt.state, attempt.device, elapsed_s, held, attempt.unkillable)
     if record.state is CellState.PENDING:
         return None
-    why = f": {record.error.kind}: {record.error.message}" if record.error is not None else ""
-    return Deferral(f"{record.state} after {record.attempts} attempt(s){why}{_memory_cause(record)}")
+    error = record.error
+    kind, message = (None, "") if error is None else (error.kind, error.message)
+    return HasEnded(record.state, record.attempts, kind, message)
 
 
 def _why_pending(state: State, record: CellRecord, now: Now) -> Deferral:
     planned = state.deferrals.get(record.cell.key)
-    if planned is None:
-        answer = best_placement(state, record, {}, now.boot_s)
-        planned = Deferral("it has not been planned yet", () if isinstance(answer, Placement) else answer)
-    return replace(planned, reason=planned.reason + _memory_cause(record))
-
-
-def _memory_cause(record: CellRecord) -> str:
-    """Why the latest attempt ran out of memory, where it did."""
-    error = record.error
-    if error is None or error.cause is None:
-        return ""
-    return f"; its memory ran out, {error.cause.replace('_', ' ')}: {error.why}"
+    if planned is not None:
+        return planned
+    answer = best_placement(state, record, {}, now.boot_s)
+    return Deferral(PlainWait.NOT_PLANNED, () if isinstance(answer, Placement) else answer)
 
 
 def no_room_info(state: State, no: NoRoom) -> answers.NoRoomInfo:
@@ -305,8 +334,11 @@ def no_room_info(state: State, no: NoRoom) -> answers.NoRoomInfo:
     return answers.NoRoomInfo(
         device=no.device,
         name=device.reading.name if device is not None else "",
-        reason=no.reason,
+        index=device.reading.index if device is not None else None,
+        reason=wording.no_room(no),
+        cause=as_data(no.refusal),
         needed_bytes=no.needed_bytes,
         headroom_bytes=no.headroom_bytes,
+        foreign_bytes=no.foreign_bytes,
         held_by=list(no.held_by),
     )

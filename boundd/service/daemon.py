@@ -19,6 +19,7 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from boundd.core.lifecycle.loop import STORE_RETRY_S, Loop, NotStored, Planner, restored
+from boundd.core.model import wording
 from boundd.core.model.attempts import Attempt
 from boundd.core.model.cells import Cell
 from boundd.core.model.effects import (
@@ -144,7 +145,8 @@ class Daemon:
     @property
     def store_problem(self) -> str:
         """Why nothing can be stored, or nothing is started for want of disk; empty where all is well."""
-        return self._loop.store_failure or self.state.disk_shortage
+        short = self.state.disk_shortage
+        return self._loop.store_failure or ("" if short is None else wording.disk_short(short))
 
     # What others ask of the daemon
 
@@ -223,7 +225,7 @@ class Daemon:
             attempts=[replace(attempt, unattested=UNWATCHED) for attempt in known.attempts],
             observations=known.observations,
             durations=known.durations,
-            cordons=known.cordons,
+            quarantines=known.quarantines,
             paused=known.paused,
         )
         self._loop = Loop(state, self._planner)

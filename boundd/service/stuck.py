@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
 
 from boundd.core.model.events import AttemptUnkillable, Now
+from boundd.core.model.quarantines import StuckProcess
 from boundd.ports import Launcher, Unkillable
 
 LOOK_S = 5.0
@@ -28,15 +28,13 @@ class StuckWatch:
         """
         seen = {(each, process): process for each in attempt_ids for process in self._launcher.unkillable(each)}
         self._since = {key: self._since.get(key, now) for key in seen}
-        found: dict[str, list[str]] = {}
+        found: dict[str, list[StuckProcess]] = {}
         for (attempt_id, _), process in sorted(seen.items(), key=lambda item: (item[0][0], item[1].pid)):
             since = self._since[attempt_id, process]
             if now.boot_s - since.boot_s >= PATIENCE_S:
-                found.setdefault(attempt_id, []).append(_words(process, since))
-        return [AttemptUnkillable(attempt_id, ", ".join(words)) for attempt_id, words in found.items()]
+                found.setdefault(attempt_id, []).append(_stuck(process, since))
+        return [AttemptUnkillable(attempt_id, tuple(stuck)) for attempt_id, stuck in found.items()]
 
 
-def _words(process: Unkillable, since: Now) -> str:
-    where = f" in {process.waits_in}" if process.waits_in else ""
-    at = datetime.fromtimestamp(since.unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return f"pid {process.pid} ({process.name}) is in state {process.state}{where} and has not died of KILL since {at}"
+def _stuck(process: Unkillable, since: Now) -> StuckProcess:
+    return StuckProcess(process.pid, process.name, process.state, process.waits_in, since.unix_s)

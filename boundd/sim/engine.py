@@ -159,7 +159,7 @@ class Engine:
             attempts=begin.attempts.values(),
             observations=begin.observations,
             durations=begin.durations,
-            cordons=begin.cordons,
+            quarantines=begin.quarantines.values(),
             paused=begin.paused,
         )
 

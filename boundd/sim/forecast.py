@@ -84,7 +84,7 @@ def _put_back(state: State) -> State:
     cells = state.cells
     for attempt in state.attempts.values():
         cells = cells.set(attempt.key, replace(cells[attempt.key], state=CellState.PENDING))
-    return replace(state, cells=cells, attempts=Map(), devices=Map(), cordons={}, host=None)
+    return replace(state, cells=cells, attempts=Map(), devices=Map(), quarantines={}, host=None)
 
 
 def _device(device: Device) -> SimDevice:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from boundd.core.model import wording
 from boundd.core.model.attempts import Attempt
 from boundd.core.model.outcomes import ErrorKind, Outcome, Verdict
 from boundd.core.model.records import Record, SaveCell, SaveEnd
@@ -92,7 +93,7 @@ def _why(state: State, key: str) -> str:
     found = state.deferrals.get(key)
     if found is None:
         return "it was not planned"
-    return "; ".join([found.reason, *(f"{no.device}: {no.reason}" for no in found.devices)])
+    return "; ".join([wording.wait(found.wait), *(f"{no.device}: {wording.no_room(no)}" for no in found.devices)])
 
 
 def fits_alone(machine: Machine, attempt: Attempt, margin_bytes: int) -> bool:

@@ -40,12 +40,13 @@ PRAGMA wal_checkpoint(TRUNCATE);
 INSERT INTO cells (
     key, digest, label, parameters, state, attempts, charged_failures, plain_failures, free_failures, memory_level,
     alone, batch_size, error_kind, error_message, error_at_unix_s, error_phase, error_requested_bytes,
-    error_free_bytes, error_cause, error_why, measurement, measured_device, measured_batch_size, duration_s
+    error_free_bytes, error_cause, error_why, error_evidence, measurement, measured_device,
+    measured_batch_size, duration_s
 ) VALUES (
     :key, :digest, :label, :parameters, :state, :attempts, :charged_failures, :plain_failures, :free_failures,
     :memory_level, :alone, :batch_size, :error_kind, :error_message, :error_at_unix_s, :error_phase,
-    :error_requested_bytes, :error_free_bytes, :error_cause, :error_why, :measurement, :measured_device,
-    :measured_batch_size, :duration_s
+    :error_requested_bytes, :error_free_bytes, :error_cause, :error_why, :error_evidence, :measurement,
+    :measured_device, :measured_batch_size, :duration_s
 ) ON CONFLICT (key) DO UPDATE SET
     digest = excluded.digest, label = excluded.label, parameters = excluded.parameters, state = excluded.state,
     attempts = excluded.attempts, charged_failures = excluded.charged_failures,
@@ -54,7 +55,8 @@ INSERT INTO cells (
     error_kind = excluded.error_kind, error_message = excluded.error_message,
     error_at_unix_s = excluded.error_at_unix_s, error_phase = excluded.error_phase,
     error_requested_bytes = excluded.error_requested_bytes, error_free_bytes = excluded.error_free_bytes,
-    error_cause = excluded.error_cause, error_why = excluded.error_why, measurement = excluded.measurement,
+    error_cause = excluded.error_cause, error_why = excluded.error_why,
+    error_evidence = excluded.error_evidence, measurement = excluded.measurement,
     measured_device = excluded.measured_device, measured_batch_size = excluded.measured_batch_size,
     duration_s = excluded.duration_s;
 
@@ -83,11 +85,13 @@ INSERT INTO attempts (
 -- Record how an attempt ended. A second one for the same attempt breaks the primary key.
 INSERT INTO ends (
     attempt_id, ended_unix_s, outcome, measurement, error_kind, error_message, error_at_unix_s, error_phase,
-    error_requested_bytes, error_free_bytes, error_cause, error_why, exit_status, signal, wall_s,
+    error_requested_bytes, error_free_bytes, error_cause, error_why, error_evidence, exit_status, signal,
+    wall_s,
     peak_allocated_bytes, peak_reserved_bytes, host_peak_bytes
 ) VALUES (
     :attempt_id, :ended_unix_s, :outcome, :measurement, :error_kind, :error_message, :error_at_unix_s, :error_phase,
-    :error_requested_bytes, :error_free_bytes, :error_cause, :error_why, :exit_status, :signal, :wall_s,
+    :error_requested_bytes, :error_free_bytes, :error_cause, :error_why, :error_evidence, :exit_status, :signal,
+    :wall_s,
     :peak_allocated_bytes, :peak_reserved_bytes, :host_peak_bytes
 );
 
@@ -109,14 +113,15 @@ VALUES (:subject, :batch_size, :peak_bytes, :censored, :pixels, :torch, :host_pe
 INSERT INTO durations (model, method, device_name, steps, samples, batch_size, wall_s)
 VALUES (:model, :method, :device_name, :steps, :samples, :batch_size, :wall_s);
 
--- name: save_cordon
--- Put a device out of service, or change why.
-INSERT INTO cordons (device, reason) VALUES (:device, :reason)
-ON CONFLICT (device) DO UPDATE SET reason = excluded.reason;
+-- name: save_quarantine
+-- Hold a subject back, or change why.
+INSERT INTO quarantines (subject_kind, subject, cause, since_unix_s)
+VALUES (:subject_kind, :subject, :cause, :since_unix_s)
+ON CONFLICT (subject_kind, subject) DO UPDATE SET cause = excluded.cause, since_unix_s = excluded.since_unix_s;
 
--- name: delete_cordon
--- Put a device back; nothing happens where it was not cordoned.
-DELETE FROM cordons WHERE device = :device;
+-- name: delete_quarantine
+-- Let a subject out; nothing happens where it was not held back.
+DELETE FROM quarantines WHERE subject_kind = :subject_kind AND subject = :subject;
 
 -- name: save_meta
 -- Set one of the daemon's switches.
@@ -162,9 +167,9 @@ WHERE age <= :kept ORDER BY id;
 SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY model ORDER BY id DESC) AS age FROM durations)
 WHERE age <= :kept ORDER BY id;
 
--- name: load_cordons
--- The devices out of service and why.
-SELECT device, reason FROM cordons ORDER BY device;
+-- name: load_quarantines
+-- Who is held back, and why.
+SELECT * FROM quarantines ORDER BY subject_kind, subject;
 
 -- name: load_meta
 -- One of the daemon's switches; no row where it was never set.

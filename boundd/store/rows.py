@@ -18,6 +18,7 @@ from typing import Any
 from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellState, EndReason
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.history import Duration, Observation
+from boundd.core.model.memory_evidence import KeptAsText
 from boundd.core.model.outcomes import (
     AttemptError,
     ErrorKind,
@@ -28,19 +29,21 @@ from boundd.core.model.outcomes import (
     PointRecord,
     Verdict,
 )
+from boundd.core.model.quarantines import Quarantine, Subject, SubjectKind
 from boundd.core.model.records import (
+    LiftQuarantine,
     Record,
     SaveAnswer,
     SaveAttempt,
     SaveCell,
-    SaveCordon,
     SaveDuration,
     SaveEnd,
     SaveObservation,
     SavePaused,
     SavePoint,
+    SaveQuarantine,
 )
-from boundd.store import queries
+from boundd.store import queries, reasons
 
 Values = dict[str, Any]
 """A statement's named parameters."""
@@ -81,10 +84,10 @@ def statements_of(record: Record) -> tuple[Statement, ...]:
             return ((queries.INSERT_OBSERVATION, {f.name: getattr(seen, f.name) for f in fields(seen)}),)
         case SaveDuration(took):
             return ((queries.INSERT_DURATION, {f.name: getattr(took, f.name) for f in fields(took)}),)
-        case SaveCordon(device, None):
-            return ((queries.DELETE_CORDON, {"device": device}),)
-        case SaveCordon(device, reason):
-            return ((queries.SAVE_CORDON, {"device": device, "reason": _clean(reason)}),)
+        case SaveQuarantine(quarantine):
+            return ((queries.SAVE_QUARANTINE, quarantine_values(quarantine)),)
+        case LiftQuarantine(subject):
+            return ((queries.DELETE_QUARANTINE, _subject_values(subject)),)
         case SavePaused(paused):
             return ((queries.SAVE_META, {"name": PAUSED, "value": "1" if paused else "0"}),)
         case SaveAnswer():
@@ -226,6 +229,26 @@ def point_of(row: sqlite3.Row) -> PointRecord:
     )
 
 
+def quarantine_values(quarantine: Quarantine) -> Values:
+    """A quarantine's row."""
+    cause = {"cause": reasons.dump(quarantine.cause), "since_unix_s": quarantine.since_unix_s}
+    return {**_subject_values(quarantine.subject), **cause}
+
+
+def _subject_values(subject: Subject) -> Values:
+    return {"subject_kind": subject.kind.value, "subject": subject.name}
+
+
+def quarantine_of(row: sqlite3.Row) -> Quarantine:
+    """The quarantine in a row.
+
+    Raises:
+        ValueError: the row holds what this version doesn't know.
+    """
+    subject = Subject(SubjectKind(row["subject_kind"]), row["subject"])
+    return Quarantine(subject, reasons.cause_of(row["cause"]), row["since_unix_s"])
+
+
 def observation_of(row: sqlite3.Row) -> Observation:
     """The observation in a row."""
     subject, batch_size, peak_bytes, censored, *others = _OBSERVATION(row)
@@ -238,7 +261,9 @@ def duration_of(row: sqlite3.Row) -> Duration:
 
 
 def _error_values(error: AttemptError | None) -> Values:
-    """The eight columns of an error, all NULL where there is none."""
+    """The nine columns of an error, all NULL where there is none. What a release before 0005 kept stays as it was."""
+    evidence = None if error is None else error.evidence
+    kept = evidence.text if isinstance(evidence, KeptAsText) else None
     return {
         "error_kind": None if error is None else error.kind.value,
         "error_message": None if error is None else _clean(error.message),
@@ -247,13 +272,15 @@ def _error_values(error: AttemptError | None) -> Values:
         "error_requested_bytes": None if error is None else error.requested_bytes,
         "error_free_bytes": None if error is None else error.free_bytes,
         "error_cause": None if error is None or error.cause is None else error.cause.value,
-        "error_why": None if error is None else _clean(error.why),
+        "error_why": _clean(kept),
+        "error_evidence": None if evidence is None or kept is not None else reasons.dump(evidence),
     }
 
 
 def _error_of(row: sqlite3.Row) -> AttemptError | None:
     if row["error_kind"] is None:
         return None
+    told = KeptAsText(row["error_why"]) if row["error_why"] else None
     return AttemptError(
         kind=ErrorKind(row["error_kind"]),
         message=row["error_message"],
@@ -262,7 +289,7 @@ def _error_of(row: sqlite3.Row) -> AttemptError | None:
         requested_bytes=row["error_requested_bytes"],
         free_bytes=row["error_free_bytes"],
         cause=None if row["error_cause"] is None else MemoryCause(row["error_cause"]),
-        why=row["error_why"] or "",
+        evidence=reasons.evidence_of(row["error_evidence"]) if row["error_evidence"] is not None else told,
     )
 
 

@@ -147,9 +147,9 @@ class SqliteStore:
             attempts = await self._read(queries.LOAD_LIVE_ATTEMPTS, rows.attempt_of)
             observations = await self._read(queries.LOAD_OBSERVATIONS, rows.observation_of, {"kept": KEPT})
             durations = await self._read(queries.LOAD_DURATIONS, rows.duration_of, {"kept": KEPT})
-            cordons = await self._read(queries.LOAD_CORDONS, lambda row: (str(row["device"]), str(row["reason"])))
+            quarantines = await self._read(queries.LOAD_QUARANTINES, rows.quarantine_of)
             paused = await self._read(queries.LOAD_META, _value, {"name": rows.PAUSED})
-        return Snapshot(cells, attempts, observations, durations, dict(cordons), paused == ("1",))
+        return Snapshot(cells, attempts, observations, durations, quarantines, paused == ("1",))
 
     async def commit(self, records: Sequence[Record]) -> None:
         """Keep all of them, durably, in one transaction that no cancellation splits.

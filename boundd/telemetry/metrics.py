@@ -101,20 +101,15 @@ class Metrics:
             self._events.labels(action.value)
 
     def note(self, note: Note, now: Now) -> None:  # noqa: ARG002 - the Observer's signature
-        """Count it. An `attempt-ended` note has the field `outcome` and, where it is known, `wall_s`.
-
-        The names of fields may have the prefix `boundd.`.
-        """
+        """Count it. An `attempt-ended` note has the verdict."""
         self._events.labels(note.action.value).inc()
         if note.action is Action.POINT_MEASURED:
             self._points.inc()
-        if note.action is not Action.ATTEMPT_ENDED:
+        if note.verdict is None:
             return
-        fields = {name.removeprefix("boundd."): value for name, value in note.fields.items()}
-        outcome = encodable(str(fields.get("outcome", "unknown")))
+        outcome, wall_s = note.verdict.outcome.value, note.verdict.wall_s
         self._ended.labels(outcome).inc()
-        wall_s = fields.get("wall_s")
-        if isinstance(wall_s, (int, float)) and wall_s >= 0:
+        if wall_s is not None and wall_s >= 0:
             self._durations.labels(outcome).observe(wall_s)
 
     def render(self, view: StateView) -> bytes:

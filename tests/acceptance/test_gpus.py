@@ -79,7 +79,7 @@ def test_cells_are_packed_by_memory(box: Box, fake: FakeNvml) -> None:
         assert Path(str(worker["lease"])).name == worker["device"]
     assert by_device == {"GPU-aaaa": 2, "GPU-bbbb": 2}
     explained = json.loads(box.ctl("explain", "SD1.5/DDIM/20/e", "--json").stdout)
-    assert all("bytes short" in device["reason"] for device in explained["devices"])
+    assert all(device["cause"]["kind"] == "memory_short" for device in explained["devices"])
     devices = json.loads(box.ctl("devices", "--json").stdout)
     assert [device["reserved_bytes"] for device in devices] == [20 * GIB, 20 * GIB]
     (box.folder / "go").touch()

@@ -113,7 +113,9 @@ def test_curl_takes_a_label_with_its_slashes(running: Running) -> None:
 
 def test_explain_of_each_state(running: Running) -> None:
     """What runs says where; what failed says why; an unknown cell is a 404."""
-    assert GPU in running.client.get(cell_path(LABELS[1], "/explain"))["reason"]
+    runs = running.client.get(cell_path(LABELS[1], "/explain"))
+    assert " on GPU 0 for " in runs["reason"]
+    assert (runs["cause"]["kind"], runs["cause"]["device"]) == ("runs", GPU)
     assert "no result" in running.client.get(cell_path(LABELS[5], "/explain"))["reason"]
     with pytest.raises(RefusedError) as caught:
         running.client.get(cell_path("nothing/such", "/explain"))

@@ -9,6 +9,7 @@ from control_server import CELLS, GPU, LABELS, Running
 
 from boundd.client import RefusedError
 from boundd.core.model.attempts import CellState
+from boundd.core.model.quarantines import ByOperator, Quarantine, device_subject
 from boundd.core.model.workload import workload_of
 from boundd.core.scheduler.durations import duration_of
 
@@ -41,7 +42,7 @@ def test_priors_are_said_as_such(running: Running) -> None:
     plan = running.client.get("/v1/plan")
     waiting = next(each for each in plan["attempts"] if each["label"] == LABELS[0])
     assert (waiting["duration_is_prior"], waiting["until_s"] - waiting["from_s"]) == (False, pytest.approx(1234.0))
-    assert "1 attempt(s) of the same work" in waiting["duration_source"]
+    assert "1 attempt of the same work" in waiting["duration_source"]
 
 
 def test_a_box_one_does_not_have(running: Running) -> None:
@@ -65,9 +66,10 @@ def test_nothing_is_started_by_it(running: Running) -> None:
 def test_a_cordoned_device_and_a_pause_are_named(running: Running) -> None:
     """What stands in the way is an assumption that a person can check."""
     state = running.service.state
-    device = replace(state.devices[GPU], cordon_reason="it smells")
+    held = Quarantine(device_subject(GPU), ByOperator("it smells"))
+    device = replace(state.devices[GPU], quarantine=held)
     running.service.state = replace(
-        state, paused=True, devices=state.devices.set(GPU, device), cordons={GPU: "it smells"}
+        state, paused=True, devices=state.devices.set(GPU, device), quarantines={held.subject: held}
     )
     plan = running.client.get("/v1/plan")
     assert any("it smells" in said for said in plan["assumes"])

@@ -23,7 +23,7 @@ import pytest
 
 from boundd.core.model.attempts import CellRecord
 from boundd.core.model.cells import Cell, CellPolicy
-from boundd.core.model.records import Record, SaveCell, SaveCordon
+from boundd.core.model.records import Record, SaveCell, SaveQuarantine
 from boundd.ports import InvariantError
 from boundd.store.sqlite import SqliteStore
 from tests.faults import campaign
@@ -39,9 +39,9 @@ def cordons(number: int) -> list[Record]:
     """Records of several kinds, which are several statements, that belong together: one `number`."""
     cells = [Cell.of({"number": number, "half": half}, ("number", "half")) for half in range(4)]
     return [
-        SaveCordon(f"first-{number}", "x"),
+        SaveQuarantine(release.held(f"first-{number}", "x")),
         *(SaveCell(CellRecord(cell, CellPolicy())) for cell in cells),
-        SaveCordon(f"last-{number}", "x"),
+        SaveQuarantine(release.held(f"last-{number}", "x")),
     ]
 
 
@@ -110,13 +110,13 @@ async def opened(path: Path) -> AsyncIterator[SqliteStore]:
 async def judge(store: SqliteStore, number: int, found: Counter[str]) -> None:
     """After a point: no transaction is open once the next operation has begun, all or nothing, and it works."""
     async with asyncio.timeout(PATIENCE_S):
-        await store.commit([SaveCordon("after", str(number))])
+        await store.commit([SaveQuarantine(release.held("after", str(number)))])
         known = await store.load()
     found["open"] += store._connection.in_transaction
     parts = sum(each.cell.parameters.get("number") == number for each in known.cells)
-    parts += sum(f"{which}-{number}" in known.cordons for which in ("first", "last"))
+    parts += sum(release.held(f"{which}-{number}", "x") in known.quarantines for which in ("first", "last"))
     found["split"] += parts not in (0, len(cordons(number)))
-    found["lost"] += known.cordons.get("after") != str(number)
+    found["lost"] += release.held("after", str(number)) not in known.quarantines
 
 
 @campaign.sizes("rounds", short=1, long=20)

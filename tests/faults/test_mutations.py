@@ -41,7 +41,7 @@ import pytest
 from boundd.core.model.attempts import AttemptState, CellRecord, CellState
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.outcomes import Isolation, Measurement, Outcome, PointRecord, Verdict
-from boundd.core.model.records import Record, SaveCell, SaveCordon, SaveEnd, SavePaused, SavePoint
+from boundd.core.model.records import Record, SaveCell, SaveEnd, SavePaused, SavePoint, SaveQuarantine
 from boundd.launch import shim
 from boundd.launch.records import RecordError, read_outcome, read_shim
 from boundd.ports import StoreBusyError, StoreError
@@ -94,10 +94,10 @@ async def originals(folder: Path) -> Originals:
     older = files_of(path.parent)
     store = await SqliteStore.open(path)
     await store.commit(many_cells())
-    await store.commit([SaveCordon("GPU-33333333-cccc", "added later"), SavePaused(False)])
+    await store.commit([SaveQuarantine(release.held("GPU-33333333-cccc", "added later")), SavePaused(False)])
     middle = files_of(path.parent)
     for n in range(3):
-        await store.commit([SaveCordon(f"GPU-{n}", f"number {n}")])
+        await store.commit([SaveQuarantine(release.held(f"GPU-{n}", f"number {n}"))])
     await store.remember("export-digests", '["later"]')
     killed = files_of(path.parent)
     await store.aclose()

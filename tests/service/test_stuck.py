@@ -15,11 +15,13 @@ from pathlib import Path
 import anyio
 import pytest
 
+from boundd.core.model import wording
 from boundd.core.model.attempts import Attempt, AttemptState, CellState
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.devices import DeviceState
 from boundd.core.model.effects import Action, Note
 from boundd.core.model.events import CancelRequested, ConfigLoaded, Now
+from boundd.core.model.quarantines import StuckProcess
 from boundd.core.model.state import Rules, State
 from boundd.devices.cpu import CpuProbe
 from boundd.launch import shim
@@ -108,7 +110,7 @@ def test_its_device_is_cordoned_until_it_has_ended(
         (freezer / "freezer.state").write_text("FROZEN")
         await daemon.submit(CancelRequested((attempt.key,)))
         await until(lambda: daemon.state.devices[attempt.device].state is DeviceState.CORDONED)
-        reason = daemon.state.devices[attempt.device].reason
+        reason = wording.out_of_service(daemon.state.devices[attempt.device])
         assert f"attempt {attempt.id} " in reason
         assert f"pid {record['worker_pid']} (python" in reason
         assert "has not died of KILL since 20" in reason
@@ -166,4 +168,4 @@ def test_only_one_that_stays_is_said_to_be_stuck() -> None:
     answers.now = frozenset({Unkillable(1, 11, "a", "R")})
     (found,) = watch.look(["x"], Now(2 * stuck.PATIENCE_S, 0.0))
     assert found.attempt_id == "x"
-    assert found.why == "pid 1 (a) is in state R and has not died of KILL since 1970-01-01 00:00:00 UTC"
+    assert found.processes == (StuckProcess(1, "a", "R", "", 0.0),)

@@ -26,9 +26,10 @@ from boundd.core.model.devices import Device, DeviceState
 from boundd.core.model.effects import Commit, Effect, Spawn, WakeAt
 from boundd.core.model.events import Event, Now
 from boundd.core.model.outcomes import ErrorKind, MemoryCause, Outcome, Verdict
+from boundd.core.model.reasons import Refusal, TakenAlone
 from boundd.core.model.records import Record, SaveCell, SaveEnd
 from boundd.core.model.state import State
-from boundd.core.scheduler import placement, planner
+from boundd.core.scheduler import ledger, needs, placement, planner
 from boundd.core.scheduler.host import HostLedger
 
 Patch = pytest.MonkeyPatch
@@ -94,15 +95,13 @@ def deciding(patch: Patch, change: Callable[[Any, Attempt, Verdict, Decision], D
 @bug("over-placed", "over-reserved")
 def headroom_is_what_is_free(patch: Patch) -> None:
     """What was placed and has not allocated yet is not counted."""
-    patch.setattr(
-        placement, "headroom_bytes", lambda device, attempts, margin: (device.reading.free_bytes or 0) - margin
-    )
+    patch.setattr(ledger, "headroom_bytes", lambda device, attempts, margin: (device.reading.free_bytes or 0) - margin)
 
 
 @bug("over-placed", "over-reserved")
 def margin_ignored(patch: Patch) -> None:
     """The safety bytes are given away."""
-    patch.setattr(placement, "headroom_bytes", lambda device, attempts, margin: headroom_bytes(device, attempts, 0))
+    patch.setattr(ledger, "headroom_bytes", lambda device, attempts, margin: headroom_bytes(device, attempts, 0))
 
 
 @bug("over-placed")
@@ -113,7 +112,7 @@ def foreign_never_counted(patch: Patch) -> None:
         reserved = sum(attempt.reservation_bytes for attempt in attempts)
         return (device.reading.total_bytes or 0) - reserved - margin
 
-    patch.setattr(placement, "headroom_bytes", headroom)
+    patch.setattr(ledger, "headroom_bytes", headroom)
 
 
 @bug("liveness")
@@ -132,7 +131,7 @@ def foreign_never_forgotten(patch: Patch) -> None:
         return state, event
 
     before(patch, ev.DevicesRead, forget)
-    patch.setattr(placement, "headroom_bytes", headroom)
+    patch.setattr(ledger, "headroom_bytes", headroom)
 
 
 @bug("over-placed", "over-reserved", "reservations-survive", "sanity")
@@ -174,7 +173,7 @@ def cap_is_the_reservation(patch: Patch) -> None:
 @bug("host")
 def host_ignored(patch: Patch) -> None:
     """Nobody counts the host's memory and cores."""
-    patch.setattr(HostLedger, "refusal", lambda self, need: "")
+    patch.setattr(HostLedger, "refusal", lambda self, need: None)
 
 
 # Placement
@@ -183,19 +182,20 @@ def host_ignored(patch: Patch) -> None:
 @bug("company", "sanity")
 def exclusive_is_joined(patch: Patch) -> None:
     """An attempt that has its device to itself gets company."""
-    real = placement.Ledger._closed
+    real = ledger.Ledger.closed
 
-    def closed(self: placement.Ledger, device: Device) -> str:
+    def closed(self: ledger.Ledger, device: Device) -> Refusal | None:
         why = real(self, device)
-        return "" if why.endswith("runs there alone") else why
+        return None if isinstance(why, TakenAlone) else why
 
-    patch.setattr(placement.Ledger, "_closed", closed)
+    patch.setattr(ledger.Ledger, "closed", closed)
 
 
 @bug("company")
 def rule_of_being_alone_ignored(patch: Patch) -> None:
     """A cell that must be alone is placed like any other."""
-    patch.setattr(placement, "must_be_alone", lambda record: False)
+    patch.setattr(needs, "must_be_alone", lambda record: False)
+    patch.setattr(ledger, "must_be_alone", lambda record: False)
 
 
 @bug("alone-after-pressure")
@@ -235,7 +235,7 @@ def cordon_forgotten_at_the_next_reading(patch: Patch) -> None:
     """Each reading makes the device anew, and who took it out of service is not asked."""
 
     def change(state: State, event: Any, done: Step) -> Step:
-        devices = {uuid: replace(device, cordon_reason=None) for uuid, device in done[0].devices.items()}
+        devices = {uuid: replace(device, quarantine=None) for uuid, device in done[0].devices.items()}
         return replace(done[0], devices=Map(devices)), done[1]
 
     after(patch, ev.DevicesRead, change)
@@ -244,13 +244,13 @@ def cordon_forgotten_at_the_next_reading(patch: Patch) -> None:
 @bug("limit", "sanity")
 def limit_ignored(patch: Patch) -> None:
     """A device that takes one attempt at a time takes more."""
-    patch.setattr(placement, "limit_of", lambda state, device: None)
+    patch.setattr(ledger, "limit_of", lambda state, device: None)
 
 
 @bug("mixed-models")
 def models_mixed(patch: Patch) -> None:
     """Any device will do."""
-    patch.setattr(placement, "matrix_device_model", lambda state: None)
+    patch.setattr(ledger, "matrix_device_model", lambda state: None)
 
 
 # Footprints

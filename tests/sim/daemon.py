@@ -13,14 +13,15 @@ from boundd.core.lifecycle.loop import Keep, NotStored, Planner, keep_nothing
 from boundd.core.model.attempts import AttemptState
 from boundd.core.model.effects import Commit, Effect, EndWorker, Spawn, WakeAt
 from boundd.core.model.events import ConfigLoaded, DevicesRead, DevicesUnreadable, Event
-from boundd.core.model.records import Record, SaveAnswer, SaveAttempt, SaveCordon
+from boundd.core.model.quarantines import ByOperator, SubjectKind
+from boundd.core.model.records import Record, SaveAnswer, SaveAttempt, SaveQuarantine
 from boundd.core.model.state import Rules, State
 from boundd.sim.engine import MAX_STEPS, Engine
 from boundd.sim.trace import Outcomes, Violation
 from boundd.sim.world import World
 from tests.sim.invariants import Checker, NoChecks
 from tests.sim.memory_store import Kept
-from tests.sim.people import CORDON_REASON, People, event_of
+from tests.sim.people import People, event_of
 from tests.sim.trouble import Deed, Trouble, Wish
 
 ANSWERED = frozenset({Wish.CANCEL, Wish.RETRY, Wish.PAUSE, Wish.RESUME, Wish.CORDON, Wish.UNCORDON})
@@ -90,10 +91,11 @@ class TroubledEngine(Engine):
 
     def _looked_after(self) -> bool:
         """A person puts back what the core took out of service."""
-        if self._state is None or not self._state.cordons:
+        if self._state is None or not self._state.quarantines:
             return False
         self._counts.uncordoned += 1
-        self._people.want([Deed(self._agenda.now_s, Wish.UNCORDON, device) for device in sorted(self._state.cordons)])
+        held = sorted(subject.name for subject in self._state.quarantines if subject.kind is SubjectKind.DEVICE)
+        self._people.want([Deed(self._agenda.now_s, Wish.UNCORDON, device) for device in held])
         return True
 
     # The life of the daemon
@@ -181,7 +183,8 @@ class TroubledEngine(Engine):
         self._kept.commit(commit.records)
         super()._commit(commit)
         self._counts.cordons += sum(
-            isinstance(record, SaveCordon) and record.reason not in (None, CORDON_REASON) for record in commit.records
+            isinstance(record, SaveQuarantine) and not isinstance(record.quarantine.cause, ByOperator)
+            for record in commit.records
         )
         self._checker.committed(commit.records, self._agenda.now_s)
         self._point()

@@ -23,6 +23,7 @@ from boundd.core.model.events import (
     PointMeasured,
 )
 from boundd.core.model.outcomes import ErrorKind, Outcome, Verdict
+from boundd.core.model.quarantines import device_subject
 from boundd.core.model.records import Record, SaveAttempt, SaveCell, SaveEnd
 from boundd.core.model.state import Rules, State, sanity_check
 from boundd.sim.machine import Machine, Worker, most_bytes
@@ -231,7 +232,7 @@ class Checker(NoChecks):
         for most in (device.max_cells, self._rules.max_cells or None):
             if most is not None and len(others) >= most:
                 raise Violation("limit", f"{device.uuid} takes {most} and gets {len(others) + 1}")
-        if device.uuid in self._kept.cordons:
+        if device_subject(device.uuid) in self._kept.quarantines:
             raise Violation("cordon", f"{attempt.label} is started on {device.uuid}, which is out of service")
         if not self._known[device.uuid][0]:
             raise Violation("unavailable", f"{attempt.label} is started on {device.uuid}, which can't be read")

@@ -13,17 +13,19 @@ from boundd.core.lifecycle.loop import restored
 from boundd.core.model.attempts import Attempt, CellRecord
 from boundd.core.model.cells import CellPolicy
 from boundd.core.model.outcomes import Verdict
+from boundd.core.model.quarantines import Quarantine, Subject
 from boundd.core.model.records import (
+    LiftQuarantine,
     Record,
     SaveAnswer,
     SaveAttempt,
     SaveCell,
-    SaveCordon,
     SaveDuration,
     SaveEnd,
     SaveObservation,
     SavePaused,
     SavePoint,
+    SaveQuarantine,
 )
 from boundd.core.model.state import Rules, State
 from boundd.sim.trace import Violation
@@ -38,7 +40,7 @@ class Kept:
     """Every attempt that was ever begun, as it was saved last."""
     ends: dict[str, Verdict] = field(default_factory=dict)
     points: set[tuple[str, int]] = field(default_factory=set)
-    cordons: dict[str, str] = field(default_factory=dict)
+    quarantines: dict[Subject, Quarantine] = field(default_factory=dict)
     paused: bool = False
     learned: list[SaveObservation | SaveDuration] = field(default_factory=list)
     answers: set[str] = field(default_factory=set)
@@ -65,10 +67,10 @@ class Kept:
                     self.ends[attempt.id] = verdict
                 case SavePoint(attempt_id, index, _):
                     self.points.add((attempt_id, index))
-                case SaveCordon(device, None):
-                    self.cordons.pop(device, None)
-                case SaveCordon(device, str(reason)):
-                    self.cordons[device] = reason
+                case SaveQuarantine(quarantine):
+                    self.quarantines[quarantine.subject] = quarantine
+                case LiftQuarantine(subject):
+                    self.quarantines.pop(subject, None)
                 case SavePaused(paused):
                     self.paused = paused
                 case SaveObservation() | SaveDuration():
@@ -85,7 +87,7 @@ class Kept:
         """Keep all of a state."""
         self.cells.update(state.cells.items())
         self.attempts.update(state.attempts.items())
-        self.cordons.update(state.cordons)
+        self.quarantines.update(state.quarantines)
         self.paused = state.paused
         self.learned += [SaveObservation(seen) for seen in state.observations]
         self.learned += [SaveDuration(seen) for seen in state.durations]
@@ -103,7 +105,7 @@ class Kept:
             attempts=self.live(),
             observations=[each.observation for each in self.learned if isinstance(each, SaveObservation)],
             durations=[each.duration for each in self.learned if isinstance(each, SaveDuration)],
-            cordons=self.cordons,
+            quarantines=self.quarantines.values(),
             paused=self.paused,
         )
 

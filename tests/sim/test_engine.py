@@ -12,7 +12,7 @@ from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.events import Now
 from boundd.core.model.outcomes import ErrorKind, Outcome
 from boundd.core.model.state import Rules, State
-from boundd.core.scheduler import placement
+from boundd.core.scheduler import ledger
 from boundd.core.scheduler.planner import Plan, plan
 from boundd.sim import (
     CellTruth,
@@ -86,7 +86,7 @@ def test_neighbours_run_each_other_out_of_memory_if_they_are_let(monkeypatch: py
     def by_free_memory(state: State, now: Now) -> Plan:
         with monkeypatch.context() as patch:
             free = lambda device, attempts, margin: (device.reading.free_bytes or 0) - margin  # noqa: E731
-            patch.setattr(placement, "headroom_bytes", free)
+            patch.setattr(ledger, "headroom_bytes", free)
             return plan(state, now)
 
     world = World(ONE, tuple(cell(n, 9, 10) for n in range(3)))

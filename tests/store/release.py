@@ -16,10 +16,26 @@ from boundd.core.model import records
 from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellState, attempt_id
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.history import Duration, Observation
-from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, PointRecord, Verdict
+from boundd.core.model.memory_evidence import NeighbourOver
+from boundd.core.model.outcomes import (
+    AttemptError,
+    ErrorKind,
+    Isolation,
+    Measurement,
+    MemoryCause,
+    Outcome,
+    PointRecord,
+    Verdict,
+)
+from boundd.core.model.quarantines import ByOperator, Quarantine, device_subject
 from boundd.store.sqlite import SqliteStore
 
 CELLS = 6
+
+
+def held(uuid: str, reason: str) -> Quarantine:
+    """A device that a person took out of service."""
+    return Quarantine(device_subject(uuid), ByOperator(reason), 1_700_000_800.5)
 
 
 def attempt(cell: Cell, number: int) -> Attempt:
@@ -36,6 +52,7 @@ def everything() -> list[list[object]]:
     commits: list[list[object]] = []
     measured = Measurement(2.5, 2.25, {"ratio": 0.5, "näme": [1, None]}, Isolation.EXCLUSIVE, 2.75, {"torch": "2.6"})
     error = AttemptError(ErrorKind.OUT_OF_MEMORY, "CUDA out of memory: ünïcode", 1_700_000_500.5, "baseline", 2**33, 7)
+    error = dataclasses.replace(error, cause=MemoryCause.PRESSURE, evidence=NeighbourOver("SDXL/20", 2**34, 2**30))
     for n in range(CELLS):
         cell = Cell.of({"model": "SD1.5", "steps": 20 + n, "method": "tome", "batch_size": 4}, ("model", "steps"))
         record = CellRecord(cell, CellPolicy())
@@ -64,7 +81,7 @@ def everything() -> list[list[object]]:
     commits.append([records.SaveObservation(Observation("model=SD1.5", 4, 2**32, n % 2 == 0)) for n in range(4)])
     commits.append([records.SaveDuration(Duration("SD1.5", "tome", "GPU", 20, 32, 4, 71.5 + n)) for n in range(4)])
     commits.append([records.SaveAnswer(1000, "a-key", "00" * 32, 1_700_000_700.5, b"{}", 0.0, 100)])
-    commits.append([records.SaveCordon("GPU-22222222-bbbb", "the fan is loud"), records.SavePaused(True)])
+    commits.append([records.SaveQuarantine(held("GPU-22222222-bbbb", "the fan is loud")), records.SavePaused(True)])
     return commits
 
 

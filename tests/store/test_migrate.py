@@ -308,7 +308,8 @@ async def test_a_store_of_the_first_version_is_taken_over(tmp_path: Path) -> Non
         await store.aclose()
     (record,), (attempt,), (seen,) = known.cells, known.attempts, known.observations
     assert record.error is not None
-    assert (record.charged_failures, record.plain_failures, record.error.cause, record.error.why) == (2, 0, None, "")
+    assert (record.charged_failures, record.plain_failures) == (2, 0)
+    assert (record.error.cause, record.error.evidence) == (None, None)
     assert (attempt.reservation_bytes, attempt.host_memory_bytes, attempt.cores, attempt.estimate_bytes) == (
         4096,
         0,

@@ -7,6 +7,8 @@ begin with `DELETE FROM points;`, or take one of the files away.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import shutil
 import sqlite3
 from pathlib import Path
@@ -37,6 +39,18 @@ def rows(path: Path) -> Rows:
             for name in names
             if name not in own
         }
+
+
+def moved(before: Rows, after: Rows) -> Rows:
+    """The rows of an older store as `after` has them: 0005 made quarantines of cordons, the sentence a person's."""
+    if "cordons" not in before or "quarantines" not in after:
+        return before
+    quarantines = []
+    for row in before["cordons"]:
+        cause = json.dumps({"kind": "operator", "reason": row["reason"]}, separators=(",", ":"))
+        names = ("subject_kind", "subject", "cause", "since_unix_s")
+        quarantines.append(dict(zip(names, ("device", row["device"], cause, None), strict=True)))
+    return {name: found for name, found in before.items() if name != "cordons"} | {"quarantines": quarantines}
 
 
 async def seen(path: Path) -> tuple[Snapshot, dict[str, tuple[EndedAttempt, ...]]]:
@@ -76,13 +90,15 @@ def test_a_released_store_is_upgraded_with_its_data(tmp_path: Path, name: str) -
     known, history = anyio.run(seen, path)
     after = rows(path)
     assert all(before[table] for table in before), "a released store has data in every table"
-    for table, old in before.items():
+    for table, old in moved(before, after).items():
         new = [row for row in after[table] if not (table == "meta" and row["name"] == "store")]
         kept = [row for row in old if not (table == "meta" and row["name"] == "store")]
         assert [{column: row[column] for column in was} for was, row in zip(kept, new, strict=True)] == kept, table
     assert [record.cell.parameters["steps"] for record in known.cells] == [20 + n for n in range(release.CELLS)]
     assert known.paused
-    assert dict(known.cordons) == {"GPU-22222222-bbbb": "the fan is loud"}
+    since = None if "cordons" in before else release.held("", "").since_unix_s
+    held = release.held("GPU-22222222-bbbb", "the fan is loud")
+    assert known.quarantines == (dataclasses.replace(held, since_unix_s=since),)
     assert [len(history[record.cell.key]) for record in known.cells] == [0, 1, 1, 1, 1, 1]
     assert [attempt.number for attempt in known.attempts] == [1]
     assert anyio.run(seen, path) == (known, history), "a second start sees the same"

@@ -20,19 +20,22 @@ from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellSt
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.history import KEPT, Duration, Observation
 from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, PointRecord, Verdict
+from boundd.core.model.quarantines import device_subject
 from boundd.core.model.records import (
+    LiftQuarantine,
     Record,
     SaveAttempt,
     SaveCell,
-    SaveCordon,
     SaveDuration,
     SaveEnd,
     SaveObservation,
     SavePaused,
     SavePoint,
+    SaveQuarantine,
 )
 from boundd.ports import EndedAttempt, InvariantError, Snapshot, Store, StoreBusyError, StoreError
 from boundd.store.sqlite import SqliteStore
+from tests.store.release import held
 
 pytestmark = pytest.mark.anyio
 
@@ -254,13 +257,14 @@ async def test_observations_cordons_and_pause_round_trip(path: Path) -> None:
     took = (Duration("SD1.5", "tome", "Fake", 20, 32, 4, 71.5), Duration("SD1.5", "tome", "Fake", 20, 32, 4, 2.5))
     async with opened(path) as store:
         await store.commit([*map(SaveObservation, seen), *map(SaveDuration, took)])
-        await store.commit([SaveCordon("GPU-0", "hot"), SaveCordon("GPU-1", "x"), SavePaused(True)])
-        await store.commit([SaveCordon("GPU-0", "hotter"), SaveCordon("GPU-1", None), SaveCordon("GPU-2", None)])
+        await store.commit([SaveQuarantine(held("GPU-0", "hot")), SaveQuarantine(held("GPU-1", "x")), SavePaused(True)])
+        lifted = [LiftQuarantine(device_subject(uuid)) for uuid in ("GPU-1", "GPU-2")]
+        await store.commit([SaveQuarantine(held("GPU-0", "hotter")), *lifted])
         assert await store.load() == Snapshot(
-            observations=seen, durations=took, cordons={"GPU-0": "hotter"}, paused=True
+            observations=seen, durations=took, quarantines=(held("GPU-0", "hotter"),), paused=True
         )
         await store.commit([SavePaused(False)])
-    assert await reloaded(path) == Snapshot(observations=seen, durations=took, cordons={"GPU-0": "hotter"})
+    assert await reloaded(path) == Snapshot(observations=seen, durations=took, quarantines=(held("GPU-0", "hotter"),))
 
 
 async def test_only_the_newest_that_a_daemon_uses_are_loaded(path: Path) -> None:
@@ -404,7 +408,7 @@ async def test_a_commit_is_all_or_nothing(path: Path, bad: Record) -> None:
         await store.commit([SaveCell(record()), SaveAttempt(attempt())])
         before = await store.load()
         with pytest.raises(InvariantError):
-            await store.commit([SaveCell(record(30)), SavePaused(True), bad, SaveCordon("GPU-0", "x")])
+            await store.commit([SaveCell(record(30)), SavePaused(True), bad, SaveQuarantine(held("GPU-0", "x"))])
         assert not store._connection.in_transaction
         assert await store.load() == before
         await store.commit([SaveCell(record(30))])
@@ -517,6 +521,7 @@ from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.attempts import CellRecord
 from boundd.core.model.records import SaveCell
 from boundd.store.sqlite import SqliteStore
+from tests.store.release import held
 
 async def main():
     store = await SqliteStore.open(Path(sys.argv[1]))

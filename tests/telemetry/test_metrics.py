@@ -5,6 +5,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from boundd.core.model.attempts import CellState
 from boundd.core.model.effects import Action, Note
 from boundd.core.model.events import Now
+from boundd.core.model.outcomes import Outcome, Verdict
 from boundd.telemetry.metrics import DeviceNumbers, Metrics, StateView
 
 NOW = Now(1.0, 1.0)
@@ -16,17 +17,18 @@ def samples(content: bytes) -> dict[tuple[str, ...], float]:
     return {(item.name, *item.labels.values()): item.value for family in families for item in family.samples}
 
 
-def ended(outcome: str, wall_s: float | None, prefix: str = "") -> Note:
-    """The note of an attempt's end."""
-    return Note(Action.ATTEMPT_ENDED, "", fields={f"{prefix}outcome": outcome, f"{prefix}wall_s": wall_s})
+def ended(outcome: Outcome, wall_s: float | None) -> Note:
+    """The note of an attempt's end. What its fields say is for readers, and counts for nothing."""
+    fields = {"boundd.outcome": "misleading", "boundd.wall_s": 1e9}
+    return Note(Action.ATTEMPT_ENDED, "", fields=fields, verdict=Verdict(outcome, wall_s=wall_s))
 
 
 def test_attempts_are_counted_by_outcome() -> None:
     """Each end counts once, with its duration where it is known; an outcome that never came is there as 0."""
     metrics = Metrics("1.2.3")
-    metrics.note(ended("succeeded", 20.0), NOW)
-    metrics.note(ended("succeeded", 400.0, "boundd."), NOW)
-    metrics.note(ended("lost", None), NOW)
+    metrics.note(ended(Outcome.SUCCEEDED, 20.0), NOW)
+    metrics.note(ended(Outcome.SUCCEEDED, 400.0), NOW)
+    metrics.note(ended(Outcome.LOST, None), NOW)
     metrics.note(Note(Action.POINT_MEASURED, ""), NOW)
     found = samples(metrics.render(StateView()))
     assert found["boundd_attempts_ended_total", "succeeded"] == 2
@@ -65,5 +67,5 @@ def test_state_is_shown_as_it_is() -> None:
 def test_two_registries_do_not_meet() -> None:
     """Two daemons in one process (tests) don't share counters."""
     first, second = Metrics("1"), Metrics("2")
-    first.note(ended("lost", 1.0), NOW)
+    first.note(ended(Outcome.LOST, 1.0), NOW)
     assert samples(second.render(StateView()))["boundd_attempts_ended_total", "lost"] == 0

@@ -10,19 +10,20 @@ from immutables import Map
 from boundd.core.lifecycle.retry import cut_siblings, decide
 from boundd.core.memory.diagnosis import diagnose
 from boundd.core.memory.footprint import CONTEXT_BYTES
+from boundd.core.model import wording
 from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, EndReason
 from boundd.core.model.devices import Device
 from boundd.core.model.effects import Action, Commit, Effect, Note, ResultsChanged
 from boundd.core.model.events import Now
 from boundd.core.model.history import Observation
 from boundd.core.model.outcomes import MemoryCause, Outcome, Verdict
-from boundd.core.model.records import Record, SaveCell, SaveCordon, SaveDuration, SaveEnd, SaveObservation
+from boundd.core.model.records import Record, SaveCell, SaveDuration, SaveEnd, SaveObservation
 from boundd.core.model.state import State
 from boundd.core.model.transitions import GIVE_UP, AttemptTrigger, Trigger, next_attempt_state, next_cell_state
 from boundd.core.model.workload import subject_on, workload_of
 from boundd.core.scheduler.durations import duration_of
-from boundd.core.scheduler.quarantine import after_end, is_quick_failure, to_cordon
-from boundd.core.scheduler.unkillable import lifted_after
+from boundd.core.scheduler.quarantine import impose_for_deaths, lift_after
+from boundd.core.scheduler.quick_deaths import after_end, is_quick_failure
 
 
 def end_attempt(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> tuple[State, tuple[Effect, ...]]:
@@ -45,10 +46,10 @@ def end_attempt(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> t
         lessons = [*lessons, *cut]
         memory_notes += [_lowered(saved.record, attempt) for saved in cut]
     new = after_end(new, attempt, verdict, now.boot_s)
-    new, lifted, lift_notes = lifted_after(new, attempt)
-    new, cordons, cordon_notes = cordoned(new)
-    told = (_end_note(attempt, verdict), *memory_notes, *notes, *lift_notes, *cordon_notes)
-    return new, (Commit((*records, *lessons, *lifted, *cordons)), *told, ResultsChanged())
+    new, lifted, lift_notes = lift_after(new, attempt, now)
+    new, imposed, imposed_notes = impose_for_deaths(new, now)
+    told = (_end_note(attempt, verdict), *memory_notes, *notes, *lift_notes, *imposed_notes)
+    return new, (Commit((*records, *lessons, *lifted, *imposed)), *told, ResultsChanged())
 
 
 def _without(state: State, attempt: Attempt) -> Map[str, Device]:
@@ -67,23 +68,6 @@ def _without(state: State, attempt: Attempt) -> Map[str, Device]:
     return state.devices.set(device.uuid, replace(device, reading=reading, observed_bytes=others))
 
 
-def cordoned(state: State) -> tuple[State, tuple[Record, ...], tuple[Note, ...]]:
-    """The state without the devices that have killed too many cells, what is to be kept of that, and told."""
-    records: list[Record] = []
-    notes: list[Note] = []
-    for uuid, reason in to_cordon(state).items():
-        device = replace(state.devices[uuid], cordon_reason=reason)
-        state = replace(
-            state,
-            devices=state.devices.set(uuid, device),
-            cordons={**state.cordons, uuid: reason},
-            strikes=tuple(strike for strike in state.strikes if strike.device != uuid),
-        )
-        records.append(SaveCordon(uuid, reason))
-        notes.append(Note(Action.DEVICE_CORDONED, f"{device.reading.name}: {reason}", "error", device=uuid))
-    return state, tuple(records), tuple(notes)
-
-
 def _diagnosed(state: State, attempt: Attempt, verdict: Verdict) -> tuple[Verdict, list[Note]]:
     """The verdict with the cause, where memory ran out, and who is to be named for it."""
     if verdict.outcome is not Outcome.OUT_OF_MEMORY or verdict.error is None:
@@ -98,10 +82,10 @@ def _diagnosed(state: State, attempt: Attempt, verdict: Verdict) -> tuple[Verdic
         "boundd.phase": verdict.error.phase,
         "boundd.neighbours": [other.label for other in found.outgrown] or None,
     }
-    words = found.cause.replace("_", " ")
-    note = _note(Action.OUT_OF_MEMORY, f"{attempt.label}: {words}: {found.why}", attempt, "warning")
+    words = f"{wording.memory_cause(found.cause)}: {wording.evidence(found.evidence)}"
+    note = _note(Action.OUT_OF_MEMORY, f"{attempt.label}: {words}", attempt, "warning")
     note = replace(note, fields={name: value for name, value in fields.items() if value is not None})
-    return replace(verdict, error=replace(verdict.error, cause=found.cause, why=found.why)), [note]
+    return replace(verdict, error=replace(verdict.error, cause=found.cause, evidence=found.evidence)), [note]
 
 
 def _lowered(record: CellRecord, attempt: Attempt) -> Note:
@@ -175,6 +159,7 @@ def _cell_after(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> t
         cancelled = replace(record, state=next_cell_state(record.state, Trigger.CANCEL), error=verdict.error)
         return cancelled, [_note(Action.CELL_CANCELLED, f"{attempt.label} is cancelled", attempt)]
     decision = decide(record, attempt, verdict, state.rules)
+    message = f"{attempt.label}: {wording.retry(decision.reason)}"
     if decision.again:
         again = replace(
             decision.record,
@@ -182,9 +167,9 @@ def _cell_after(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> t
             not_before_boot_s=now.boot_s + decision.delay_s if decision.delay_s else 0.0,
             avoid=attempt.device if is_quick_failure(attempt, verdict, state.rules.quick_s) else "",
         )
-        return again, [_note(Action.CELL_RETRYING, f"{attempt.label}: {decision.why}", attempt, "warning")]
+        return again, [_note(Action.CELL_RETRYING, message, attempt, "warning")]
     given_up = replace(decision.record, state=next_cell_state(record.state, GIVE_UP[verdict.outcome]))
-    return given_up, [_note(Action.CELL_GAVE_UP, f"{attempt.label}: {decision.why}", attempt, "error")]
+    return given_up, [_note(Action.CELL_GAVE_UP, message, attempt, "error")]
 
 
 def _succeeded(record: CellRecord, attempt: Attempt, verdict: Verdict) -> tuple[CellRecord, list[Note]]:
@@ -225,7 +210,7 @@ def _end_note(attempt: Attempt, verdict: Verdict) -> Note:
     note = _note(
         Action.ATTEMPT_ENDED, f"attempt {attempt.number} of {attempt.label}: {verdict.outcome}", attempt, level
     )
-    return replace(note, fields={name: value for name, value in fields.items() if value is not None})
+    return replace(note, fields={name: value for name, value in fields.items() if value is not None}, verdict=verdict)
 
 
 def _note(action: Action, message: str, attempt: Attempt, level: str = "info") -> Note:

@@ -16,7 +16,7 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 from immutables import Map
@@ -37,6 +37,7 @@ from boundd.core.model.events import (
 )
 from boundd.core.model.history import Duration, Durations, Observation, Observations
 from boundd.core.model.outcomes import Outcome
+from boundd.core.model.quarantines import Quarantine
 from boundd.core.model.queues import Cells
 from boundd.core.model.records import Record
 from boundd.core.model.state import Rules, State
@@ -88,7 +89,7 @@ def restored(
     attempts: Iterable[Attempt],
     observations: Iterable[Observation],
     durations: Iterable[Duration],
-    cordons: Mapping[str, str],
+    quarantines: Iterable[Quarantine],
     paused: bool,
 ) -> State:
     """The state that a daemon begins with: what its store kept, before any device was read or the matrix loaded."""
@@ -97,7 +98,7 @@ def restored(
         settings=settings,
         cells=Cells.of({record.cell.key: record for record in cells}),
         attempts=Map({attempt.id: attempt for attempt in attempts}),
-        cordons=dict(cordons),
+        quarantines={each.subject: each for each in quarantines},
         observations=Observations.of(observations),
         durations=Durations.of(durations),
         paused=paused,

@@ -17,9 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from boundd.core.memory.footprint import LARGEST_PERCENT
-from boundd.core.memory.raising import CURES, LEVELS
+from boundd.core.memory.raising import LEVELS, RAISED_PERCENT
 from boundd.core.model.attempts import Attempt, CellRecord
 from boundd.core.model.outcomes import ErrorKind, MemoryCause, Verdict
+from boundd.core.model.reasons import RetryReason, RetryRule
 from boundd.core.model.records import SaveCell
 from boundd.core.model.state import Rules, State
 from boundd.core.model.workload import subject_on, workload_of
@@ -36,27 +37,27 @@ class Decision:
     record: CellRecord
     again: bool
     delay_s: float
-    why: str
+    reason: RetryReason
 
 
 def decide(record: CellRecord, attempt: Attempt, verdict: Verdict, rules: Rules) -> Decision:
     """What follows from an attempt that did not succeed and that nobody asked to end.
 
-    Where memory ran out, the verdict's error says the cause (`causes.diagnose`).
+    Where memory ran out, the verdict's error says the cause (`memory.diagnosis`).
     """
     assert verdict.error is not None
     kind = verdict.error.kind
     failed = replace(record, error=verdict.error)
     if kind is ErrorKind.LOST:
-        return _free(failed, "it was lost: again at once")
+        return _free(failed, RetryReason(RetryRule.LOST, kind))
     if kind is ErrorKind.OUT_OF_MEMORY:
         return _out_of_memory(failed, attempt, verdict.error.cause, rules)
     charged = replace(failed, charged_failures=record.charged_failures + 1, plain_failures=record.plain_failures + 1)
     if kind not in ONCE_MORE:
-        return Decision(charged, again=False, delay_s=0.0, why=f"{kind}: another attempt would end the same")
+        return _given_up(charged, RetryReason(RetryRule.SAME_AGAIN, kind))
     if charged.plain_failures > 1:
-        return Decision(charged, again=False, delay_s=0.0, why=f"{kind}: it was tried once more already")
-    return _charged(charged, rules, rules.backoff_s, f"{kind}: once more in {rules.backoff_s:g} s")
+        return _given_up(charged, RetryReason(RetryRule.TRIED_TWICE, kind))
+    return _charged(charged, rules, RetryReason(RetryRule.ONCE_MORE, kind, delay_s=rules.backoff_s))
 
 
 def batch_to_retry(state: State, record: CellRecord) -> int | None:
@@ -107,44 +108,44 @@ def _seen_too_big(state: State, record: CellRecord, batch_size: int) -> bool:
     )
 
 
-def _free(record: CellRecord, why: str) -> Decision:
+def _given_up(record: CellRecord, reason: RetryReason) -> Decision:
+    return Decision(record, again=False, delay_s=0.0, reason=reason)
+
+
+def _free(record: CellRecord, reason: RetryReason) -> Decision:
     used = record.free_failures + 1
-    spent = used > FREE_LIMIT
-    return Decision(
-        replace(record, free_failures=used),
-        again=not spent,
-        delay_s=0.0,
-        why=f"{why} ({used} of {FREE_LIMIT} free attempts used)"
-        if not spent
-        else f"{FREE_LIMIT} free attempts used up",
-    )
+    counted = replace(record, free_failures=used)
+    if used > FREE_LIMIT:
+        return _given_up(counted, RetryReason(RetryRule.FREE_SPENT, reason.error, limit=FREE_LIMIT))
+    return Decision(counted, again=True, delay_s=0.0, reason=replace(reason, used=used, limit=FREE_LIMIT))
 
 
-def _charged(record: CellRecord, rules: Rules, delay_s: float, why: str) -> Decision:
+def _charged(record: CellRecord, rules: Rules, reason: RetryReason) -> Decision:
     if record.charged_failures >= rules.max_attempts:
-        return Decision(record, again=False, delay_s=0.0, why=f"max_attempts = {rules.max_attempts} reached")
-    return Decision(record, again=True, delay_s=delay_s, why=why)
+        return _given_up(record, RetryReason(RetryRule.MAX_ATTEMPTS, reason.error, limit=rules.max_attempts))
+    return Decision(record, again=True, delay_s=reason.delay_s or 0.0, reason=reason)
 
 
 def _out_of_memory(record: CellRecord, attempt: Attempt, cause: MemoryCause | None, rules: Rules) -> Decision:
     if cause is MemoryCause.TOO_BIG:
         return _next_rung(record, attempt, rules)
     if cause is MemoryCause.PRESSURE:
-        return _free(replace(record, alone=True), "others took its memory: again, alone on its device")
+        return _free(replace(record, alone=True), RetryReason(RetryRule.PRESSURE, ErrorKind.OUT_OF_MEMORY))
     level = record.memory_level + 1
-    cure = CURES[level - 1] if level <= LEVELS else "a device to itself"
-    return _free(replace(record, memory_level=level), f"the estimate was too low: {cure}")
+    reason = RetryReason(RetryRule.OWN_DEVICE, ErrorKind.OUT_OF_MEMORY)
+    if level <= LEVELS:
+        percent = RAISED_PERCENT[level - 1]
+        reason = RetryReason(RetryRule.MORE_MEMORY, ErrorKind.OUT_OF_MEMORY, reserved_percent=percent)
+    return _free(replace(record, memory_level=level), reason)
 
 
 def _next_rung(record: CellRecord, attempt: Attempt, rules: Rules) -> Decision:
-    smaller = [batch for batch in rules.batch_ladder if attempt.batch_size is not None and batch < attempt.batch_size]
+    had = attempt.batch_size
+    smaller = [batch for batch in rules.batch_ladder if had is not None and batch < had]
     # The smaller batch is alone too, until attempts at it have shown what it takes.
     charged = replace(record, charged_failures=record.charged_failures + 1, memory_level=LEVELS + 1)
     if not smaller:
-        had = "no batch size" if attempt.batch_size is None else f"batch {attempt.batch_size}"
-        return Decision(
-            charged, again=False, delay_s=0.0, why=f"too big alone on its device, and the ladder ends at {had}"
-        )
+        return _given_up(charged, RetryReason(RetryRule.LADDER_ENDS, ErrorKind.OUT_OF_MEMORY, failed_batch_size=had))
     batch = max(smaller)
-    why = f"too big alone on its device: batch {batch} instead of {attempt.batch_size}"
-    return _charged(replace(charged, batch_size=batch), rules, 0.0, why)
+    reason = RetryReason(RetryRule.SMALLER_BATCH, ErrorKind.OUT_OF_MEMORY, batch_size=batch, failed_batch_size=had)
+    return _charged(replace(charged, batch_size=batch), rules, reason)

@@ -12,18 +12,19 @@ from typing import Any
 
 from immutables import Map
 
-from boundd.core.lifecycle.ending import cordoned, end_attempt
+from boundd.core.lifecycle.ending import end_attempt
 from boundd.core.lifecycle.retry import batch_to_retry
 from boundd.core.memory.diagnosis import SLACK_BYTES, over_bytes
 from boundd.core.memory.raising import LEVELS
 from boundd.core.model import events as ev
+from boundd.core.model import wording
 from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellState, EndReason
-from boundd.core.model.devices import Device, DeviceReading
+from boundd.core.model.devices import Device
 from boundd.core.model.effects import Action, Commit, Effect, EndWorker, Note, ResultsChanged, Spawn, WakeAt
 from boundd.core.model.events import Event, Now
 from boundd.core.model.outcomes import AttemptError, ErrorKind
 from boundd.core.model.queues import Cells
-from boundd.core.model.records import Record, SaveAttempt, SaveCell, SaveCordon, SavePaused, SavePoint
+from boundd.core.model.records import Record, SaveAttempt, SaveCell, SavePaused, SavePoint
 from boundd.core.model.state import State
 from boundd.core.model.transitions import (
     ENDED_CELL_STATES,
@@ -34,8 +35,16 @@ from boundd.core.model.transitions import (
     next_cell_state,
 )
 from boundd.core.scheduler.planner import Plan, plan
-from boundd.core.scheduler.quarantine import seen_running
-from boundd.core.scheduler.unkillable import cordoned_for
+from boundd.core.scheduler.quarantine import (
+    impose_as_on_whole,
+    impose_by_operator,
+    impose_for_deaths,
+    impose_for_fault,
+    impose_for_unkillable,
+    lift_by_operator,
+)
+from boundd.core.scheduler.quick_deaths import seen_running
+from boundd.text import count, size
 
 Step = tuple[State, tuple[Effect, ...]]
 
@@ -59,7 +68,7 @@ def _config_loaded(state: State, event: ev.ConfigLoaded, now: Now) -> Step:
         if before is None or before.cell.label != cell.label:
             records.append(SaveCell(record))
     order = tuple(cell.key for cell, _ in event.cells)
-    cells = Cells.of(known.records.update(changed), order)
+    cells = Cells.of(known.records.update(changed), order, known.memo)
     # A config that is read again and again must not make anybody wait from the beginning.
     refused_since = Map({needs: since for needs, since in state.refused_since.items() if needs in cells.queues})
     new = replace(
@@ -72,22 +81,12 @@ def _config_loaded(state: State, event: ev.ConfigLoaded, now: Now) -> Step:
 
 def _devices_read(state: State, event: ev.DevicesRead, now: Now) -> Step:
     devices, notes = state.devices, []
-    cordons = dict(state.cordons)
     records: list[Record] = []
     seen = {reading.uuid for reading in event.readings}
     for reading in event.readings:
         before = devices.get(reading.uuid)
-        if before is None and reading.parent in state.devices and reading.parent in cordons:
-            # The whole was taken out of service before it was divided like this.
-            cordons[reading.uuid] = cordons[reading.parent]
-            records.append(SaveCordon(reading.uuid, cordons[reading.uuid]))
-        if _falls_ill(before, reading) and reading.uuid not in cordons:
-            cordons[reading.uuid] = f"the driver reports {reading.ailment}"
-            records.append(SaveCordon(reading.uuid, cordons[reading.uuid]))
-            notes.append(
-                Note(Action.DEVICE_CORDONED, f"{reading.name}: {cordons[reading.uuid]}", "error", device=reading.uuid)
-            )
-        device = Device(reading, cordons.get(reading.uuid), event.observed_bytes.get(reading.uuid, {}))
+        observed = event.observed_bytes.get(reading.uuid, {})
+        device = Device(reading, state.quarantine_of(reading.uuid), observed)
         devices = devices.set(reading.uuid, device)
         notes += _device_notes(before, device)
     for uuid in sorted(set(state.devices) - seen):
@@ -100,9 +99,15 @@ def _devices_read(state: State, event: ev.DevicesRead, now: Now) -> Step:
         notes += _device_notes(before, devices[uuid])
     host = event.host if event.host is not None else state.host
     disk_free_bytes = event.disk_free_bytes if event.disk_free_bytes is not None else state.disk_free_bytes
-    read, outgrown = _grown(
-        replace(state, devices=devices, host=host, cordons=cordons, disk_free_bytes=disk_free_bytes)
-    )
+    read, outgrown = _grown(replace(state, devices=devices, host=host, disk_free_bytes=disk_free_bytes))
+    for reading in event.readings:
+        last = state.devices.get(reading.uuid)
+        if last is None and reading.parent in state.devices:
+            read, saved, _ = impose_as_on_whole(read, reading, now)
+            records += saved
+        read, saved, told = impose_for_fault(read, None if last is None else last.reading, reading, now)
+        records += saved
+        notes += told
     notes += _disk_notes(state, read)
     joined = [a for a in read.attempts.values() if a.device in event.foreign and not a.foreign_seen]
     for attempt in sorted(joined, key=lambda attempt: attempt.id):
@@ -137,18 +142,13 @@ def _devices_unreadable(state: State, event: ev.DevicesUnreadable, now: Now) -> 
 
 def _disk_notes(before: State, after: State) -> list[Note]:
     """A word when the disk's room begins to hold new work back, and when it no longer does."""
-    if bool(before.disk_shortage) == bool(after.disk_shortage):
+    short = after.disk_shortage
+    if (before.disk_shortage is None) == (short is None):
         return []
     fields = {"boundd.disk_free_bytes": after.disk_free_bytes}
-    if after.disk_shortage:
-        return [Note(Action.DISK_PROBLEM, after.disk_shortage, "warning", fields=fields)]
+    if short is not None:
+        return [Note(Action.DISK_PROBLEM, wording.disk_short(short), "warning", fields=fields)]
     return [Note(Action.DISK_RECOVERED, "the disk has room again: attempts are started", fields=fields)]
-
-
-def _falls_ill(before: Device | None, reading: DeviceReading) -> bool:
-    """Whether the driver holds something against the device that it didn't at the reading before: what a person has
-    put back into service stays there, until there is more."""
-    return bool(reading.ailment) and (before is None or before.reading.ailment != reading.ailment)
 
 
 def _grown(state: State) -> tuple[State, list[Note]]:
@@ -166,8 +166,8 @@ def _grown(state: State) -> tuple[State, list[Note]]:
         attempts = attempts.set(attempt.id, grown)
         if over_bytes(grown) > SLACK_BYTES >= over_bytes(attempt):
             message = (
-                f"{attempt.label} holds {held:,} bytes of {device.reading.name}, {over_bytes(grown):,} more than the "
-                f"{attempt.reservation_bytes:,} that are reserved for it"
+                f"{attempt.label} holds {size(held)} of {wording.device(device.reading)}, {size(over_bytes(grown))} "
+                f"more than the {size(attempt.reservation_bytes)} that are reserved for it"
             )
             fields = {"boundd.observed_bytes": held, "boundd.reservation_bytes": attempt.reservation_bytes}
             notes.append(replace(_note(Action.RESERVATION_EXCEEDED, message, attempt), level="warning", fields=fields))
@@ -180,17 +180,22 @@ def _device_notes(before: Device | None, after: Device) -> list[Note]:
     if reading.unavailable:
         if was_lost:
             return []
-        message = f"{reading.name or reading.uuid} can't be used: {reading.unavailable}"
+        message = f"{wording.device(reading)} can't be used: {reading.unavailable}"
         return [Note(Action.DEVICE_UNAVAILABLE, message, "warning", device=after.uuid)]
     fields = {"boundd.total_bytes": reading.total_bytes, "boundd.free_bytes": reading.free_bytes}
     if before is None:
         remark = f"; {reading.remark}" if reading.remark else ""
-        message = f"{reading.name} ({reading.backend}){remark}"
-        # That a GPU is not what is measured must not be overlooked.
-        level = "warning" if reading.remark and reading.backend == "cpu" else "info"
-        return [Note(Action.DEVICE_FOUND, message, level, device=after.uuid, fields=fields)]
+        message = f"{wording.device(reading)}, backend {reading.backend}{remark}"
+        return [Note(Action.DEVICE_FOUND, message, device=after.uuid, fields=fields)]
     if was_lost:
-        return [Note(Action.DEVICE_RECOVERED, f"{reading.name} can be used again", device=after.uuid, fields=fields)]
+        return [
+            Note(
+                Action.DEVICE_RECOVERED,
+                f"{wording.device(reading)} can be used again",
+                device=after.uuid,
+                fields=fields,
+            )
+        ]
     return []
 
 
@@ -230,10 +235,11 @@ def _attempt_unkillable(state: State, event: ev.AttemptUnkillable, now: Now) -> 
     attempt = state.attempts.get(event.attempt_id)
     if attempt is None or attempt.unkillable:
         return state, ()
-    stuck = replace(attempt, unkillable=event.why)
+    stuck = replace(attempt, unkillable=event.processes)
     state = replace(state, attempts=state.attempts.set(attempt.id, stuck))
-    new, records, notes = cordoned_for(state, stuck)
-    told = replace(_note(Action.ATTEMPT_UNKILLABLE, f"{attempt.label}: {event.why}", attempt), level="error")
+    new, records, notes = impose_for_unkillable(state, stuck, now)
+    message = f"{attempt.label}: {wording.stuck_processes(event.processes)}"
+    told = replace(_note(Action.ATTEMPT_UNKILLABLE, message, attempt), level="error")
     return new, (*_commit(records), told, *notes)
 
 
@@ -258,7 +264,7 @@ def _retry_requested(state: State, event: ev.RetryRequested, now: Now) -> Step:
         )
         cells = cells.set(key, again)
         records.append(SaveCell(again))
-    note = Note(Action.CELLS_RETRIED, f"{len(records)} cell(s) put back", fields={"boundd.cells": len(records)})
+    note = Note(Action.CELLS_RETRIED, f"{count(len(records), 'cell')} put back", fields={"boundd.cells": len(records)})
     return replace(state, cells=cells), (*_commit(records), note, ResultsChanged())
 
 
@@ -307,28 +313,13 @@ def _resume_requested(state: State, event: ev.ResumeRequested, now: Now) -> Step
 
 
 def _cordon_requested(state: State, event: ev.CordonRequested, now: Now) -> Step:
-    uuids = state.with_instances(event.device)
-    devices = state.devices
-    for uuid in uuids:
-        devices = devices.set(uuid, replace(devices[uuid], cordon_reason=event.reason))
-    note = Note(
-        Action.DEVICE_CORDONED, f"{devices[event.device].reading.name}: {event.reason}", "info", device=event.device
-    )
-    new = replace(state, devices=devices, cordons={**state.cordons, **dict.fromkeys(uuids, event.reason)})
-    return new, (Commit(tuple(SaveCordon(uuid, event.reason) for uuid in uuids)), note)
+    new, records, notes = impose_by_operator(state, event.device, event.reason, now)
+    return new, (*_commit(records), *notes)
 
 
 def _uncordon_requested(state: State, event: ev.UncordonRequested, now: Now) -> Step:
-    uuids = state.with_instances(event.device)
-    devices = state.devices
-    for uuid in uuids:
-        devices = devices.set(uuid, replace(devices[uuid], cordon_reason=None))
-    cordons = {uuid: reason for uuid, reason in state.cordons.items() if uuid not in uuids}
-    strikes = tuple(strike for strike in state.strikes if strike.device not in uuids)
-    new = replace(state, devices=devices, cordons=cordons, strikes=strikes)
-    name = devices[event.device].reading.name
-    note = Note(Action.DEVICE_UNCORDONED, f"{name} is in service again", device=event.device)
-    return new, (Commit(tuple(SaveCordon(uuid, None) for uuid in uuids)), note)
+    new, records, notes = lift_by_operator(state, event.device)
+    return new, (*_commit(records), *notes)
 
 
 def _import_requested(state: State, event: ev.ImportRequested, now: Now) -> Step:
@@ -340,7 +331,7 @@ def _import_requested(state: State, event: ev.ImportRequested, now: Now) -> Step
         imported = _imported(record, entry, now)
         cells = cells.set(entry.key, imported)
         records.append(SaveCell(imported))
-    note = Note(Action.CELLS_IMPORTED, f"{len(records)} cell(s) imported", fields={"boundd.cells": len(records)})
+    note = Note(Action.CELLS_IMPORTED, f"{count(len(records), 'cell')} imported", fields={"boundd.cells": len(records)})
     return replace(state, cells=cells), (*_commit(records), note, ResultsChanged())
 
 
@@ -358,7 +349,7 @@ def _shutdown_requested(state: State, event: ev.ShutdownRequested, now: Now) -> 
     running = [each for _, each in sorted(state.attempts.items()) if each.state is not AttemptState.ENDING]
     what = "ending" if event.end_workers else "leaving for the next daemon"
     note = Note(
-        Action.DAEMON_STOPPING, f"{what} {len(running)} worker(s)", fields={"boundd.live_attempts": len(running)}
+        Action.DAEMON_STOPPING, f"{what} {count(len(running), 'worker')}", fields={"boundd.live_attempts": len(running)}
     )
     stopping = replace(state, stopping=True)
     if not event.end_workers:
@@ -373,16 +364,16 @@ def _wake(state: State, event: ev.Wake, now: Now) -> Step:
 
 def wake_with(planner: Callable[[State, Now], Plan], state: State, now: Now) -> Step:
     """What a `Wake` does where this planner plans: the core's own, or one that a simulation compares with it."""
-    state, cordons, cordon_notes = cordoned(seen_running(state, now.boot_s))
+    state, imposed, imposed_notes = impose_for_deaths(seen_running(state, now.boot_s), now)
     planned = planner(state, now)
     wake = () if planned.next_wake_boot_s is None else (WakeAt(planned.next_wake_boot_s),)
-    records: list[Record] = [*cordons, *(SaveAttempt(attempt) for attempt in (*planned.started, *planned.joined))]
+    records: list[Record] = [*imposed, *(SaveAttempt(attempt) for attempt in (*planned.started, *planned.joined))]
     records += [SaveCell(planned.state.cells[attempt.key]) for attempt in planned.started]
-    effects: list[Effect] = [*_commit(records), *cordon_notes]
+    effects: list[Effect] = [*_commit(records), *imposed_notes]
     for attempt in planned.started:
         message = (
-            f"attempt {attempt.number} of {attempt.label}: {attempt.reservation_bytes:,} bytes reserved, "
-            f"{planned.reasons.get(attempt.id, '')}"
+            f"attempt {attempt.number} of {attempt.label}: {size(attempt.reservation_bytes)} reserved"
+            f"{_why_there(planned, attempt)}"
         )
         fields = {
             "boundd.reservation_bytes": attempt.reservation_bytes,
@@ -394,6 +385,14 @@ def wake_with(planner: Callable[[State, Now], Plan], state: State, now: Now) -> 
         effects.append(replace(_note(Action.ATTEMPT_STARTING, message, attempt), fields=fields))
         effects.append(Spawn(attempt, planned.state.cells[attempt.key].cell))
     return planned.state, (*effects, *wake)
+
+
+def _why_there(planned: Plan, attempt: Attempt) -> str:
+    """Where it was placed and why, after a comma; empty where another planner than the core's doesn't say."""
+    chosen, found = planned.choices.get(attempt.id), planned.state.devices.get(attempt.device)
+    if chosen is None or found is None:
+        return ""
+    return f", {wording.device_name(found.reading)}: {wording.choice(chosen)}"
 
 
 def _commit(records: list[Any]) -> tuple[Commit, ...]:

@@ -17,6 +17,15 @@ from boundd.core.memory.footprint import CONTEXT_BYTES
 from boundd.core.memory.headroom import foreign_bytes
 from boundd.core.model.attempts import Attempt
 from boundd.core.model.devices import Device
+from boundd.core.model.memory_evidence import (
+    AllThereIs,
+    DeviceFull,
+    ForeignHeld,
+    MemoryEvidence,
+    NeighbourOver,
+    NobodyElse,
+    StoppedByCap,
+)
 from boundd.core.model.outcomes import MemoryCause, Verdict
 from boundd.core.model.state import State
 
@@ -30,7 +39,7 @@ class Diagnosis:
     """The cause, the numbers that it was told by, and the neighbours that outgrew their reservations."""
 
     cause: MemoryCause
-    why: str
+    evidence: MemoryEvidence
     outgrown: tuple[Attempt, ...] = ()
 
 
@@ -40,22 +49,17 @@ def diagnose(state: State, attempt: Attempt, verdict: Verdict) -> Diagnosis:
     neighbours = tuple(other for other in state.attempts_on(attempt.device) if other.id != attempt.id)
     outgrown = tuple(other for other in neighbours if over_bytes(other) > SLACK_BYTES)
     own = _stopped_by_cap(attempt, verdict)
-    if own and attempt.whole_device:
-        return Diagnosis(MemoryCause.TOO_BIG, f"{own}, and that was the whole device")
-    if own:
-        return Diagnosis(MemoryCause.ESTIMATE_TOO_LOW, own)
+    if own is not None:
+        return Diagnosis(MemoryCause.TOO_BIG if own.whole_device else MemoryCause.ESTIMATE_TOO_LOW, own)
     pressed = _pressed_by(device, attempt, neighbours, outgrown)
-    if pressed:
+    if pressed is not None:
         return Diagnosis(MemoryCause.PRESSURE, pressed, outgrown)
     short = _device_was_short(attempt, verdict)
-    if short:
+    if short is not None:
         return Diagnosis(MemoryCause.PRESSURE, short)
     if attempt.whole_device:
-        return Diagnosis(MemoryCause.TOO_BIG, f"it was alone with {attempt.reservation_bytes:,} bytes, all there is")
-    return Diagnosis(
-        MemoryCause.ESTIMATE_TOO_LOW,
-        f"{attempt.reservation_bytes:,} bytes were reserved, and nobody else was seen to take more than theirs",
-    )
+        return Diagnosis(MemoryCause.TOO_BIG, AllThereIs(attempt.reservation_bytes))
+    return Diagnosis(MemoryCause.ESTIMATE_TOO_LOW, NobodyElse(attempt.reservation_bytes))
 
 
 def over_bytes(attempt: Attempt) -> int:
@@ -63,65 +67,55 @@ def over_bytes(attempt: Attempt) -> int:
     return max(0, attempt.observed_peak_bytes - attempt.reservation_bytes)
 
 
-def _stopped_by_cap(attempt: Attempt, verdict: Verdict) -> str:
-    """How its own account tells that it was its cap; empty where it doesn't."""
+def _stopped_by_cap(attempt: Attempt, verdict: Verdict) -> StoppedByCap | None:
+    """How its own account tells that it was its cap; None where it doesn't."""
     cap = attempt.cap_bytes
     if cap is None:
-        return ""
+        return None
     error = verdict.error
     requested = error.requested_bytes if error is not None else None
     free = error.free_bytes if error is not None else None
     held = _held(verdict)
     if requested is not None and free is not None and free >= requested:
-        return f"it asked for {requested:,} bytes while {free:,} were free on the device: its cap of {cap:,} stopped it"
-    if held is not None and held + (requested or 0) > cap:
-        asked = f" and asked for {requested:,} more" if requested is not None else ""
-        return f"it held {held:,} bytes{asked}, with a cap of {cap:,}"
-    if requested is None and held is not None and held * 100 >= cap * CAP_REACHED_PERCENT:
-        return f"it held {held:,} bytes of its cap of {cap:,}"
-    return ""
+        return StoppedByCap(cap, held, requested, free, attempt.whole_device)
+    past_cap = held is not None and held + (requested or 0) > cap
+    at_cap = requested is None and held is not None and held * 100 >= cap * CAP_REACHED_PERCENT
+    return StoppedByCap(cap, held, requested, None, attempt.whole_device) if past_cap or at_cap else None
 
 
 def _pressed_by(
     device: Device | None, attempt: Attempt, neighbours: Sequence[Attempt], outgrown: Sequence[Attempt]
-) -> str:
-    """Who was seen in what was reserved; empty where nobody was."""
+) -> NeighbourOver | ForeignHeld | None:
+    """Who was seen in what was reserved; None where nobody was."""
     if outgrown:
         worst = max(outgrown, key=lambda other: (over_bytes(other), other.id))
-        held, over = worst.observed_peak_bytes, over_bytes(worst)
-        return f"{worst.label} held {held:,} bytes, {over:,} more than were reserved for it"
+        return NeighbourOver(worst.label, worst.observed_peak_bytes, over_bytes(worst))
     total = device.reading.total_bytes if device is not None else None
     if device is None or total is None:
-        return ""
+        return None
     # What the device has beside what is foreign and what the neighbours were promised is the attempt's to take.
     foreign = foreign_bytes(device, (attempt, *neighbours))
     promised = sum(other.reservation_bytes for other in neighbours)
     left = total - foreign - promised
     if left + SLACK_BYTES < attempt.reservation_bytes:
-        return (
-            f"processes that are not boundd's hold {foreign:,} bytes of the device, which leaves {max(0, left):,} "
-            f"of the {attempt.reservation_bytes:,} that were reserved"
-        )
-    return ""
+        return ForeignHeld(foreign, max(0, left), attempt.reservation_bytes)
+    return None
 
 
-def _device_was_short(attempt: Attempt, verdict: Verdict) -> str:
+def _device_was_short(attempt: Attempt, verdict: Verdict) -> DeviceFull | None:
     """The device was full although the attempt was within its reservation, and nobody was caught.
 
     The process list may not have been read since, so by the readings alone a foreign process can pass for the attempt.
     """
     error = verdict.error
     if error is None or error.requested_bytes is None or error.free_bytes is None:
-        return ""
+        return None
     held = _held(verdict)
     if error.free_bytes >= error.requested_bytes or (held is None and not attempt.had_company):
-        return ""
+        return None
     if held is not None and held + error.requested_bytes + CONTEXT_BYTES > attempt.reservation_bytes + SLACK_BYTES:
-        return ""
-    return (
-        f"it asked for {error.requested_bytes:,} bytes with {error.free_bytes:,} free on the device, within the "
-        f"{attempt.reservation_bytes:,} that were reserved for it"
-    )
+        return None
+    return DeviceFull(error.requested_bytes, error.free_bytes, attempt.reservation_bytes)
 
 
 def _held(verdict: Verdict) -> int | None:

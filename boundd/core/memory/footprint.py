@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from boundd.catalogue.models import MIB, MODELS, MemoryPrior
+from boundd.core.memory.raising import RAISED_PERCENT
 from boundd.core.model.attempts import CellRecord
 from boundd.core.model.history import Observation, Observations
+from boundd.core.model.sources import MemorySource, Source
 from boundd.core.model.workload import Workload, native_pixels, subject_on, workload_of
 
 GIB = 1024**3
@@ -38,9 +39,6 @@ ONE_VARIATION_PERCENT = 150
 VARIATION_LEAST_PERMILLE = 5
 """Where it is known how much peaks of just the same work vary here, whatever the work, that is added instead of these
 where it is less: half as much again to a single peak, which may be the lowest there is, and at least 0.5%."""
-CENSORED_PERCENT = 150
-CENSORED_AGAIN_PERCENT = 200
-"""What ran out of memory at its cap gets half as much again; what ran out with that too, twice as much."""
 PRIOR_SLACK_PERCENT = 125
 LARGEST_PERCENT = 90
 """A cell estimated above this share of a device is tried alone on it once so much is free: an estimate can be wrong,
@@ -60,9 +58,12 @@ class Estimate:
     """How many bytes to reserve and where the number is from. None: nobody knows, so the cell runs alone."""
 
     size_bytes: int | None
-    source: str
-    learned: bool = False
-    """True where attempts at this very work are what it is from."""
+    source: Source
+
+    @property
+    def learned(self) -> bool:
+        """True where attempts at this very work are what it is from."""
+        return self.source.kind is MemorySource.LEARNED
 
 
 def estimate(record: CellRecord, device_name: str, observations: Observations, torch: str = "") -> Estimate:
@@ -77,25 +78,24 @@ def estimate_of(
     known = [o for o in observations.about(subject_on(work, device_name)) if torch in ("", o.torch) or not o.torch]
     base = _learned(known, work, observations.variation_permille)
     if base is None:
-        base = prior(work) if rule_bytes is None else Estimate(rule_bytes, "the config's footprint")
+        base = prior(work) if rule_bytes is None else Estimate(rule_bytes, Source(MemorySource.RULE))
     bound = _lower_bound(known, work)
     if bound is None or (base.size_bytes is not None and base.size_bytes >= bound):
         return base
-    return Estimate(bound, "more than what it ran out of memory with")
+    return Estimate(bound, Source(MemorySource.RAN_OUT))
 
 
 def prior(work: Workload) -> Estimate:
     """What the model's configuration says: context + weights + the largest activations + the methods' caches."""
     if _is_builtin(work.architecture):
-        return Estimate(CONTEXT_BYTES + DIGITS_BYTES, "a prior for the built-in digits models")
+        return Estimate(CONTEXT_BYTES + DIGITS_BYTES, Source(MemorySource.DIGITS))
     if _prior_of(work.architecture) is None:
-        return Estimate(None, "an unknown model")
+        return Estimate(None, Source(MemorySource.UNKNOWN_MODEL))
     size = CONTEXT_BYTES + weights_bytes(work.architecture, work.dtype)
     size += max(activations_bytes(work), SCORER_BYTES) + caches_bytes(work)
-    return Estimate(size * PRIOR_SLACK_PERCENT // 100, "a prior: context + weights + activations + caches")
+    return Estimate(size * PRIOR_SLACK_PERCENT // 100, Source(MemorySource.MODEL))
 
 
-@lru_cache(maxsize=1024)
 def weights_bytes(model: str, dtype: str = "") -> int:
     """A whole pipeline's weights; of a model that nobody knows, a middling size."""
     if _is_builtin(model):
@@ -150,7 +150,7 @@ def _learned(known: Sequence[Observation], work: Workload, variation_permille: i
     same = [o.peak_bytes for o in seen if (o.batch_size, o.pixels) == (work.batch_size, work.pixels)]
     if same:
         size = _with_slack(same, variation_permille)
-        return Estimate(size, f"learned from {len(same)} attempt(s)", learned=True)
+        return Estimate(size, Source(MemorySource.LEARNED, len(same)))
     return _extrapolated(seen, work) if seen else None
 
 
@@ -194,12 +194,12 @@ def _extrapolated(seen: Sequence[Observation], work: Workload) -> Estimate:
         peaks[o.batch_pixels] = max(peaks.get(o.batch_pixels, 0), o.peak_bytes)
     wanted = work.batch_pixels
     if len(peaks) > 1:
-        size, how = _fitted(peaks, wanted), f"fitted to {len(peaks)} other batches"
+        size, how = _fitted(peaks, wanted), MemorySource.OTHER_BATCHES
     else:
         ((pixels, peak),) = peaks.items()
-        size, how = _carried_over(work, pixels, peak, wanted), "carried over from another batch"
+        size, how = _carried_over(work, pixels, peak, wanted), MemorySource.OTHER_BATCH
     at_least = max((peak for pixels, peak in peaks.items() if pixels <= wanted), default=0)
-    return Estimate(_few(max(size, at_least)), f"{how}, {len(seen)} attempt(s)")
+    return Estimate(_few(max(size, at_least)), Source(how, len(seen), len(peaks)))
 
 
 def _fitted(peaks: Mapping[int, int], wanted: int) -> int:
@@ -238,5 +238,6 @@ def _lower_bound(known: Sequence[Observation], work: Workload) -> int | None:
     if not bounds:
         return None
     # Attempts that ran beside each other with the same estimate tell no more than one.
-    again = max(bounds) * 100 >= min(bounds) * CENSORED_PERCENT
-    return max(bounds) * (CENSORED_AGAIN_PERCENT if again else CENSORED_PERCENT) // 100
+    once_percent, again_percent = RAISED_PERCENT
+    again = max(bounds) * 100 >= min(bounds) * once_percent
+    return max(bounds) * (again_percent if again else once_percent) // 100

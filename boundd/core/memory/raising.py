@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-CURES = ("half as much again is reserved", "twice as much is reserved")
-LEVELS = len(CURES)
+RAISED_PERCENT = (150, 200)
+"""What ran out of memory at its cap gets half as much again; what ran out with that too, twice as much."""
+LEVELS = len(RAISED_PERCENT)
 """How often a too low estimate is raised; after that the cell has a device to itself until its like is learned."""

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.outcomes import AttemptError, Measurement
+from boundd.core.model.quarantines import StuckProcess
 
 
 class AttemptState(StrEnum):
@@ -77,8 +78,8 @@ class Attempt:
     """The most that its processes were seen to hold of the device; 0 where the driver doesn't say."""
     state: AttemptState = AttemptState.STARTING
     end_reason: EndReason | None = None
-    unkillable: str = ""
-    """Which of its processes KILL doesn't end, in words; empty where none is known. Not kept over a restart."""
+    unkillable: tuple[StuckProcess, ...] = ()
+    """Its processes that KILL doesn't end, as far as they are known. Not kept over a restart."""
     progress_done: int = 0
     progress_total: int = 0
     points: int = 0

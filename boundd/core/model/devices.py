@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from boundd.core.model.quarantines import Quarantine
+
 UNKNOWN_PREFIX = "UNKNOWN-"
 """Begins the name of a device that can't tell its UUID."""
 MISSING_PREFIX = "MISSING-"
@@ -91,7 +93,8 @@ class Device:
     """A device as the daemon knows it: its latest reading, and whether somebody took it out of service."""
 
     reading: DeviceReading
-    cordon_reason: str | None = None
+    quarantine: Quarantine | None = None
+    """Set while it is out of service; people know it as a cordon."""
     observed_bytes: Mapping[str, int | None] = field(default_factory=dict)
     """Attempt id to the device memory that its processes hold, read in one pass with `free`; None: unknown."""
 
@@ -102,12 +105,7 @@ class Device:
 
     @property
     def state(self) -> DeviceState:
-        """Cordoned by a person, unavailable by its reading, or ready."""
-        if self.cordon_reason is not None:
+        """Cordoned while it is in quarantine, unavailable by its reading, or ready."""
+        if self.quarantine is not None:
             return DeviceState.CORDONED
         return DeviceState.UNAVAILABLE if self.reading.unavailable else DeviceState.READY
-
-    @property
-    def reason(self) -> str:
-        """Why the device is not ready; empty where it is."""
-        return self.cordon_reason if self.cordon_reason is not None else self.reading.unavailable

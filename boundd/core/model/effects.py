@@ -9,6 +9,7 @@ from typing import Any
 
 from boundd.core.model.attempts import Attempt, EndReason
 from boundd.core.model.cells import Cell
+from boundd.core.model.outcomes import Verdict
 from boundd.core.model.records import Record
 
 
@@ -92,6 +93,9 @@ class Note:
     attempt: str | None = None
     device: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
+    """For readers of the log; nothing of boundd's own goes by them."""
+    verdict: Verdict | None = None
+    """Of `attempt-ended`: how."""
 
 
 @dataclass(frozen=True, slots=True)

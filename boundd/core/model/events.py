@@ -9,6 +9,7 @@ from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.devices import DeviceReading
 from boundd.core.model.host import HostReading
 from boundd.core.model.outcomes import ErrorKind, Measurement, PointRecord, Verdict
+from boundd.core.model.quarantines import StuckProcess
 from boundd.core.model.state import Rules
 
 
@@ -91,10 +92,10 @@ class AttemptEnded:
 
 @dataclass(frozen=True, slots=True)
 class AttemptUnkillable:
-    """KILL was sent to a process of the attempt and has not ended it; `why` names it, its state and since when."""
+    """KILL was sent to these processes of the attempt and has not ended them."""
 
     attempt_id: str
-    why: str
+    processes: tuple[StuckProcess, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from boundd.core.model.memory_evidence import MemoryEvidence
+
 
 class Outcome(StrEnum):
     """How an attempt ended."""
@@ -91,8 +93,8 @@ class AttemptError:
     free_bytes: int | None = None
     cause: MemoryCause | None = None
     """Set where memory ran out, by the core, which knows the device and its neighbours."""
-    why: str = ""
-    """How the cause was told, with numbers."""
+    evidence: MemoryEvidence | None = None
+    """How the cause was told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,36 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
 from immutables import Map
 
 from boundd.core.model.attempts import CellRecord, CellState
-from boundd.core.model.cells import CellPolicy
-from boundd.core.model.workload import KEPT, Workload, workload_of
-
-
-@dataclass(frozen=True, slots=True)
-class Requirement:
-    """All that placing a cell depends on: cells with equal ones fit, and don't fit, on the same devices."""
-
-    policy: CellPolicy
-    work: Workload
-    memory_level: int
-    alone: bool
-    avoid: str
-    _hash: int = field(init=False, repr=False, compare=False)
-    """Worked out once: a plan looks each queue up a dozen times, and the fields are many."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_hash", hash((self.policy, self.work, self.memory_level, self.alone, self.avoid)))
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __lt__(self, other: Requirement) -> bool:
-        """An order that means nothing, and is the same in every process."""
-        return repr(self) < repr(other)
+from boundd.core.model.memo import Memo
+from boundd.core.model.requirements import Requirement
+from boundd.core.model.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +39,6 @@ class Queue:
             yield self.keys[place]
 
 
-def requirement_of(record: CellRecord) -> Requirement:
-    """What a cell's next attempt needs."""
-    return _requirement(record.policy, workload_of(record), record.memory_level, record.alone, record.avoid)
-
-
-@lru_cache(maxsize=KEPT)
-def _requirement(policy: CellPolicy, work: Workload, memory_level: int, alone: bool, avoid: str) -> Requirement:
-    """The same value each time, so that comparing two is a look at one address."""
-    return Requirement(policy, work, memory_level, alone, avoid)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Cells:
     """Keys to records, as a persistent map, and the queues of those of the matrix that are pending."""
@@ -87,10 +53,12 @@ class Cells:
     """Every kind of work that the matrix has, and a cell of it."""
     resting: Map[str, float] = field(default_factory=Map)
     """Pending cells with a backoff, and the seconds since boot at which it ends."""
+    memo: Memo = field(default_factory=Memo, repr=False)
 
     @classmethod
-    def of(cls, records: Mapping[str, CellRecord], order: Iterable[str] = ()) -> Cells:
-        """These records, of which the keys of `order` are the matrix."""
+    def of(cls, records: Mapping[str, CellRecord], order: Iterable[str] = (), memo: Memo | None = None) -> Cells:
+        """These records, of which the keys of `order` are the matrix; `memo` is the run's, None for a new one."""
+        memo = Memo() if memo is None else memo
         known = records if isinstance(records, Map) else Map(records)
         keys = tuple(order)
         counts: dict[CellState, int] = {}
@@ -99,7 +67,7 @@ class Cells:
         examples: dict[Workload, str] = {}
         for key in keys:
             record = known[key]
-            needs = requirement_of(record)
+            needs = memo.requirement_of(record)
             examples.setdefault(needs.work, key)
             counts[record.state] = counts.get(record.state, 0) + 1
             if record.state is CellState.PENDING:
@@ -108,7 +76,7 @@ class Cells:
                     resting[key] = record.not_before_boot_s
         queues = Map({requirement: Queue(tuple(found)) for requirement, found in waiting.items()})
         places = {key: place for place, key in enumerate(keys)}
-        return cls(known, keys, places, Map(counts), queues, Map(examples), Map(resting))
+        return cls(known, keys, places, Map(counts), queues, Map(examples), Map(resting), memo)
 
     def set(self, key: str, record: CellRecord) -> Cells:
         """With this record instead of the one before."""
@@ -124,6 +92,7 @@ class Cells:
             self._queues_with(before, record),
             self._examples_with(record),
             self._resting_with(record),
+            self.memo,
         )
 
     def _counts_with(self, before: CellRecord, after: CellRecord) -> Map[CellState, int]:
@@ -135,8 +104,8 @@ class Cells:
     def _queues_with(self, before: CellRecord, after: CellRecord) -> Map[Requirement, Queue]:
         if after.state is not CellState.PENDING:
             return self.queues
-        needs, key = requirement_of(after), after.cell.key
-        if before.state is CellState.PENDING and requirement_of(before) == needs:
+        needs, key = self.memo.requirement_of(after), after.cell.key
+        if before.state is CellState.PENDING and self.memo.requirement_of(before) == needs:
             return self.queues
         queue = self.queues.get(needs, Queue(()))
         returned = tuple(sorted({*queue.returned, (self.places[key], key)}))
@@ -144,7 +113,7 @@ class Cells:
 
     def _examples_with(self, after: CellRecord) -> Map[Workload, str]:
         # Only a batch that was lowered makes another kind of work of a cell.
-        if after.batch_size is None or (work := workload_of(after)) in self.examples:
+        if after.batch_size is None or (work := self.memo.workload_of(after)) in self.examples:
             return self.examples
         return self.examples.set(work, after.cell.key)
 
@@ -163,7 +132,7 @@ class Cells:
             and record.alone == needs.alone
             and record.avoid == needs.avoid
             and (record.policy is needs.policy or record.policy == needs.policy)
-            and ((work := workload_of(record)) is needs.work or work == needs.work)
+            and ((work := self.memo.workload_of(record)) is needs.work or work == needs.work)
         )
 
     def trimmed(self, needs: Requirement) -> Cells:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from boundd.core.model.attempts import Attempt, CellRecord
 from boundd.core.model.history import Duration, Observation
 from boundd.core.model.outcomes import PointRecord, Verdict
+from boundd.core.model.quarantines import Quarantine, Subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +57,17 @@ class SaveDuration:
 
 
 @dataclass(frozen=True, slots=True)
-class SaveCordon:
-    """Keep that a device is out of service, and why; None puts it back."""
+class SaveQuarantine:
+    """Keep that a subject is held back, and why, instead of what was kept of it before."""
 
-    device: str
-    reason: str | None
+    quarantine: Quarantine
+
+
+@dataclass(frozen=True, slots=True)
+class LiftQuarantine:
+    """Keep that a subject is not held back any more."""
+
+    subject: Subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,5 +96,14 @@ class SaveAnswer:
 
 
 Record = (
-    SaveCell | SaveAttempt | SaveEnd | SavePoint | SaveObservation | SaveDuration | SaveCordon | SavePaused | SaveAnswer
+    SaveCell
+    | SaveAttempt
+    | SaveEnd
+    | SavePoint
+    | SaveObservation
+    | SaveDuration
+    | SaveQuarantine
+    | LiftQuarantine
+    | SavePaused
+    | SaveAnswer
 )

@@ -16,7 +16,11 @@ from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellSt
 from boundd.core.model.devices import Device, Strike
 from boundd.core.model.history import Durations, Observations
 from boundd.core.model.host import HostReading
-from boundd.core.model.queues import Cells, Requirement
+from boundd.core.model.memo import Memo
+from boundd.core.model.quarantines import Quarantine, Subject, device_subject
+from boundd.core.model.queues import Cells
+from boundd.core.model.reasons import Deferral, DiskShort
+from boundd.core.model.requirements import Requirement
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +45,6 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class NoRoom:
-    """Why a device doesn't take a cell. Bytes are None where the reason is not one of memory."""
-
-    device: str
-    reason: str
-    needed_bytes: int | None = None
-    headroom_bytes: int | None = None
-    held_by: tuple[str, ...] = ()
-    """Labels of the cells whose reservations are in the way."""
-
-
-@dataclass(frozen=True, slots=True)
-class Deferral:
-    """Why a pending cell was not started by the latest plan: a reason of its own, or one for each device."""
-
-    reason: str
-    devices: tuple[NoRoom, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class State:
     """Cells, live attempts and devices, and what was planned last."""
 
@@ -76,8 +60,8 @@ class State:
     devices: Map[str, Device] = field(default_factory=Map)
     host: HostReading | None = None
     """The machine's own memory and cores; None where nobody read them, and then they bound nothing."""
-    cordons: Mapping[str, str] = field(default_factory=dict)
-    """Device UUID to the reason, kept even while the device is not seen."""
+    quarantines: Mapping[Subject, Quarantine] = field(default_factory=dict)
+    """Who is held back: kept even while a device is not seen."""
     observations: Observations = field(default_factory=Observations)
     durations: Durations = field(default_factory=Durations)
     strikes: tuple[Strike, ...] = ()
@@ -102,8 +86,13 @@ class State:
         if isinstance(self.cells, Cells) and self.cells.order is self.order:
             return  # comparing a million keys with themselves would be most of what a step costs
         if not isinstance(self.cells, Cells) or self.cells.order != self.order:
-            records = self.cells.records if isinstance(self.cells, Cells) else self.cells
-            object.__setattr__(self, "cells", Cells.of(records, self.order))
+            records, memo = (self.cells.records, self.memo) if isinstance(self.cells, Cells) else (self.cells, None)
+            object.__setattr__(self, "cells", Cells.of(records, self.order, memo))
+
+    @property
+    def memo(self) -> Memo:
+        """What was worked out before in this run: for speed, and never to be seen in what is decided."""
+        return self.cells.memo
 
     def matrix(self) -> Iterator[CellRecord]:
         """The cells of the matrix, in its order."""
@@ -140,16 +129,15 @@ class State:
         """How many cells of the matrix stand in each state."""
         return Counter({state: count for state, count in self.cells.counts.items() if count})
 
+    def quarantine_of(self, uuid: str) -> Quarantine | None:
+        """Why a device is out of service; None where it isn't."""
+        return self.quarantines.get(device_subject(uuid))
+
     @property
-    def disk_shortage(self) -> str:
-        """Why nothing is started for want of room on the disk, with numbers and what to do; empty where there is."""
+    def disk_shortage(self) -> DiskShort | None:
+        """What the disk of the state folder is short of, so that nothing is started; None where it has room."""
         free, reserve = self.disk_free_bytes, self.rules.disk_reserve_bytes
-        if free is None or free >= reserve:
-            return ""
-        return (
-            f"the disk of the state folder is nearly full: {free:,} bytes free, nothing is started below {reserve:,} "
-            "(daemon.disk_reserve): make room there, and it goes on by itself"
-        )
+        return None if free is None or free >= reserve else DiskShort(free, reserve)
 
     @property
     def idle(self) -> bool:

@@ -7,7 +7,6 @@ taken for the same teach each other wrong sizes, while two that are wrongly held
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 from boundd.catalogue.models import MODELS
 from boundd.catalogue.options import PARAMETERS
@@ -18,8 +17,6 @@ DEFAULT_PIXELS = 512 * 512
 DEFAULT_STEPS = 50
 DEFAULT_SAMPLES = 32
 """Of a script of somebody's own, which needs not name them."""
-KEPT = 65_536
-"""Workloads that are kept once worked out."""
 
 LEAVES_MEMORY_ALONE = frozenset(
     {option.key for option in PARAMETERS.values() if not option.changes_memory} | {"height", "width"}
@@ -62,12 +59,11 @@ class Workload:
 def workload_of(record: CellRecord, batch_size: int | None = None) -> Workload:
     """The work of the cell's next attempt, or of one with another batch."""
     batch = batch_size if batch_size is not None else record.batch_size
-    return _workload(record.cell, record.policy.dtype, record.policy.architecture, batch)
+    return workload(record.cell, record.policy.dtype, record.policy.architecture, batch)
 
 
-@lru_cache(maxsize=KEPT)
-def _workload(cell: Cell, policy_dtype: str, policy_architecture: str, batch_size: int | None) -> Workload:
-    """A pure function of its arguments (a cell's key says all its parameters), asked for many times in each plan."""
+def workload(cell: Cell, policy_dtype: str, policy_architecture: str, batch_size: int | None) -> Workload:
+    """The work of a cell, with what the config says of its model; `batch_size` None: as the cell asks for."""
     batch_size = batch_size if batch_size is not None else cell.batch_size
     parameters = cell.parameters
     dtype = str(parameters.get("dtype", policy_dtype))

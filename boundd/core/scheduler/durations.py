@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import median
 from typing import TYPE_CHECKING
 
 from boundd.core.memory.footprint import weights_bytes
 from boundd.core.model.attempts import Attempt, CellRecord
 from boundd.core.model.history import Duration, Durations
-from boundd.core.model.workload import Workload, workload_of
+from boundd.core.model.sources import DurationSource, Source
+from boundd.core.model.workload import Workload
 
 if TYPE_CHECKING:
     from boundd.core.model.state import State
@@ -34,12 +34,12 @@ class Expectation:
     """A duration in seconds, and where the number is from."""
 
     wall_s: float
-    source: str
+    source: Source
 
 
 def expected_duration_s(state: State, record: CellRecord, device_name: str) -> float:
     """Seconds that the cell's next attempt is expected to take on a device of this name; never 0."""
-    return expectation(state.durations, workload_of(record), device_name).wall_s
+    return expectations(state, device_name).of(state.memo.workload_of(record)).wall_s
 
 
 def expected_left_s(state: State, attempt: Attempt, boot_s: float) -> float:
@@ -57,17 +57,21 @@ def expected_left_s(state: State, attempt: Attempt, boot_s: float) -> float:
 
 def expectation(durations: Durations, work: Workload, device_name: str) -> Expectation:
     """The expected duration of a piece of work, and how it is known."""
-    return expectations(durations, device_name).of(work)
+    return Expectations(durations, device_name).of(work)
 
 
-def expectations(durations: Durations, device_name: str) -> Expectations:
-    """What is expected on devices of a name; the same as the last time where nothing was learned since."""
-    known = _LATEST.get(device_name)
+def expectations(state: State, device_name: str) -> Expectations:
+    """What is expected on devices of a name; the same as the last time where nothing was learned since.
+
+    A plan asks for every queue's and every attempt's, and little was learned since the last one.
+    """
+    latest = state.memo.table(_Latest)
+    known = latest.get(device_name)
     # The same object holds the same values: it is never changed.
-    if known is None or known.durations is not durations:
-        if len(_LATEST) >= NAMES_KEPT:
-            _LATEST.clear()
-        known = _LATEST[device_name] = Expectations(durations, device_name)
+    if known is None or known.durations is not state.durations:
+        if len(latest) >= NAMES_KEPT:
+            latest.clear()
+        known = latest[device_name] = Expectations(state.durations, device_name)
     return known
 
 
@@ -78,9 +82,9 @@ class Expectations:
         self.durations = durations
         self._device_name = device_name
         self._found: dict[tuple[object, ...], Expectation] = {}
-        self._rates: dict[tuple[str, str, str], float] = {}
-        self._by_model: dict[str, list[tuple[list[Duration], str]]] = {}
-        self._correction: tuple[float, str] | None = None
+        self._rates: dict[tuple[str, str, Source], float] = {}
+        self._by_model: dict[str, list[tuple[list[Duration], bool]]] = {}
+        self._correction: tuple[float, Source] | None = None
 
     def of(self, work: Workload) -> Expectation:
         """The expected duration of a piece of work, and how it is known."""
@@ -95,47 +99,50 @@ class Expectations:
             same_method = [d for d in known if d.method == work.method]
             same = [d for d in same_method if _amount(d) == (work.steps, work.samples, work.batch_size)]
             if same:
-                source = f"{len(same)} attempt(s) of the same work{elsewhere}"
+                source = Source(DurationSource.SAME_WORK, len(same), elsewhere=elsewhere)
                 return Expectation(_median(d.wall_s for d in same), source)
-            for found, of_what in ((same_method, "this method"), (known, "other methods")):
+            for found, kind in ((same_method, DurationSource.SAME_METHOD), (known, DurationSource.SAME_MODEL)):
                 if found:
-                    seconds = self._rate(work, found, of_what + elsewhere) * work.steps * work.samples
-                    return Expectation(seconds, f"scaled from {len(found)} attempt(s) of {of_what}{elsewhere}")
+                    source = Source(kind, len(found), elsewhere=elsewhere)
+                    return Expectation(self._rate(work, found, source) * work.steps * work.samples, source)
         prior_s = _prior_s(work.architecture, work.steps, work.samples)
         correction, source = self._corrected()
         return Expectation(prior_s * correction, source)
 
-    def _known(self, model: str) -> list[tuple[list[Duration], str]]:
-        """What was measured of a model, on such devices and then on any, with the words that say which."""
+    def _known(self, model: str) -> list[tuple[list[Duration], bool]]:
+        """What was measured of a model: on such devices (False), and then on any (True)."""
         found = self._by_model.get(model)
         if found is None:
             anywhere = list(self.durations.about(model))
             here = [d for d in anywhere if d.device_name == self._device_name]
-            found = self._by_model[model] = [(here, ""), (anywhere, " on another kind of device")]
+            found = self._by_model[model] = [(here, False), (anywhere, True)]
         return found
 
-    def _rate(self, work: Workload, found: Iterable[Duration], of_what: str) -> float:
+    def _rate(self, work: Workload, found: Iterable[Duration], source: Source) -> float:
         """Seconds a step and sample."""
-        kind = (work.model, work.method if of_what.startswith("this method") else "", of_what)
+        method = work.method if source.kind is DurationSource.SAME_METHOD else ""
+        kind = (work.model, method, source)
         rate = self._rates.get(kind)
         if rate is None:
             rate = self._rates[kind] = _median(d.wall_s / max(1, d.steps * d.samples) for d in found)
         return rate
 
-    def _corrected(self) -> tuple[float, str]:
-        """What the prior is multiplied by, and the words for it."""
+    def _corrected(self) -> tuple[float, Source]:
+        """What the prior is multiplied by, and where that is from."""
         if self._correction is None:
             others = list(self.durations)
-            self._correction = (1.0, "a prior: steps x samples x the model's size")
+            self._correction = (1.0, Source(DurationSource.PRIOR))
             if others:
                 factor = _median(d.wall_s / _prior_s(d.model, d.steps, d.samples) for d in others[-RECENT:])
-                self._correction = (factor, f"a prior, corrected by {len(others)} attempt(s) of other models")
+                self._correction = (factor, Source(DurationSource.OTHER_MODELS, len(others)))
         return self._correction
 
 
 NAMES_KEPT = 64
-_LATEST: dict[str, Expectations] = {}
-"""By a device's name: a plan asks for every queue's and every attempt's, and little was learned since the last one."""
+
+
+class _Latest(dict[str, Expectations]):
+    """By a device's name."""
 
 
 def duration_of(work: Workload, device_name: str, wall_s: float) -> Duration:
@@ -147,7 +154,6 @@ def _amount(duration: Duration) -> tuple[int, int, int]:
     return duration.steps, duration.samples, duration.batch_size
 
 
-@lru_cache(maxsize=4096)
 def _prior_s(model: str, steps: int, samples: int) -> float:
     return START_S + STEP_SAMPLE_GIB_S * steps * samples * weights_bytes(model) / 1024**3
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from boundd.core.memory.footprint import Estimate, estimate_of
-from boundd.core.model.devices import Device, DeviceState
 from boundd.core.model.state import State
 from boundd.core.model.workload import Workload, subject_on
-from boundd.core.scheduler.placement import matrix_device_model
+from boundd.core.scheduler.ledger import matrix_device_model
 
 ERRORS_SHOWN = 5
 
@@ -57,11 +56,3 @@ def _known(state: State, work: Workload, device_name: str) -> KnownFootprint:
         len(seen) - len(peaks),
         errors[-ERRORS_SHOWN:],
     )
-
-
-def idle_reason(state: State, device: Device) -> str:
-    """Why a device that works takes nothing of this matrix; empty where it may."""
-    model = matrix_device_model(state)
-    if device.state is not DeviceState.READY or model in (None, device.reading.name):
-        return ""
-    return f"idle: the matrix runs on {model}, whose numbers don't compare with this one's (mix_models = false)"

@@ -16,6 +16,8 @@ from boundd.core.model.attempts import Attempt
 from boundd.core.model.cells import CellPolicy
 from boundd.core.model.history import Observations
 from boundd.core.model.host import HostReading
+from boundd.core.model.reasons import CoresShort, HostMemoryShort, HostRefusal
+from boundd.core.model.sources import HostSource, Source
 from boundd.core.model.workload import Workload, subject_on
 
 MARGIN_BYTES = GIB
@@ -31,7 +33,7 @@ class HostNeed:
 
     memory_bytes: int
     cores: int
-    source: str
+    source: Source
 
 
 def host_need(policy: CellPolicy, work: Workload, device_name: str, observations: Observations) -> HostNeed:
@@ -41,15 +43,15 @@ def host_need(policy: CellPolicy, work: Workload, device_name: str, observations
     with the scorer, which stays there. Of a script that nobody knows, nothing is reserved until it has said.
     """
     if policy.host_memory_bytes is not None:
-        return HostNeed(policy.host_memory_bytes, policy.cores, "the config's host_memory")
+        return HostNeed(policy.host_memory_bytes, policy.cores, Source(HostSource.RULE))
     peaks = [o.host_peak_bytes for o in observations.about(subject_on(work, device_name)) if o.host_peak_bytes]
     if peaks:
         size = max(peaks) * FEW_PERCENT // 100
-        return HostNeed(size, policy.cores, f"learned from {len(peaks)} attempt(s)")
+        return HostNeed(size, policy.cores, Source(HostSource.LEARNED, len(peaks)))
     if not policy.builtin:
-        return HostNeed(0, policy.cores, "a worker that boundd doesn't know")
+        return HostNeed(0, policy.cores, Source(HostSource.UNKNOWN_WORKER))
     size = LIBRARIES_BYTES + weights_bytes(work.architecture, work.dtype) + SCORER_BYTES
-    return HostNeed(size, policy.cores, "a prior: libraries + weights + scorer")
+    return HostNeed(size, policy.cores, Source(HostSource.MODEL))
 
 
 @dataclass(slots=True)
@@ -78,15 +80,12 @@ class HostLedger:
         self.busy_cores += attempt.cores
         self.held_by += bool(attempt.host_memory_bytes or attempt.cores)
 
-    def refusal(self, need: HostNeed) -> str:
-        """Why the host can't take one more attempt, with numbers; empty where it can."""
+    def refusal(self, need: HostNeed) -> HostRefusal | None:
+        """Why the host can't take one more attempt; None where it can."""
         largest = self.host.total_bytes * LARGEST_PERCENT // 100
         if need.memory_bytes > self.room_bytes and (self.held_by or need.memory_bytes <= largest):
-            return (
-                f"{need.memory_bytes - self.room_bytes:,} bytes of host memory short: needs {need.memory_bytes:,} "
-                f"({need.source}), {max(0, self.room_bytes):,} left beside {self.held_by} attempt(s)"
-            )
+            short_bytes = need.memory_bytes - self.room_bytes
+            return HostMemoryShort(short_bytes, need.memory_bytes, self.room_bytes, self.held_by, need.source)
         if need.cores and self.held_by and self.busy_cores + need.cores > self.host.cores:
-            held = f"{self.busy_cores} of the host's {self.host.cores} are held by {self.held_by} attempt(s)"
-            return f"needs {need.cores} core(s), and {held}"
-        return ""
+            return CoresShort(need.cores, self.busy_cores, self.host.cores, self.held_by)
+        return None

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 
-from boundd.core.model.queues import Cells, Queue, Requirement
+from boundd.core.model.queues import Cells, Queue
+from boundd.core.model.requirements import Requirement
 from boundd.core.model.state import State
-from boundd.core.model.workload import workload_of
 from boundd.core.scheduler.durations import expectations, expected_left_s
-from boundd.core.scheduler.placement import Ledger, matrix_device_model
+from boundd.core.scheduler.ledger import Ledger, matrix_device_model
 
 PATIENCE = 32
 PATIENCE_PER_DEVICE = 8
@@ -43,9 +43,9 @@ def passed_over(state: State) -> frozenset[Requirement]:
 def ranked(state: State, ledger: Ledger, passed: frozenset[Requirement]) -> list[Requirement]:
     """The queues, in the order in which they are served; `passed` are those that were passed over for too long."""
     name = matrix_device_model(state) or next((d.reading.name for d in state.devices_by_index()), "")
-    warm = {workload_of(state.cells[attempt.key]).model for attempt in state.attempts.values()}
+    warm = {state.memo.workload_of(state.cells[attempt.key]).model for attempt in state.attempts.values()}
     warm.add(state.last_model)
-    durations = expectations(state.durations, name)
+    durations = expectations(state, name)
     waiting = []
     left, by_bytes = _running_area(state, ledger), 0.0
     for needs, queue in state.cells.queues.items():

@@ -1,8 +1,8 @@
 """The planner: state and an instant in, decisions and reasons out.
 
-Cells that need the same stand in one queue (`table`), and queues are taken in this order: those that were passed over
+Cells that need the same stand in one queue (`queues`), and queues are taken in this order: those that were passed over
 for too long, longest first; those that died quickly on some device, because where they run tells what was to blame;
-those that must be alone, because big rocks go in first and draining a device later costs more; then as `ranking` says.
+those that must be alone, because big rocks go in first and draining a device later costs more; then as `order` says.
 Before all but the first, one cell, the shortest, goes ahead of each kind of work whose memory is a guess. A queue whose
 first cell must be alone, was passed over for too long, or goes ahead of its kind, and finds no place has a device
 emptied for it: it drains one rather than starving.
@@ -18,14 +18,17 @@ from itertools import chain
 from boundd.core.model.attempts import Attempt, CellRecord, CellState, attempt_id
 from boundd.core.model.devices import DeviceState
 from boundd.core.model.events import Now
-from boundd.core.model.queues import Requirement, requirement_of
-from boundd.core.model.state import Deferral, State
+from boundd.core.model.reasons import Backoff, Choice, Deferral, PlainWait, Wait
+from boundd.core.model.requirements import Requirement
+from boundd.core.model.state import State
 from boundd.core.model.transitions import Trigger, next_cell_state
-from boundd.core.model.workload import subject_on, workload_of
-from boundd.core.scheduler.durations import expectation
+from boundd.core.model.workload import subject_on
+from boundd.core.scheduler.durations import expectations
+from boundd.core.scheduler.ledger import Ledger
 from boundd.core.scheduler.order import LONG_PATIENCE, passed_over, patience, ranked
-from boundd.core.scheduler.placement import Ledger, Placement, kind_of
-from boundd.core.scheduler.quarantine import next_rest_end, seen_running
+from boundd.core.scheduler.placement import Placement, Search
+from boundd.core.scheduler.quick_deaths import next_rest_end, seen_running
+from boundd.core.scheduler.refusals import best_placement
 
 Refused = set[Requirement]
 """Queues of which a cell found no place in a step."""
@@ -40,8 +43,8 @@ class Plan:
     joined: tuple[Attempt, ...]
     """Attempts that had a device to themselves and have company now."""
     next_wake_boot_s: float | None
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    """Attempt id to what was chosen and why."""
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+    """Attempt id to why it was placed where it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +54,21 @@ class Deferrals(Mapping[str, Deferral]):
     state: State
     now: Now
     held: Mapping[str, str]
-    reason: str = ""
+    wait: Wait | None = None
     """The one reason for all, where there is one."""
 
     def __getitem__(self, key: str) -> Deferral:
         record = self.state.cells.get(key)
         if record is None or record.state is not CellState.PENDING or key not in self.state.cells.places:
             raise KeyError(key)
-        if self.reason:
-            return Deferral(self.reason)
+        if self.wait is not None:
+            return Deferral(self.wait)
         if record.not_before_boot_s > self.now.boot_s:
-            return Deferral(f"backoff: {record.not_before_boot_s - self.now.boot_s:.0f} s left")
-        answer = Ledger(self.state, self.now.boot_s, self.held).reasons(record)
+            return Deferral(Backoff(record.not_before_boot_s - self.now.boot_s))
+        answer = best_placement(self.state, record, self.held, self.now.boot_s)
         if isinstance(answer, Placement):
-            return Deferral("a device has room by now: the next plan looks again")
-        return Deferral("no device takes it now" if answer else "there is no device", answer)
+            return Deferral(PlainWait.ROOM_BY_NOW)
+        return Deferral(PlainWait.REFUSED if answer else PlainWait.NO_DEVICE, answer)
 
     def __iter__(self) -> Iterator[str]:
         return (record.cell.key for record in self.state.pending())
@@ -78,9 +81,9 @@ def plan(state: State, now: Now) -> Plan:
     """Start every cell that can start now."""
     state = seen_running(state, now.boot_s)
     if state.stopping or state.paused:
-        reason = "the daemon is stopping" if state.stopping else "paused: `boundctl resume` goes on"
-        return Plan(_explained(state, now, {}, reason), (), (), None)
-    if state.disk_shortage:
+        wait = PlainWait.STOPPING if state.stopping else PlainWait.PAUSED
+        return Plan(_explained(state, now, {}, wait), (), (), None)
+    if state.disk_shortage is not None:
         # Each reading of the devices brings one of the disk, and plans.
         return Plan(_explained(state, now, {}, state.disk_shortage), (), (), None)
     if not state.has_pending:
@@ -150,7 +153,7 @@ def scouted(state: State, queues: Sequence[Requirement]) -> list[Requirement]:
 
 def _subjects(state: State) -> set[str]:
     """The kinds of work that run."""
-    return {workload_of(state.cells[attempt.key]).subject for attempt in state.attempts.values()}
+    return {state.memo.workload_of(state.cells[attempt.key]).subject for attempt in state.attempts.values()}
 
 
 def _amount(needs: Requirement) -> int:
@@ -167,8 +170,9 @@ class _Filling:
         self.before = state
         self.cells = state.cells
         self.ledger = Ledger(state, now.boot_s)
+        self.search = Search(self.ledger)
         self.started: dict[str, Attempt] = {}
-        self.reasons: dict[str, str] = {}
+        self.choices: dict[str, Choice] = {}
         self.joined: dict[str, Attempt] = {}
         self.refused = Refused()
         """Nothing is freed in a step, so that who found no place in it finds none later."""
@@ -195,7 +199,7 @@ class _Filling:
             return True
         if needs not in self.cells.queues:
             return False
-        if not wanted and self.ledger.is_full and self._is_refused_again(needs):
+        if not wanted and self.search.is_full and self._is_refused_again(needs):
             self.passed.append(needs)
             return True
         touched, left, refused = False, most, False
@@ -209,7 +213,7 @@ class _Filling:
             if record.not_before_boot_s > self.now.boot_s:
                 continue
             self._take_over(needs, record)
-            placement = self.ledger.best(record)
+            placement = self.search.best(record, needs)
             if placement is None:
                 self._refused(needs, record, wanted=wanted)
                 refused = True
@@ -256,7 +260,7 @@ class _Filling:
             tuple(self.started.values()),
             tuple(self.joined.values()),
             _next_wake(state, self.now),
-            self.reasons,
+            self.choices,
         )
 
     def _take_over(self, needs: Requirement, record: CellRecord) -> None:
@@ -296,9 +300,9 @@ class _Filling:
             self._hold(record, min(usable)[1])
 
     def _hold(self, record: CellRecord, uuid: str) -> None:
-        self.ledger.hold(uuid, record.cell.key)
+        self.search.hold(uuid, record.cell.key)
         self.emptying[uuid] = record.cell.key
-        self.emptying_for.add(requirement_of(record))
+        self.emptying_for.add(self.before.memo.requirement_of(record))
 
     def _may_hold(self, record: CellRecord, uuid: str) -> bool:
         device = self.before.devices.get(uuid)
@@ -310,13 +314,12 @@ class _Filling:
     def _ends_boot_s(self, attempt: Attempt) -> float:
         """When an attempt was expected to end when it began; by that, an attempt that is late keeps its place."""
         name = self.before.devices[attempt.device].reading.name
-        work = workload_of(self.cells[attempt.key], attempt.batch_size)
-        return attempt.started_boot_s + expectation(self.before.durations, work, name).wall_s
+        work = self.before.memo.workload_of(self.cells[attempt.key], attempt.batch_size)
+        return attempt.started_boot_s + expectations(self.before, name).of(work).wall_s
 
     def _could_take(self, record: CellRecord, uuid: str) -> bool:
         """Whether the device would take the cell once what is ours has left it; what others hold may not leave."""
-        device = self.before.devices[uuid]
-        need = self.ledger.need(requirement_of(record), kind_of(device))
+        need = self.ledger.need(self.before.memo.requirement_of(record), self.ledger.kind(uuid))
         return self.ledger.room_when_empty(uuid) >= max(1, need.needed_bytes)
 
     def _overtake(self) -> None:
@@ -357,15 +360,15 @@ class _Filling:
                 changed = self.started if other.id in self.started else self.joined
                 changed[other.id] = replace(other, had_company=True)
         self.started[attempt.id] = attempt
-        self.reasons[attempt.id] = placement.why
+        self.choices[attempt.id] = placement.choice
         self.last_model = str(record.cell.parameters.get("model", ""))
-        self.ledger.add(attempt)
+        self.search.add(attempt)
 
 
-def _explained(state: State, now: Now, held: Mapping[str, str], reason: str = "") -> State:
+def _explained(state: State, now: Now, held: Mapping[str, str], wait: Wait | None = None) -> State:
     """The state with its deferrals. They keep the state without those of the plan before, or none would ever end."""
     bare = replace(state, deferrals={})
-    return replace(state, deferrals=Deferrals(bare, now, dict(held), reason))
+    return replace(state, deferrals=Deferrals(bare, now, dict(held), wait))
 
 
 def _next_wake(state: State, now: Now) -> float | None:

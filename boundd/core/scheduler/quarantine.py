@@ -1,116 +1,137 @@
-"""Devices on which cells die quickly.
+"""Putting devices into quarantine, and letting them out: every cause goes through here.
 
-Rules: a cell that dies within a minute (`Rules.quick_s`) of a plain failure may be broken, or its device may be. It
-goes to another device next. If it runs there, the device is to blame, and three such cells take it out of service; if
-it dies there too, the cell is. Until that is known, a device on which two have died gets them one at a time, with
-rests between, because a device on which cells die quickly is always free, and would draw every cell there is.
+Rules: a device in quarantine gets nothing new, and what runs there goes on. Its first cause stays, but a person's
+replaces any. What KILL doesn't end waits in the kernel, most likely in the device's driver: its device is held back
+until the attempt has ended at last, and only then let out by itself, if that is still the cause. An attempt that can't
+be killed is live, and its reservation held, until nothing of it lives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
+from boundd.core.model import wording
 from boundd.core.model.attempts import Attempt
-from boundd.core.model.devices import DeviceState, Strike
-from boundd.core.model.outcomes import ErrorKind, Outcome, Verdict
+from boundd.core.model.devices import DeviceReading
+from boundd.core.model.effects import Action, Note
+from boundd.core.model.events import Now
+from boundd.core.model.quarantines import (
+    ByOperator,
+    DriverFault,
+    Quarantine,
+    QuarantineCause,
+    UnkillableAttempt,
+    device_subject,
+)
+from boundd.core.model.records import LiftQuarantine, Record, SaveQuarantine
 from boundd.core.model.state import State
+from boundd.core.scheduler.quick_deaths import condemned
 
-LIMIT = 3
-SUSPECT_FROM = 2
-"""So many cells, since one succeeded there; a single one is no more than a worse rank."""
-REST = 0.5
-"""The first rest, in times of `Rules.quick_s`: 30 seconds, where that is a minute."""
-REST_GROWTH = 4.0
-"""Longer by this with each further cell that died there, up to `LONGEST_REST`."""
-LONGEST_REST = 10.0
-"""In times of `Rules.quick_s`: 10 minutes, where that is one."""
-SUSPICIOUS = frozenset({ErrorKind.KILLED_BY_SIGNAL, ErrorKind.OTHER})
-"""Failures that a device can cause. A missing model or a bad result are the cell's own."""
+Change = tuple[State, list[Record], list[Note]]
+"""The state after it, what is to be kept of it, and what is told."""
 
 
-def strikes_on(state: State, device: str) -> tuple[Strike, ...]:
-    """What is held against a device."""
-    return tuple(strike for strike in state.strikes if strike.device == device)
+def impose(state: State, uuid: str, cause: QuarantineCause, now: Now) -> Change:
+    """Put a device into quarantine."""
+    quarantine = Quarantine(device_subject(uuid), cause, now.unix_s)
+    new = _with(state, uuid, quarantine)
+    level = "info" if isinstance(cause, ByOperator) else "error"
+    message = f"{_name(state, uuid)}: {wording.quarantine(cause)}"
+    fields = {"boundd.quarantine_cause": cause.kind}
+    return new, [SaveQuarantine(quarantine)], [Note(Action.DEVICE_CORDONED, message, level, device=uuid, fields=fields)]
 
 
-def is_quick_failure(attempt: Attempt, verdict: Verdict, quick_s: float) -> bool:
-    """Whether an end speaks against the device."""
-    if verdict.error is None or attempt.end_reason is not None or verdict.error.kind not in SUSPICIOUS:
-        return False
-    return verdict.wall_s is not None and verdict.wall_s < quick_s
+def lift(state: State, uuid: str, why: str) -> Change:
+    """Let a device out; `why` is told of it."""
+    new = _with(state, uuid, None)
+    note = Note(Action.DEVICE_UNCORDONED, f"{_name(state, uuid)} {why}", device=uuid)
+    return new, [LiftQuarantine(device_subject(uuid))], [note]
 
 
-def rests(state: State, device: str, attempts: Sequence[Attempt], boot_s: float) -> str:
-    """Why a suspected device takes nothing just now; empty where it may."""
-    until_s = _rest_ends(state, device)
-    if until_s is None:
-        return ""
-    said = f"{len(strikes_on(state, device))} cells died quickly there"
-    if until_s > boot_s:
-        return f"{said}: it rests for another {until_s - boot_s:.0f} s"
-    if any(boot_s - attempt.started_boot_s < state.rules.quick_s for attempt in attempts):
-        return f"{said}: one more at a time, until it is seen to run"
-    return ""
+def impose_by_operator(state: State, uuid: str, reason: str, now: Now) -> Change:
+    """Put a device into quarantine because a person says so, with its instances."""
+    records: list[Record] = []
+    notes: list[Note] = []
+    for each in state.with_instances(uuid):
+        state, saved, told = impose(state, each, ByOperator(reason), now)
+        records += saved
+        notes += told if each == uuid else []
+    return state, records, notes
 
 
-def next_rest_end(state: State, boot_s: float) -> float | None:
-    """Seconds since boot at which a resting device may be tried again; None where none rests."""
-    ends = (_rest_ends(state, device) for device in {strike.device for strike in state.strikes})
-    return min((end for end in ends if end is not None and end > boot_s), default=None)
+def lift_by_operator(state: State, uuid: str) -> Change:
+    """Let a device out because a person says so, with its instances: what was held against them is forgotten."""
+    uuids = state.with_instances(uuid)
+    state = replace(state, strikes=tuple(strike for strike in state.strikes if strike.device not in uuids))
+    records: list[Record] = []
+    notes: list[Note] = []
+    for each in uuids:
+        state, saved, told = lift(state, each, "is in service again")
+        records += saved
+        notes += told if each == uuid else []
+    return state, records, notes
 
 
-def _rest_ends(state: State, device: str) -> float | None:
-    """When the rest after the last death ends; None where nothing is to be suspected."""
-    found = strikes_on(state, device)
-    if len(found) < SUSPECT_FROM or not _has_others(state, device):
-        return None
-    rest_s = state.rules.quick_s * min(LONGEST_REST, REST * REST_GROWTH ** (len(found) - SUSPECT_FROM))
-    return max(strike.at_boot_s for strike in found) + rest_s
+def impose_as_on_whole(state: State, instance: DeviceReading, now: Now) -> Change:
+    """The state with a new instance in quarantine whose whole was put there before it was divided like this."""
+    whole = state.quarantine_of(instance.parent)
+    return (state, [], []) if whole is None else impose(state, instance.uuid, whole.cause, now)
 
 
-def _has_others(state: State, device: str) -> bool:
-    """Where there is no other device, cells can't be seen to run elsewhere, and resting helps nobody."""
-    return any(other.uuid != device and other.state is DeviceState.READY for other in state.devices.values())
+def impose_for_deaths(state: State, now: Now) -> Change:
+    """The state with the devices in quarantine that have killed too many cells."""
+    records: list[Record] = []
+    notes: list[Note] = []
+    for uuid, cause in condemned(state).items():
+        state, saved, told = impose(state, uuid, cause, now)
+        state = replace(state, strikes=tuple(strike for strike in state.strikes if strike.device != uuid))
+        records += saved
+        notes += told
+    return state, records, notes
 
 
-def after_end(state: State, attempt: Attempt, verdict: Verdict, boot_s: float) -> State:
-    """The strikes after an attempt has ended."""
-    strikes = state.strikes
-    if is_quick_failure(attempt, verdict, state.rules.quick_s):
-        if any(strike.key == attempt.key and strike.device != attempt.device for strike in strikes):
-            # It died on two devices: it is the cell.
-            return replace(state, strikes=tuple(s for s in strikes if s.key != attempt.key))
-        others = tuple(s for s in strikes if (s.device, s.key) != (attempt.device, attempt.key))
-        return replace(state, strikes=(*others, Strike(attempt.device, attempt.key, boot_s)))
-    if verdict.outcome is Outcome.SUCCEEDED:
-        kept = (s for s in strikes if s.device != attempt.device)
-        return replace(state, strikes=tuple(replace(s, elsewhere=s.elsewhere or s.key == attempt.key) for s in kept))
-    return state
+def impose_for_fault(state: State, before: DeviceReading | None, reading: DeviceReading, now: Now) -> Change:
+    """The state with a device in quarantine whose driver has begun to hold something against it.
+
+    What a person has put back into service stays there, until there is more than there was at the reading before (None:
+    it was not seen before).
+    """
+    is_new = bool(reading.ailment) and (before is None or before.ailment != reading.ailment)
+    if not is_new or state.quarantine_of(reading.uuid) is not None:
+        return state, [], []
+    return impose(state, reading.uuid, DriverFault(reading.ailment), now)
 
 
-def seen_running(state: State, boot_s: float) -> State:
-    """Cells that outlived `Rules.quick_s` on another device than the one on which they died: that one is to blame."""
-    if not state.strikes:
-        return state
-    running = {
-        (attempt.key, attempt.device)
-        for attempt in state.attempts.values()
-        if boot_s - attempt.started_boot_s > state.rules.quick_s
-    }
-    strikes = tuple(
-        replace(s, elsewhere=s.elsewhere or any(key == s.key and on != s.device for key, on in running))
-        for s in state.strikes
-    )
-    return state if strikes == state.strikes else replace(state, strikes=strikes)
+def impose_for_unkillable(state: State, attempt: Attempt, now: Now) -> Change:
+    """The state with the device of an unkillable attempt in quarantine."""
+    if state.quarantine_of(attempt.device) is not None:
+        return state, [], []
+    return impose(state, attempt.device, UnkillableAttempt(attempt.id, attempt.label, attempt.unkillable), now)
 
 
-def to_cordon(state: State) -> dict[str, str]:
-    """Devices that have had enough, and why."""
-    found: dict[str, str] = {}
-    for uuid in sorted({strike.device for strike in state.strikes}):
-        against = [strike for strike in strikes_on(state, uuid) if strike.elsewhere]
-        if len(against) >= LIMIT and uuid in state.devices and uuid not in state.cordons:
-            labels = ", ".join(state.cells[strike.key].cell.label for strike in against)
-            found[uuid] = f"{len(against)} cells died here within {state.rules.quick_s:g} s and ran elsewhere: {labels}"
-    return found
+def lift_after(state: State, ended: Attempt, now: Now) -> Change:
+    """The state after an attempt has ended that its device may have been held back for.
+
+    Another attempt there that can't be killed either keeps the device in quarantine, as its own cause.
+    """
+    found = state.quarantine_of(ended.device)
+    if found is None or not isinstance(found.cause, UnkillableAttempt) or found.cause.attempt_id != ended.id:
+        return state, [], []
+    new, records, notes = lift(state, ended.device, f"is in service again: {ended.label} has ended at last")
+    others = [other for other in new.attempts_on(ended.device) if other.unkillable]
+    return impose_for_unkillable(new, others[0], now) if others else (new, records, notes)
+
+
+def _with(state: State, uuid: str, quarantine: Quarantine | None) -> State:
+    subject = device_subject(uuid)
+    quarantines = {each: known for each, known in state.quarantines.items() if each != subject}
+    if quarantine is not None:
+        quarantines[subject] = quarantine
+    device = state.devices.get(uuid)
+    devices = state.devices if device is None else state.devices.set(uuid, replace(device, quarantine=quarantine))
+    return replace(state, quarantines=quarantines, devices=devices)
+
+
+def _name(state: State, uuid: str) -> str:
+    device = state.devices.get(uuid)
+    return uuid if device is None else wording.device(device.reading)

@@ -10,7 +10,8 @@ from boundd.core.model.cells import Cell
 from boundd.core.model.devices import DeviceReading, DeviceState
 from boundd.core.model.effects import Commit
 from boundd.core.model.events import CordonRequested, DevicesRead, Event, Now, UncordonRequested
-from boundd.core.model.records import SaveCordon
+from boundd.core.model.quarantines import ByOperator, Quarantine, device_subject
+from boundd.core.model.records import SaveQuarantine
 from boundd.core.model.state import State
 
 NOW = Now(1.0, 1.0)
@@ -26,6 +27,11 @@ def after(state: State, *events: Event) -> State:
     return state
 
 
+def held(uuid: str) -> Quarantine:
+    """A device that a person took out of service."""
+    return Quarantine(device_subject(uuid), ByOperator("hot"), NOW.unix_s)
+
+
 def cordoned(state: State) -> list[str]:
     """Who is out of service by somebody's word."""
     return [device.uuid for device in state.devices_by_index() if device.state is DeviceState.CORDONED]
@@ -37,10 +43,10 @@ def test_a_whole_is_cordoned_with_its_instances() -> None:
     out, effects = step(state, CordonRequested("GPU-a", "hot"), NOW)
     assert cordoned(out) == ["GPU-a", "MIG-1"]
     (commit,) = [effect for effect in effects if isinstance(effect, Commit)]
-    assert commit.records == (SaveCordon("GPU-a", "hot"), SaveCordon("MIG-1", "hot"))
+    assert commit.records == (SaveQuarantine(held("GPU-a")), SaveQuarantine(held("MIG-1")))
     assert cordoned(after(out, UncordonRequested("MIG-1"))) == ["GPU-a"]
     back, effects = step(out, UncordonRequested("GPU-a"), NOW)
-    assert (cordoned(back), dict(back.cordons)) == ([], {})
+    assert (cordoned(back), dict(back.quarantines)) == ([], {})
     assert cordoned(after(state, CordonRequested("MIG-1", "odd"))) == ["MIG-1"]
 
 
@@ -50,7 +56,7 @@ def test_an_instance_made_of_a_cordoned_whole_is_cordoned() -> None:
     new = replace(PART, uuid="MIG-2", slot=1)
     read, effects = step(state, DevicesRead((WHOLE, PART, new)), NOW)
     assert cordoned(read) == ["GPU-a", "MIG-2"]
-    assert any(isinstance(effect, Commit) and SaveCordon("MIG-2", "hot") in effect.records for effect in effects)
+    assert any(isinstance(effect, Commit) and SaveQuarantine(held("MIG-2")) in effect.records for effect in effects)
 
 
 def test_a_placeholder_goes_once_its_device_tells_its_uuid() -> None:
@@ -59,7 +65,7 @@ def test_a_placeholder_goes_once_its_device_tells_its_uuid() -> None:
     missing = DeviceReading("MISSING-7", 7, "7", unavailable="not there")
     state = after(State(), DevicesRead((unknown, OTHER, missing)), DevicesRead((replace(OTHER, uuid="GPU-c"),)))
     assert [device.uuid for device in state.devices_by_index()] == ["GPU-b", "GPU-c"]
-    assert state.devices["GPU-b"].reason == "no longer reported"
+    assert state.devices["GPU-b"].reading.unavailable == "no longer reported"
 
 
 def test_what_was_seen_of_an_attempt_is_kept() -> None:

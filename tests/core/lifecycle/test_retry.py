@@ -12,6 +12,7 @@ from boundd.core.memory.raising import LEVELS
 from boundd.core.model.attempts import Attempt, CellRecord
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.outcomes import AttemptError, ErrorKind, MemoryCause, Outcome, Verdict
+from boundd.core.model.reasons import RetryRule
 from boundd.core.model.state import Rules
 
 
@@ -85,7 +86,7 @@ def test_too_big_goes_down_the_ladder(record: CellRecord) -> None:
         current = attempt_of(decision.record, whole_device=True)
         decision = decide(decision.record, current, TOO_BIG, Rules())
     assert batches == [2, 1]
-    assert "ladder ends at batch 1" in decision.why
+    assert (decision.reason.kind, decision.reason.failed_batch_size) == (RetryRule.LADDER_ENDS, 1)
 
 
 def test_pressure_is_cured_by_being_alone(record: CellRecord) -> None:
@@ -99,12 +100,13 @@ def test_pressure_is_cured_by_being_alone(record: CellRecord) -> None:
 
 def test_a_low_estimate_is_raised_once_and_then_it_is_alone(record: CellRecord) -> None:
     """It hit its own cap: same batch, first a larger reservation, then a device to itself; free of charge."""
-    for level, cure in ((1, "half as much again"), (2, "twice as much"), (3, "a device to itself")):
+    cures = ((RetryRule.MORE_MEMORY, 150), (RetryRule.MORE_MEMORY, 200), (RetryRule.OWN_DEVICE, None))
+    for level, cure in enumerate(cures, start=1):
         decision = decide(record, attempt_of(record, had_company=True), TOO_LOW, Rules())
         assert decision.again
         assert (decision.record.memory_level, decision.record.wanted_batch_size) == (level, 4)
         assert decision.record.charged_failures == 0
-        assert cure in decision.why
+        assert (decision.reason.kind, decision.reason.reserved_percent) == cure
         record = decision.record
     assert record.memory_level > LEVELS
 

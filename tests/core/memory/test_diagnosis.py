@@ -15,6 +15,7 @@ from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.devices import DeviceReading
 from boundd.core.model.effects import Action, Commit, Note
 from boundd.core.model.events import AttemptEnded, DevicesRead, Now, RetryRequested, Wake
+from boundd.core.model.memory_evidence import ForeignHeld, StoppedByCap
 from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement, MemoryCause, Outcome, Verdict
 from boundd.core.model.records import SaveCell
 from boundd.core.model.state import State
@@ -51,7 +52,7 @@ def test_its_own_cap_while_the_device_had_room(pair: tuple[State, Attempt, Attem
     state, first, _ = pair
     found = diagnose(state, first, ran_out(GIB, 7 * GIB))
     assert found.cause is MemoryCause.ESTIMATE_TOO_LOW
-    assert f"{7 * GIB:,} were free" in found.why
+    assert found.evidence == StoppedByCap(first.cap_bytes or 0, None, GIB, 7 * GIB, whole_device=False)
     assert diagnose(state, first, ran_out(2 * GIB, 0, held=7 * GIB)).cause is MemoryCause.ESTIMATE_TOO_LOW
     assert diagnose(state, first, ran_out(held=7 * GIB)).cause is MemoryCause.ESTIMATE_TOO_LOW
     assert diagnose(state, first, ran_out()).cause is MemoryCause.ESTIMATE_TOO_LOW, "the cure that loses nothing"
@@ -82,7 +83,7 @@ def test_a_foreign_process(pair: tuple[State, Attempt, Attempt]) -> None:
     state, _ = read(state, GIB, **{first.id: 3 * GIB, second.id: 3 * GIB})
     found = diagnose(state, state.attempts[first.id], ran_out(4 * GIB, GIB, held=3 * GIB))
     assert found.cause is MemoryCause.PRESSURE
-    assert f"{17 * GIB:,} bytes of the device" in found.why
+    assert found.evidence == ForeignHeld(17 * GIB, 0, 8 * GIB)
 
 
 def test_the_device_was_full_and_nobody_was_caught(pair: tuple[State, Attempt, Attempt]) -> None:

@@ -18,10 +18,11 @@ from boundd.core.model.devices import DeviceReading
 from boundd.core.model.events import AttemptEnded, ConfigLoaded, DevicesRead, Now, Wake
 from boundd.core.model.history import Duration, Durations, Observation, Observations
 from boundd.core.model.outcomes import Isolation, Measurement, Outcome, Verdict
+from boundd.core.model.reasons import EmptiedFor
 from boundd.core.model.state import Rules, State
 from boundd.core.model.workload import subject_on, workload_of
+from boundd.core.scheduler.ledger import Ledger
 from boundd.core.scheduler.order import LONG_PATIENCE, passed_over, patience, ranked
-from boundd.core.scheduler.placement import Ledger
 from boundd.core.scheduler.planner import plan
 
 GIB = 1024**3
@@ -90,8 +91,8 @@ def test_what_puts_off_nobody_is_started_on_a_device_that_is_kept(gib: int, wall
     assert [attempt.key for attempt in planned.started] == ([small] if starts else [])
     if not starts:
         (no,) = planned.state.deferrals[small].devices
-        assert "being emptied for kept/1: needs" in no.reason
-        assert "are to spare" in no.reason
+        assert isinstance(no.refusal, EmptiedFor)
+        assert (no.refusal.label, no.refusal.needed_bytes, no.refusal.wait_s) == ("kept/1", no.needed_bytes, 299.0)
     running = {attempt.key: attempt.id for attempt in planned.state.attempts.values()}
     state, _ = step(planned.state, AttemptEnded(running[first], GOOD), at(3))
     if starts and gib == 8:

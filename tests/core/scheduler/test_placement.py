@@ -19,13 +19,18 @@ from boundd.core.model.events import AttemptEnded, ConfigLoaded, DevicesRead, Ev
 from boundd.core.model.history import Duration, Durations, Observation, Observations
 from boundd.core.model.host import HostReading
 from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, Verdict
-from boundd.core.model.queues import requirement_of
-from boundd.core.model.records import SaveCordon
+from boundd.core.model.quarantines import CellsDied
+from boundd.core.model.reasons import CoresShort, Full, HostMemoryShort, PlainRefusal
+from boundd.core.model.records import SaveQuarantine
+from boundd.core.model.requirements import requirement_of
+from boundd.core.model.sources import HostSource, Source
 from boundd.core.model.state import Rules, State, sanity_check
 from boundd.core.model.workload import subject_on, workload_of
+from boundd.core.scheduler.ledger import Ledger
 from boundd.core.scheduler.order import PATIENCE, PATIENCE_PER_DEVICE
-from boundd.core.scheduler.placement import Ledger, Placement, best_placement
+from boundd.core.scheduler.placement import Placement, Search
 from boundd.core.scheduler.planner import plan
+from boundd.core.scheduler.refusals import best_placement
 
 GIB = 1024**3
 MakeCell = Callable[..., Cell]
@@ -68,8 +73,8 @@ def test_a_cap_of_cells_a_device() -> None:
     state = loaded([small(n) for n in range(5)], [80], Rules(max_cells=3))
     planned = plan(state, at(1))
     assert len(planned.started) == 3
-    reasons = {no.reason for deferral in planned.state.deferrals.values() for no in deferral.devices}
-    assert reasons == {"3 attempt(s) run there, and it takes 3"}
+    reasons = {no.refusal for deferral in planned.state.deferrals.values() for no in deferral.devices}
+    assert reasons == {Full(3, 3)}
 
 
 def test_longest_expected_first_and_alone_before_all() -> None:
@@ -198,13 +203,13 @@ def test_the_host_bounds_admission() -> None:
     planned = plan(state, at(1))
     assert len(planned.started) == 3
     (deferral,) = planned.state.deferrals.values()
-    assert f"{9 * GIB:,} bytes of host memory short" in deferral.devices[0].reason
+    assert deferral.devices[0].refusal == HostMemoryShort(9 * GIB, 10 * GIB, GIB, 3, Source(HostSource.RULE))
     observed = {attempt.id: 8 * GIB for attempt in planned.started}
     seen = replace(planned.state, host=HostReading(64 * GIB, 64 * GIB - 24 * GIB, 64, observed))
     assert len(plan(seen, at(2)).started) == 1, "of 64, 30 are reserved, whatever of it is in use already"
     few = plan(replace(state, host=HostReading(256 * GIB, 256 * GIB, 5)), at(1))
     assert len(few.started) == 2
-    assert "needs 2 core(s), and 4 of the host's 5" in next(iter(few.state.deferrals.values())).devices[0].reason
+    assert next(iter(few.state.deferrals.values())).devices[0].refusal == CoresShort(2, 4, 5, 2)
     huge = replace(loaded([(cells[0][0], replace(policy, host_memory_bytes=10**15))], [80]), host=state.host)
     assert len(plan(huge, at(1)).started) == 1
 
@@ -256,9 +261,12 @@ def test_a_device_on_which_cells_die_quickly_is_cordoned() -> None:
         told += effects
     assert state.devices["GPU-0"].state is DeviceState.CORDONED
     assert deaths <= 5
-    assert "cells died here within 60 s and ran elsewhere" in state.devices["GPU-0"].reason
+    quarantine = state.devices["GPU-0"].quarantine
+    assert quarantine is not None
+    assert isinstance(quarantine.cause, CellsDied)
+    assert (len(quarantine.cause.labels), quarantine.cause.within_s) == (3, 60.0)
     assert any(isinstance(e, Note) and e.action is Action.DEVICE_CORDONED for e in told)
-    assert any(SaveCordon("GPU-0", state.cordons["GPU-0"]) in e.records for e in told if isinstance(e, Commit))
+    assert any(SaveQuarantine(quarantine) in e.records for e in told if isinstance(e, Commit))
     state, _ = step(state, UncordonRequested("GPU-0"), at(clock + 1))
     assert state.strikes == ()
 
@@ -343,12 +351,12 @@ def test_the_search_and_the_reasons_agree(sizes: list[int], devices: list[int], 
     for record in planned.state.pending():
         deferral = planned.state.deferrals[record.cell.key]
         assert [no.device for no in deferral.devices] == [f"GPU-{n}" for n in range(len(devices))]
-        assert all(no.reason and "free now" not in no.reason for no in deferral.devices)
-    ledger = Ledger(planned.state, 1.0)
+        assert all(no.refusal is not PlainRefusal.FREE_NOW for no in deferral.devices)
+    search = Search(Ledger(planned.state, 1.0))
     probe = replace(planned.state.cells[cells[0][0].key], policy=CellPolicy(footprint_bytes=rng.randint(1, 30) * GIB))
     answer = best_placement(planned.state, probe, {})
     rooms = {
-        uuid: room for shelf in ledger._shelves.values() for row in (shelf.joinable, shelf.empty) for room, uuid in row
+        uuid: room for shelf in search._shelves.values() for row in (shelf.joinable, shelf.empty) for room, uuid in row
     }
     need = probe.policy.footprint_bytes or 0
     totals = {f"GPU-{n}": gib * GIB - planned.state.rules.margin_bytes for n, gib in enumerate(devices)}

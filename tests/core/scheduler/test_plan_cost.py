@@ -18,10 +18,11 @@ from benchmarks.packing.traces import TRACES, thinned
 from benchmarks.planner import Case, Clocked, matrix, readings
 from boundd.core.model.devices import DeviceReading
 from boundd.core.model.events import AttemptEnded, AttemptStarted, ConfigLoaded, DevicesRead, Now, Wake
+from boundd.core.model.memo import Memo
 from boundd.core.model.outcomes import Isolation, Measurement, Outcome, Verdict
 from boundd.core.model.queues import Cells
 from boundd.core.model.state import Rules, State
-from boundd.core.scheduler import placement
+from boundd.core.scheduler.ledger import Ledger
 from boundd.core.scheduler.planner import Plan, plan
 from tests.sim.daemon import simulate
 from tests.sim.generate import random_world
@@ -114,8 +115,7 @@ def test_what_is_remembered_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> 
             return False
 
     def forgetting(state: State, now: Now) -> Plan:
-        placement.forget_needs()
-        return plan(state, now)
+        return plan(replace(state, cells=replace(state.cells, memo=Memo())), now)
 
     remembering = logs(plan)
     monkeypatch.setattr("boundd.core.scheduler.planner.Refused", Forgetful)
@@ -132,4 +132,4 @@ def test_what_is_remembered_is_of_these_rules() -> None:
     (needs,) = run.state.cells.queues
     for margin, alone in ((GIB // 2, False), (4 * GIB, True), (GIB // 2, False)):
         state = replace(run.state, rules=Rules(margin_bytes=margin))
-        assert placement.Ledger(state, 0.0).is_alone(needs) is alone
+        assert Ledger(state, 0.0).is_alone(needs) is alone

@@ -13,6 +13,8 @@ from boundd.core.model.attempts import CellState
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.devices import DeviceReading
 from boundd.core.model.events import ConfigLoaded, DevicesRead, Now
+from boundd.core.model.reasons import Backoff, EmptiedFor, MemoryShort, NotAlone, OtherModel, PlainWait, Unreadable
+from boundd.core.model.sources import MemorySource, Source
 from boundd.core.model.state import Rules, State, sanity_check
 from boundd.core.scheduler.planner import plan
 
@@ -34,7 +36,7 @@ def test_packs_by_footprint(make_cell: MakeCell, make_state: MakeState) -> None:
     for no in deferral.devices:
         assert no.needed_bytes == 10 * GIB
         assert no.headroom_bytes == 4 * GIB - 512 * 1024**2
-        assert "bytes short" in no.reason
+        assert no.refusal == MemoryShort(6 * GIB + GIB // 2, 10 * GIB, 4 * GIB - GIB // 2, Source(MemorySource.RULE))
         assert len(no.held_by) == 2
 
 
@@ -49,8 +51,10 @@ def test_exclusive_cells_have_no_company(make_cell: MakeCell, make_state: MakeSt
     state, _ = step(state, ConfigLoaded(tuple(cells), state.rules), NOW)
     planned = plan(state, NOW)
     assert planned.started == ()
-    assert "must be alone" in planned.state.deferrals[large.key].devices[0].reason
-    assert "being emptied for" in planned.state.deferrals[late.key].devices[0].reason
+    alone = planned.state.deferrals[large.key].devices[0].refusal
+    assert isinstance(alone, NotAlone)
+    assert alone.by_rule
+    assert isinstance(planned.state.deferrals[late.key].devices[0].refusal, EmptiedFor)
 
 
 def test_one_at_a_time_on_the_cpu(make_cell: MakeCell, make_state: MakeState) -> None:
@@ -79,7 +83,7 @@ def test_a_device_that_cannot_be_read_takes_nothing(make_cell: MakeCell, make_st
     planned = plan(state, NOW)
     assert planned.started == ()
     (deferral,) = planned.state.deferrals.values()
-    assert "GPU is lost" in deferral.devices[0].reason
+    assert deferral.devices[0].refusal == Unreadable("GPU is lost")
     assert len(notes) == 1
 
 
@@ -91,7 +95,7 @@ def test_models_do_not_mix(make_cell: MakeCell, make_state: MakeState) -> None:
     state, _ = step(state, DevicesRead(readings), NOW)
     planned = plan(state, NOW)
     assert {attempt.device for attempt in planned.started} == {"GPU-0", "GPU-1"}
-    assert any("mix_models" in no.reason for d in planned.state.deferrals.values() for no in d.devices)
+    assert any(no.refusal == OtherModel("Other", "Fake") for d in planned.state.deferrals.values() for no in d.devices)
     mixed = plan(replace(state, rules=replace(state.rules, mix_models=True)), NOW)
     assert "GPU-9" in {attempt.device for attempt in mixed.started}
 
@@ -104,7 +108,7 @@ def test_foreign_memory_is_seen(make_cell: MakeCell, make_state: MakeState) -> N
     planned = plan(state, NOW)
     assert planned.started == ()
     (deferral,) = planned.state.deferrals.values()
-    assert "not boundd's" in deferral.devices[0].reason
+    assert deferral.devices[0].foreign_bytes == 19 * GIB
 
 
 def test_paused_starts_nothing(make_cell: MakeCell, make_state: MakeState) -> None:
@@ -112,7 +116,7 @@ def test_paused_starts_nothing(make_cell: MakeCell, make_state: MakeState) -> No
     state = replace(make_state([make_cell()], [24]), paused=True)
     planned = plan(state, NOW)
     assert planned.started == ()
-    assert "resume" in next(iter(planned.state.deferrals.values())).reason
+    assert next(iter(planned.state.deferrals.values())).wait is PlainWait.PAUSED
 
 
 def test_backoff_sets_the_wake_up(make_cell: MakeCell, make_state: MakeState) -> None:
@@ -122,7 +126,7 @@ def test_backoff_sets_the_wake_up(make_cell: MakeCell, make_state: MakeState) ->
     state = replace(state, cells=state.cells.set(record.cell.key, replace(record, not_before_boot_s=130.0)))
     planned = plan(state, NOW)
     assert planned.next_wake_boot_s == 130.0
-    assert planned.state.deferrals[record.cell.key].reason == "backoff: 30 s left"
+    assert planned.state.deferrals[record.cell.key].wait == Backoff(30.0)
 
 
 @given(

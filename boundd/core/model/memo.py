@@ -1,0 +1,48 @@
+"""What pure functions have answered before, kept for one run.
+
+Rules: a memo belongs to a run's state (`State.memo`) and ends with it; there is none of the process. It never shows:
+with an empty one, the same is decided, only later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, TypeVar, cast
+
+from boundd.core.model.attempts import CellRecord
+from boundd.core.model.requirements import Requirement
+from boundd.core.model.workload import Workload, workload
+
+KEPT = 65_536
+"""Answers of a kind that are kept."""
+
+Table = TypeVar("Table")
+
+
+class Memo:
+    """Answers by what was asked. One value of each kind, so that comparing two of them is a look at one address."""
+
+    __slots__ = ("_requirement", "_tables", "_workload")
+
+    def __init__(self) -> None:
+        self._workload = lru_cache(maxsize=KEPT)(workload)
+        self._requirement = lru_cache(maxsize=KEPT)(Requirement)
+        self._tables: dict[Callable[[], Any], Any] = {}
+
+    def workload_of(self, record: CellRecord, batch_size: int | None = None) -> Workload:
+        """The work of the cell's next attempt, or of one with another batch."""
+        batch = batch_size if batch_size is not None else record.batch_size
+        return self._workload(record.cell, record.policy.dtype, record.policy.architecture, batch)
+
+    def requirement_of(self, record: CellRecord) -> Requirement:
+        """What a cell's next attempt needs."""
+        work = self.workload_of(record)
+        return self._requirement(record.policy, work, record.memory_level, record.alone, record.avoid)
+
+    def table(self, kind: Callable[[], Table]) -> Table:
+        """A table of the caller's own, by its type: empty at first. The caller bounds its size."""
+        found = self._tables.get(kind)
+        if found is None:
+            found = self._tables[kind] = kind()
+        return cast("Table", found)

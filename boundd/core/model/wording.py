@@ -1,0 +1,353 @@
+"""Reasons as text for people: the only place where a reason becomes words.
+
+Rules: sizes are in GiB with one digit, counts have their noun ("2 attempts"), a GPU is named by its index. Nothing
+decides by what is written here. Whoever shows a reason calls these: the API's views, the forecast, and the lines of
+the log that the core writes itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from boundd.core.model.devices import Device, DeviceReading
+from boundd.core.model.memory_evidence import (
+    AllThereIs,
+    DeviceFull,
+    ForeignHeld,
+    KeptAsText,
+    MemoryEvidence,
+    NeighbourOver,
+    NobodyElse,
+    StoppedByCap,
+)
+from boundd.core.model.outcomes import AttemptError, MemoryCause
+from boundd.core.model.quarantines import (
+    ByOperator,
+    CellsDied,
+    DriverFault,
+    QuarantineCause,
+    StuckProcess,
+    UnkillableAttempt,
+)
+from boundd.core.model.reasons import (
+    Backoff,
+    Choice,
+    CoresShort,
+    DiskShort,
+    EmptiedFor,
+    Full,
+    HasEnded,
+    HostMemoryShort,
+    MemoryShort,
+    NoRoom,
+    NotAlone,
+    OneAtATime,
+    OtherModel,
+    PlainRefusal,
+    PlainWait,
+    Quarantined,
+    Refusal,
+    Resting,
+    RetryReason,
+    RetryRule,
+    Runs,
+    TakenAlone,
+    Unreadable,
+    Wait,
+)
+from boundd.core.model.sources import DurationSource, HostSource, MemorySource, Source
+from boundd.text import count, size
+
+_SOURCES: Mapping[str, str] = {
+    MemorySource.LEARNED: "learned from {attempts}",
+    MemorySource.OTHER_BATCHES: "fitted to {batches}, {attempts}",
+    MemorySource.OTHER_BATCH: "carried over from another batch, {attempts}",
+    MemorySource.RULE: "the config's footprint",
+    MemorySource.MODEL: "a prior: context + weights + activations + caches",
+    MemorySource.DIGITS: "a prior for the built-in digits models",
+    MemorySource.UNKNOWN_MODEL: "an unknown model",
+    MemorySource.RAN_OUT: "more than what it ran out of memory with",
+    HostSource.LEARNED: "learned from {attempts}",
+    HostSource.RULE: "the config's host_memory",
+    HostSource.MODEL: "a prior: libraries + weights + scorer",
+    HostSource.UNKNOWN_WORKER: "a worker that boundd doesn't know",
+    HostSource.IS_DEVICE: "its device is the host",
+    DurationSource.SAME_WORK: "{attempts} of the same work{elsewhere}",
+    DurationSource.SAME_METHOD: "scaled from {attempts} of this method{elsewhere}",
+    DurationSource.SAME_MODEL: "scaled from {attempts} of other methods{elsewhere}",
+    DurationSource.OTHER_MODELS: "a prior, corrected by {attempts} of other models",
+    DurationSource.PRIOR: "a prior: steps x samples x the model's size",
+}
+_PLAIN: Mapping[str, str] = {
+    PlainRefusal.AVOIDED: "the cell died quickly there, and is tried elsewhere",
+    PlainRefusal.FREE_NOW: "it is free now: waiting for the next scheduling pass",
+    PlainWait.STOPPING: "the daemon is stopping",
+    PlainWait.PAUSED: "paused: `boundctl resume` goes on",
+    PlainWait.NO_DEVICE: "there is no device",
+    PlainWait.REFUSED: "no device takes it now",
+    PlainWait.ROOM_BY_NOW: "a device has room by now: waiting for the next scheduling pass",
+    PlainWait.NOT_PLANNED: "waiting for the next scheduling pass",
+}
+_RETRIES: Mapping[RetryRule, str] = {
+    RetryRule.LOST: "it was lost: again at once ({used} of {limit} free attempts used)",
+    RetryRule.PRESSURE: "others took its memory: again, alone on its device ({used} of {limit} free attempts used)",
+    RetryRule.MORE_MEMORY: (
+        "the estimate was too low: {percent}% of it is reserved ({used} of {limit} free attempts used)"
+    ),
+    RetryRule.OWN_DEVICE: "the estimate was too low: a device to itself ({used} of {limit} free attempts used)",
+    RetryRule.SMALLER_BATCH: "too big alone on its device: batch {batch} instead of {failed_batch}",
+    RetryRule.ONCE_MORE: "{error}: once more in {delay:g} s",
+    RetryRule.FREE_SPENT: "{limit} free attempts used up",
+    RetryRule.SAME_AGAIN: "{error}: another attempt would end the same",
+    RetryRule.TRIED_TWICE: "{error}: it was tried once more already",
+    RetryRule.MAX_ATTEMPTS: "max_attempts = {limit} reached",
+    RetryRule.LADDER_ENDS: "too big alone on its device, and the ladder ends at {failed_batch}",
+}
+
+
+def source(found: Source) -> str:
+    """Where a number is from."""
+    return _SOURCES[found.kind].format(
+        attempts=count(found.attempts, "attempt"),
+        batches=f"{found.batches} other batches",
+        elsewhere=" on another kind of device" if found.elsewhere else "",
+    )
+
+
+def device_name(reading: DeviceReading) -> str:
+    """What people call a device."""
+    return "the CPU" if reading.backend == "cpu" else f"GPU {reading.index}"
+
+
+def device(reading: DeviceReading) -> str:
+    """What people call a device, and what it is."""
+    return f"{device_name(reading)} ({reading.name or reading.uuid})"
+
+
+# Refusals
+
+
+def _not_alone(no: NotAlone) -> str:
+    if no.by_rule:
+        why = "the cell must be alone"
+    elif no.estimate_bytes is None:
+        why = f"needs the device to itself: {source(no.source)}"
+    else:
+        expected = f"{size(no.estimate_bytes)} expected ({source(no.source)})"
+        why = f"needs the device to itself: {expected}, {size(no.most_bytes)} is the most it waits for"
+    return f"{why}, and {_run_there(no.attempts)}"
+
+
+def _memory_short(no: MemoryShort) -> str:
+    needs = f"needs {size(no.needed_bytes)} ({source(no.source)})"
+    return f"{size(max(0, no.short_bytes))} short: {needs}, headroom {size(max(0, no.headroom_bytes))}"
+
+
+def _emptied_for(no: EmptiedFor) -> str:
+    needs = f"needs {size(no.needed_bytes)} ({source(no.source)})"
+    spare = f"{size(no.spare_bytes)} to spare, all that is free for {no.wait_s:.0f} s"
+    return f"being emptied for {no.label}: {needs}, {spare}"
+
+
+def _host_memory_short(no: HostMemoryShort) -> str:
+    left = f"{size(max(0, no.left_bytes))} left beside {count(no.attempts, 'attempt')}"
+    needs = f"needs {size(no.needed_bytes)} ({source(no.source)})"
+    return f"{size(no.short_bytes)} of host memory short: {needs}, {left}"
+
+
+def _cores_short(no: CoresShort) -> str:
+    held = f"{no.busy} of the host's {no.cores} are held by {count(no.attempts, 'attempt')}"
+    return f"needs {count(no.needed, 'core')}, and {held}"
+
+
+def _run_there(attempts: int) -> str:
+    return f"{count(attempts, 'attempt')} {'runs' if attempts == 1 else 'run'} there"
+
+
+_REFUSALS: Mapping[type, Callable[[Any], str]] = {
+    PlainRefusal: _PLAIN.__getitem__,
+    Quarantined: lambda no: f"cordoned: {quarantine(no.quarantine.cause)}",
+    Unreadable: lambda no: f"unavailable: {no.why}",
+    OtherModel: lambda no: f"another device model ({no.name}); the matrix runs on {no.wanted} (mix_models = false)",
+    TakenAlone: lambda no: f"{no.label} runs there alone",
+    Full: lambda no: f"{_run_there(no.attempts)}, and it takes {no.limit}",
+    Resting: lambda no: f"{no.deaths} cells died quickly there: none is tried for another {no.left_s:.0f} s",
+    OneAtATime: lambda no: f"{no.deaths} cells died quickly there: one at a time, until one is seen to run",
+    NotAlone: _not_alone,
+    MemoryShort: _memory_short,
+    EmptiedFor: _emptied_for,
+    HostMemoryShort: _host_memory_short,
+    CoresShort: _cores_short,
+}
+
+
+def refusal(found: Refusal) -> str:
+    """Why a device, or the host, doesn't take a cell."""
+    return _REFUSALS[type(found)](found)
+
+
+def no_room(no: NoRoom) -> str:
+    """Why a device doesn't take a cell, with what others than boundd hold of it."""
+    foreign = f"; {size(no.foreign_bytes)} held by processes that are not boundd's" if no.foreign_bytes else ""
+    return refusal(no.refusal) + foreign
+
+
+def idle(found: OtherModel) -> str:
+    """Why a device that works takes nothing of this matrix."""
+    return f"idle: the matrix runs on {found.wanted}, whose numbers don't compare with this one's (mix_models = false)"
+
+
+# Waits
+
+
+def disk_short(short: DiskShort) -> str:
+    """Why nothing is started for want of room on the disk, and what to do."""
+    return (
+        f"the disk of the state folder is nearly full: {size(short.free_bytes)} free, nothing is started below "
+        f"{size(short.reserve_bytes)} (daemon.disk_reserve): make room there, and it goes on by itself"
+    )
+
+
+_WAITS: Mapping[type, Callable[[Any], str]] = {
+    PlainWait: _PLAIN.__getitem__,
+    DiskShort: disk_short,
+    Backoff: lambda wait: f"backoff: {wait.left_s:.0f} s left",
+}
+
+
+def wait(found: Wait) -> str:
+    """Why a cell waits."""
+    return _WAITS[type(found)](found)
+
+
+def runs(found: Runs, on: Device | None) -> str:
+    """Where an attempt runs, on a device of the state."""
+    where = found.device if on is None else device_name(on.reading)
+    killed = f"; it can't be killed: {stuck_processes(found.unkillable)}" if found.unkillable else ""
+    held = f"{size(found.reservation_bytes)} reserved"
+    return f"attempt {found.attempt} {found.state} on {where} for {found.elapsed_s:.0f} s, {held}{killed}"
+
+
+def has_ended(found: HasEnded) -> str:
+    """How a cell ended."""
+    why = f": {found.error}: {found.message}" if found.error is not None else ""
+    return f"{found.state} after {count(found.attempts, 'attempt')}{why}"
+
+
+def choice(found: Choice) -> str:
+    """Why a device was chosen."""
+    beside = f"beside {found.beside}" if found.beside else "on an empty device"
+    return f"{'alone' if found.alone else beside}, the best fit ({source(found.source)})"
+
+
+# Quarantine
+
+
+def stuck(process: StuckProcess) -> str:
+    """A process that can't be killed."""
+    where = f" in {process.waits_in}" if process.waits_in else ""
+    at = datetime.fromtimestamp(process.since_unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return f"pid {process.pid} ({process.name}) is in state {process.state}{where} and has not died of KILL since {at}"
+
+
+def stuck_processes(processes: tuple[StuckProcess, ...]) -> str:
+    """Processes that can't be killed."""
+    return ", ".join(map(stuck, processes))
+
+
+def _unkillable(cause: UnkillableAttempt) -> str:
+    who = f"attempt {cause.attempt_id} ({cause.label}) can't be killed: {stuck_processes(cause.processes)}"
+    return f"{who}; in service again when it has ended"
+
+
+_QUARANTINES: Mapping[type, Callable[[Any], str]] = {
+    ByOperator: lambda cause: cause.reason,
+    CellsDied: lambda cause: (
+        f"{count(len(cause.labels), 'cell')} died here within {cause.within_s:g} s and ran elsewhere: "
+        + ", ".join(cause.labels)
+    ),
+    DriverFault: lambda cause: f"the driver reports {cause.fault}",
+    UnkillableAttempt: _unkillable,
+}
+
+
+def quarantine(cause: QuarantineCause) -> str:
+    """Why a subject is held back."""
+    return _QUARANTINES[type(cause)](cause)
+
+
+def out_of_service(found: Device) -> str:
+    """Why a device is not ready; empty where it is."""
+    return quarantine(found.quarantine.cause) if found.quarantine is not None else found.reading.unavailable
+
+
+# Out of memory
+
+
+def _stopped_by_cap(found: StoppedByCap) -> str:
+    requested, free, held = found.requested_bytes, found.free_bytes, found.held_bytes or 0
+    if requested is not None and free is not None:
+        why = f"it asked for {size(requested)} while {size(free)} were free on the device: "
+        why += f"its cap of {size(found.cap_bytes)} stopped it"
+    elif requested is not None:
+        why = f"it held {size(held)} and asked for {size(requested)} more, with a cap of {size(found.cap_bytes)}"
+    else:
+        why = f"it held {size(held)} of its cap of {size(found.cap_bytes)}"
+    return why + (", and that was the whole device" if found.whole_device else "")
+
+
+_EVIDENCE: Mapping[type, Callable[[Any], str]] = {
+    StoppedByCap: _stopped_by_cap,
+    NeighbourOver: lambda found: (
+        f"{found.label} held {size(found.held_bytes)}, {size(found.over_bytes)} more than was reserved for it"
+    ),
+    ForeignHeld: lambda found: (
+        f"processes that are not boundd's hold {size(found.foreign_bytes)} of the device, which leaves "
+        f"{size(found.left_bytes)} of the {size(found.reservation_bytes)} that were reserved"
+    ),
+    DeviceFull: lambda found: (
+        f"it asked for {size(found.requested_bytes)} with {size(found.free_bytes)} free on the device, within the "
+        f"{size(found.reservation_bytes)} that were reserved for it"
+    ),
+    AllThereIs: lambda found: f"it was alone with {size(found.reservation_bytes)}, all there is",
+    NobodyElse: lambda found: (
+        f"{size(found.reservation_bytes)} were reserved, and nobody else was seen to take more than theirs"
+    ),
+    KeptAsText: lambda found: found.text,
+}
+
+
+def evidence(found: MemoryEvidence | None) -> str:
+    """How it was told why memory ran out; empty where nothing was."""
+    return "" if found is None else _EVIDENCE[type(found)](found)
+
+
+def memory_cause(cause: MemoryCause) -> str:
+    """Why memory ran out, in two or three words."""
+    return cause.replace("_", " ")
+
+
+def out_of_memory(error: AttemptError | None) -> str:
+    """Why an attempt ran out of memory; empty where it didn't."""
+    if error is None or error.cause is None:
+        return ""
+    return f"its memory ran out, {memory_cause(error.cause)}: {evidence(error.evidence)}"
+
+
+# What follows from a failure
+
+
+def retry(found: RetryReason) -> str:
+    """What becomes of a cell after an attempt that failed, and by which rule."""
+    failed = "no batch size" if found.failed_batch_size is None else f"batch {found.failed_batch_size}"
+    return _RETRIES[found.kind].format(
+        error=found.error,
+        used=found.used,
+        limit=found.limit,
+        delay=found.delay_s or 0.0,
+        percent=found.reserved_percent,
+        batch=found.batch_size,
+        failed_batch=failed,
+    )

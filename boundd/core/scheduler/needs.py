@@ -1,0 +1,120 @@
+"""What cells need on devices of one kind: bytes, whether alone, and what of the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from boundd.core.memory.footprint import CONTEXT_BYTES, LARGEST_PERCENT, Estimate, estimate_of
+from boundd.core.memory.raising import LEVELS
+from boundd.core.model.devices import DeviceReading
+from boundd.core.model.history import Observation, Observations
+from boundd.core.model.memo import Memo
+from boundd.core.model.requirements import Requirement
+from boundd.core.model.sources import HostSource, Source
+from boundd.core.model.state import Rules, State
+from boundd.core.model.workload import subject_on
+from boundd.core.scheduler.host import HostNeed, host_need
+
+LEAST_BYTES = 2 * CONTEXT_BYTES
+"""Nothing is placed with less: the context would leave its allocator no room, and the two would outgrow it."""
+ON_THE_HOST = HostNeed(0, 0, Source(HostSource.IS_DEVICE))
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What makes devices alike for placement."""
+
+    name: str
+    total_bytes: int
+    single: bool
+    """Whether it takes one attempt at a time."""
+    backend: str
+
+
+class _Kinds(dict[Kind, Kind]):
+    """Each kind once, so that comparing two is a look at one address."""
+
+
+KINDS_KEPT = 1024
+
+
+def kind_of(reading: DeviceReading, memo: Memo) -> Kind:
+    """What a device is, for placement."""
+    kind = Kind(reading.name, reading.total_bytes or 0, reading.max_cells == 1, reading.backend)
+    kinds = memo.table(_Kinds)
+    if len(kinds) >= KINDS_KEPT:
+        kinds.clear()
+    return kinds.setdefault(kind, kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a cell needs on devices of one kind."""
+
+    expected: Estimate
+    needed_bytes: int
+    alone: bool
+    host: HostNeed
+
+
+class _Known(NamedTuple):
+    """What cells need, with what it was worked out from."""
+
+    need: Need
+    rules: Rules
+    observations: Observations
+    """All, as they were when it was last asked for."""
+    seen: tuple[Observation, ...]
+    """Those that it goes by."""
+    variation_permille: int | None
+    """What of the others it goes by."""
+
+
+class KnownNeeds(dict[tuple[Requirement, Kind], _Known]):
+    """Needs that were worked out: a plan asks for every queue's, and most are as in the last one."""
+
+
+NEEDS_KEPT = 65_536
+
+
+def must_be_alone(needs: Requirement) -> bool:
+    """By rule, by a worker that doesn't know the lease, or because it ran out of memory beside others."""
+    return needs.policy.must_be_alone or needs.alone
+
+
+def largest_bytes(kind: Kind, rules: Rules) -> int:
+    """What of a device counts as all of it: who needs so much is tried alone."""
+    return max(0, kind.total_bytes - rules.margin_bytes) * LARGEST_PERCENT // 100
+
+
+def need_of(state: State, known: KnownNeeds, needs: Requirement, kind: Kind) -> Need:
+    """What such cells need on devices of a kind; `known` is the run's (`state.memo`)."""
+    rules, observations = state.rules, state.observations
+    before = known.get((needs, kind))
+    # The same objects hold the same values: none of them is ever changed.
+    if before is not None and before.observations is observations and before.rules is rules:
+        return before.need
+    seen = observations.about(subject_on(needs.work, kind.name))
+    varies = observations.variation_permille
+    if before is not None and before.seen is seen and before.rules is rules and before.variation_permille == varies:
+        need = before.need
+    else:
+        need = _worked_out(state, needs, kind)
+    if len(known) >= NEEDS_KEPT:
+        known.clear()
+    known[needs, kind] = _Known(need, rules, observations, seen, varies)
+    return need
+
+
+def _worked_out(state: State, needs: Requirement, kind: Kind) -> Need:
+    policy, work = needs.policy, needs.work
+    expected = estimate_of(work, policy.footprint_bytes, kind.name, state.observations, state.rules.torch)
+    largest = largest_bytes(kind, state.rules)
+    size = expected.size_bytes
+    raised = needs.memory_level > LEVELS and not expected.learned
+    alone = must_be_alone(needs) or raised or size is None or size >= largest
+    host = ON_THE_HOST if kind.backend == "cpu" else host_need(policy, work, kind.name, state.observations)
+    # Nobody knows how much it takes: it gets what there is, once the device is its own.
+    least = 1 if kind.backend == "cpu" else min(LEAST_BYTES, largest)
+    return Need(expected, least if size is None else max(least, min(size, largest)), alone, host)
