@@ -47,7 +47,7 @@ class Exporter:
         self._observer = observer
         self._clock = clock
         self._one_at_a_time = anyio.Lock()
-        self._texts = CellTexts(settings.safety_factor)
+        self._texts = CellTexts(settings.bound_rules)
         self._written_digest = ""
         self._failure = ""
         self._installed = Versions()
@@ -59,7 +59,7 @@ class Exporter:
         return render_export(
             export_format,  # type: ignore[arg-type]
             cells,
-            safety_factor=self._settings.safety_factor,
+            rules=self._settings.bound_rules,
             now_unix_s=self._clock.now().unix_s,
             version=__version__,
             texts=texts,

@@ -215,7 +215,7 @@ def _summary(state: State, settings: Settings) -> int:
     simulated = [device.uuid for device in state.devices.values() if device.reading.is_simulated]
     version_of = versions_of(settings_of(state))
     stale = {record.cell.key for record in state.matrix() if is_stale(record, version_of)}
-    print_bounds(sys.stdout, state.matrix(), settings.safety_factor, simulated=simulated, stale=stale)
+    print_bounds(sys.stdout, state.matrix(), settings.bound_rules, simulated=simulated, stale=stale)
     if settings.export is not None:
         print(f"results: {settings.export}")
     print(f"store:   {settings.state_dir / STORE_NAME}")

@@ -164,6 +164,7 @@ class DevicesTable(Table):
     exclude: list[DeviceName] = []
     margin: Size = 512 * 1024**2
     mix_models: bool = False
+    accept_unknown: bool = False
     max_cells: Annotated[int, AfterValidator(_max_cells)] = 0
     simulated: list[SimulatedTable] = []
 

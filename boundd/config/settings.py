@@ -25,6 +25,7 @@ from boundd.core.model.cells import Cell, CellPolicy, Parameters
 from boundd.core.model.matrix import MatrixError, expand, matches
 from boundd.ports import ConfigError
 from boundd.protocol.strict_json import Json
+from boundd.results.bounds import BoundRules
 
 GROUP_VARIABLE = "BOUNDD_CONTROL_GROUP"
 """The unit for systemd sets it to the group that it made for this purpose."""
@@ -46,6 +47,7 @@ class Settings:
 
     Attributes:
         safety_factor: an upper bound is this times a measured maximum.
+        accept_unknown: whether what nobody attests to have had its device alone makes a bound too.
         max_cells: attempts at a time on one device; 0 where memory alone decides.
         simulated_devices: (name, bytes of memory) each.
         cells: the matrix with the rules applied, in the order of the axes.
@@ -64,6 +66,7 @@ class Settings:
     export: Path | None
     export_format: str
     safety_factor: float
+    accept_unknown: bool
     keep_logs_s: float
     disk_reserve_bytes: int
     log_file: Path | None
@@ -92,6 +95,11 @@ class Settings:
     quick_s: float
     control_group: str
     control_others: Literal["nothing", "read"]
+
+    @property
+    def bound_rules(self) -> BoundRules:
+        """What makes a bound of a measurement."""
+        return BoundRules(self.safety_factor, self.accept_unknown)
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Settings:
@@ -201,6 +209,7 @@ def _settings(
         export=places.export,
         export_format=config.daemon.export_format,
         safety_factor=config.daemon.safety_factor,
+        accept_unknown=config.devices.accept_unknown,
         keep_logs_s=config.daemon.keep_logs,
         disk_reserve_bytes=config.daemon.disk_reserve,
         log_file=places.log_file,

@@ -18,7 +18,7 @@ from boundd.catalogue.names import UnknownNameError
 from boundd.catalogue.schedulers import resolve_scheduler
 from boundd.core.model.attempts import CellRecord, CellState
 from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation
-from boundd.results.bounds import Bound, bound_of
+from boundd.results.bounds import Bound, BoundRules, bound_of
 from boundd.text import encodable, timestamp
 
 EXPORT_FORMAT = "boundd/1"
@@ -118,8 +118,8 @@ class CellTexts:
     The export is written after every result: without this, each would cost as much as the whole matrix.
     """
 
-    def __init__(self, safety_factor: float) -> None:
-        self._safety_factor = safety_factor
+    def __init__(self, rules: BoundRules) -> None:
+        self._rules = rules
         self._kept: dict[str, tuple[ExportCell, str]] = {}
 
     def of(self, cell: ExportCell) -> str:
@@ -128,7 +128,7 @@ class CellTexts:
         before, text = self._kept.get(key, (None, ""))
         # A record is a value that is replaced and never changed: the same object says the same.
         if before is None or before.record is not cell.record or before != cell:
-            text = _indented(_clean(_cell_document(cell, self._safety_factor))).replace("\n", "\n    ")
+            text = _indented(_clean(_cell_document(cell, self._rules))).replace("\n", "\n    ")
             self._kept[key] = (cell, text)
         return text
 
@@ -137,14 +137,14 @@ def render_export(
     format: ExportFormat,  # noqa: A002 - the option's name
     cells: Iterable[ExportCell],
     *,
-    safety_factor: float,
+    rules: BoundRules,
     now_unix_s: float,
     version: str,
     texts: CellTexts | None = None,
 ) -> Rendered:
     """The cells, in the order of the matrix, in one of the formats.
 
-    `version` is boundd's own. `texts` are those of an earlier export of the same safety factor; they are brought up to
+    `version` is boundd's own. `texts` are those of an earlier export of the same rules; they are brought up to
     date.
 
     Raises:
@@ -152,24 +152,25 @@ def render_export(
     """
     known = tuple(cells)
     if format == "json":
-        return _render_json(known, safety_factor, now_unix_s, version, texts or CellTexts(safety_factor))
+        return _render_json(known, rules, now_unix_s, version, texts or CellTexts(rules))
     if format == "legacy":
-        return _render_legacy(known, safety_factor)
+        return _render_legacy(known, rules)
     if format == "search-params":
-        return _render_search_params(known)
+        return _render_search_params(known, rules)
     if format == "csv":
-        return _render_csv(known, safety_factor)
+        return _render_csv(known, rules)
     raise ValueError(f"unknown export format {format!r}; known: {', '.join(EXPORT_FORMATS)}")
 
 
 def _render_json(
-    cells: tuple[ExportCell, ...], safety_factor: float, now_unix_s: float, version: str, texts: CellTexts
+    cells: tuple[ExportCell, ...], rules: BoundRules, now_unix_s: float, version: str, texts: CellTexts
 ) -> Rendered:
     head = {
         "format": EXPORT_FORMAT,
         "generated_at": timestamp(now_unix_s),
         "boundd_version": version,
-        "safety_factor": safety_factor,
+        "safety_factor": rules.safety_factor,
+        "accept_unknown": rules.accept_unknown,
         "cells": [],
     }
     if not cells:
@@ -179,10 +180,10 @@ def _render_json(
     return Rendered(f"{_dump(head).removesuffix(_NO_CELLS)}{body}\n}}\n")
 
 
-def _cell_document(cell: ExportCell, safety_factor: float) -> dict[str, Any]:
+def _cell_document(cell: ExportCell, rules: BoundRules) -> dict[str, Any]:
     record = cell.record
     measurement = record.measurement
-    bound = bound_of(measurement, safety_factor)
+    bound = bound_of(measurement, rules)
     batch_size = record.wanted_batch_size if measurement is None else record.measured_batch_size
     return {
         "key": dict(record.cell.parameters),
@@ -244,14 +245,14 @@ class _OldKeys:
         return f"the old key can't tell it from {owner.record.cell.label}: {key}"
 
 
-def _render_legacy(cells: tuple[ExportCell, ...], safety_factor: float) -> Rendered:
+def _render_legacy(cells: tuple[ExportCell, ...], rules: BoundRules) -> Rendered:
     keys = _OldKeys(cells)
     entries: dict[str, Any] = {}
     failed: dict[str, Any] = {}
     left_out: list[LeftOut] = []
     for cell in cells:
         record = cell.record
-        bound = bound_of(record.measurement, safety_factor)
+        bound = bound_of(record.measurement, rules)
         says_failure = bound.upper_bound is None and record.error is not None and record.state in _FAILED
         key = cell.failed_key() if says_failure else cell.legacy_key()
         reason = keys.why_not(cell, key) or (None if says_failure else _why_no_bound(record, bound))
@@ -264,8 +265,13 @@ def _render_legacy(cells: tuple[ExportCell, ...], safety_factor: float) -> Rende
                 "timestamp": timestamp(record.error.at_unix_s),
             }
         elif key is not None and bound.upper_bound is not None:
-            entries[key] = {"max_speedup": round(bound.upper_bound, 2)}
+            entries[key] = {"max_speedup": round(bound.upper_bound, 2)} | _unattested(bound)
     return Rendered(_dump({**entries, "failed_configs": failed}), tuple(left_out))
+
+
+def _unattested(bound: Bound) -> dict[str, str]:
+    """What an entry of an old format says besides, where nobody attests that the device was its own."""
+    return {"isolation": Isolation.UNKNOWN.value} if bound.of_unknown_isolation else {}
 
 
 def _why_no_bound(record: CellRecord, bound: Bound) -> str | None:
@@ -278,23 +284,24 @@ def _why_no_bound(record: CellRecord, bound: Bound) -> str | None:
     return "no bound: no point was within the tolerance"
 
 
-def _render_search_params(cells: tuple[ExportCell, ...]) -> Rendered:
+def _render_search_params(cells: tuple[ExportCell, ...], rules: BoundRules) -> Rendered:
     keys = _OldKeys(cells)
     entries: dict[str, Any] = {}
     left_out: list[LeftOut] = []
     for cell in cells:
         key = cell.legacy_key()
-        reason = keys.why_not(cell, key) or _why_no_parameters(cell.record)
+        bound = bound_of(cell.record.measurement, rules)
+        reason = keys.why_not(cell, key) or _why_no_parameters(cell.record, bound)
         if reason is not None:
             left_out.append(LeftOut(cell.record.cell.label, reason))
         elif key is not None and cell.record.measurement is not None:
             best = cell.record.measurement.best or {}
             figures = {"speedup": best.get("speedup"), "score_loss": best.get("score_loss")}
-            entries[key] = {**best.get("parameters", {}), **figures}
+            entries[key] = {**best.get("parameters", {}), **figures, **_unattested(bound)}
     return Rendered(_dump(entries), tuple(left_out))
 
 
-def _why_no_parameters(record: CellRecord) -> str | None:
+def _why_no_parameters(record: CellRecord, bound: Bound) -> str | None:
     """Why a measured cell has no parameters to recommend; None where it has, or was not measured."""
     measurement = record.measurement
     if measurement is None:
@@ -303,17 +310,17 @@ def _why_no_parameters(record: CellRecord) -> str | None:
         return "no parameters: it was imported, and the old file kept none"
     if measurement.max_speedup_within_tolerance is None or not measurement.best:
         return "no parameters: nothing was scored and found within the tolerance"
-    return _why_no_bound(record, bound_of(measurement, 1.0))
+    return _why_no_bound(record, bound)
 
 
-def _render_csv(cells: tuple[ExportCell, ...], safety_factor: float) -> Rendered:
+def _render_csv(cells: tuple[ExportCell, ...], rules: BoundRules) -> Rendered:
     """One row a cell. The parameters come first, each a column named `key.NAME`."""
     names = list(dict.fromkeys(name for cell in cells for name in cell.record.cell.parameters))
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([encodable(text) for text in (*(f"key.{name}" for name in names), *_COLUMNS)])
     for cell in cells:
-        document = _cell_document(cell, safety_factor)
+        document = _cell_document(cell, rules)
         best, error = document["best"] or {}, document["error"] or {}
         parameters = best.get("parameters")
         flat = {

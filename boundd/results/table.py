@@ -16,7 +16,7 @@ from typing import Any, TextIO, TypeGuard
 from boundd.catalogue.models import BUILTIN_MODELS
 from boundd.core.model.attempts import CellRecord, CellState
 from boundd.core.model.outcomes import Isolation, Measurement
-from boundd.results.bounds import IMPORTED, MAX_SPEEDUP, Bound, bound_of
+from boundd.results.bounds import IMPORTED, MAX_SPEEDUP, Bound, BoundRules, bound_of
 
 _HEADINGS = ("cell", "max speed-up", "within tolerance", "upper bound", "score loss", "isolation", "state")
 _RIGHT = ("max speed-up", "within tolerance", "upper bound", "score loss")
@@ -34,7 +34,7 @@ _STYLES = {
 def print_bounds(
     stream: TextIO,
     records: Iterable[CellRecord],
-    safety_factor: float,
+    rules: BoundRules,
     *,
     simulated: Collection[str] = (),
     stale: Collection[str] = (),
@@ -42,7 +42,7 @@ def print_bounds(
     """Print `bounds_table` as suits the stream: to the width and colours of a terminal, or plain."""
     is_terminal = stream.isatty()
     width = shutil.get_terminal_size().columns if is_terminal else None
-    text = bounds_table(records, safety_factor, width=width, color=is_terminal, simulated=simulated, stale=stale)
+    text = bounds_table(records, rules, width=width, color=is_terminal, simulated=simulated, stale=stale)
     encoding = stream.encoding or "utf-8"
     stream.write(text.encode(encoding, "replace").decode(encoding))
     stream.flush()
@@ -50,7 +50,7 @@ def print_bounds(
 
 def bounds_table(
     records: Iterable[CellRecord],
-    safety_factor: float,
+    rules: BoundRules,
     *,
     width: int | None = None,
     color: bool = False,
@@ -61,7 +61,7 @@ def bounds_table(
 
     Args:
         records: the cells, in the order of the matrix.
-        safety_factor: what makes an upper bound of a speed-up.
+        rules: what makes an upper bound of a speed-up.
         width: columns of the terminal; None for plain text whose rows are never wrapped.
         color: whether to use a terminal's colours.
         simulated: UUIDs of devices that are simulated.
@@ -86,7 +86,7 @@ def bounds_table(
         table.add_column(heading, justify=justify, overflow="fold", no_wrap=heading in whole)
     for record in known:
         style = _STYLES.get(record.state, "red")
-        row = _row(record, bound_of(record.measurement, safety_factor), _state(record, record.cell.key in stale, plain))
+        row = _row(record, bound_of(record.measurement, rules), _state(record, record.cell.key in stale, plain))
         table.add_row(*(Text(text) for text in row[:-1]), Text(row[-1], style=style))
     stream = io.StringIO()
     console = Console(
@@ -100,22 +100,22 @@ def bounds_table(
         console.print(table)
     # A terminal is too narrow for messages within the table; a plain row holds all that `grep` may look for.
     failures = () if plain else _failures(known)
-    notes = footnotes(known, safety_factor, simulated=simulated, stale=stale)
-    for line in (*failures, _total(known, safety_factor), *notes):
+    notes = footnotes(known, rules, simulated=simulated, stale=stale)
+    for line in (*failures, _total(known, rules), *notes):
         console.print(Text(line), soft_wrap=plain)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
 def footnotes(
     records: Sequence[CellRecord],
-    safety_factor: float,
+    rules: BoundRules,
     *,
     simulated: Collection[str] = (),
     stale: Collection[str] = (),
 ) -> tuple[str, ...]:
     """What must be said of these figures, a sentence each."""
     measured = [(record, record.measurement) for record in records if record.measurement is not None]
-    bounds = {record.cell.key: bound_of(measurement, safety_factor) for record, measurement in measured}
+    bounds = {record.cell.key: bound_of(measurement, rules) for record, measurement in measured}
 
     def count(test: Callable[[CellRecord, Measurement], bool]) -> int:
         return sum(test(record, measurement) for record, measurement in measured)
@@ -125,9 +125,10 @@ def footnotes(
 
     contended = count(lambda _, m: m.imported_upper_bound is None and m.isolation is Isolation.CONTENDED)
     unknown = count(lambda _, m: m.imported_upper_bound is None and m.isolation is Isolation.UNKNOWN)
+    but = ", and the config accepts that." if rules.accept_unknown else ", so there is no bound."
     notes = [
         (contended, "{} contended: something else used the device while it was timed, so there is no bound."),
-        (unknown, "{} of unknown isolation: nobody attests that the device was theirs alone, so there is no bound."),
+        (unknown, f"{{}} of unknown isolation: nobody attests that the device was theirs alone{but}"),
         (
             count(lambda r, _: of(r) == MAX_SPEEDUP),
             "{} not scored: the upper bound is of the fastest point, whatever it does to the images.",
@@ -161,7 +162,7 @@ def _row(record: CellRecord, bound: Bound, state: str) -> tuple[str, ...]:
         label,
         _ratio(measurement.max_speedup),
         _within(measurement),
-        _ratio(bound.upper_bound),
+        _ratio(bound.upper_bound) + (" (unknown)" if bound.of_unknown_isolation else ""),
         f"{100 * loss:.2f}%" if _is_number(loss) else "",
         isolation,
         state,
@@ -202,13 +203,12 @@ def _failures(records: Sequence[CellRecord]) -> tuple[str, ...]:
     )
 
 
-def _total(records: Sequence[CellRecord], safety_factor: float) -> str:
+def _total(records: Sequence[CellRecord], rules: BoundRules) -> str:
     by_state = Counter(record.state for record in records)
     states = ", ".join(f"{by_state[state]} {state.value}" for state in CellState if by_state[state])
-    bounded = sum(bound_of(record.measurement, safety_factor).upper_bound is not None for record in records)
-    return (
-        f"{_cells(len(records))}: {states or 'none'}; {bounded} with an upper bound (safety factor {safety_factor:g})"
-    )
+    bounded = sum(bound_of(record.measurement, rules).upper_bound is not None for record in records)
+    factor = f"safety factor {rules.safety_factor:g}"
+    return f"{_cells(len(records))}: {states or 'none'}; {bounded} with an upper bound ({factor})"
 
 
 def _cells(number: int) -> str:

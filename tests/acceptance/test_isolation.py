@@ -172,3 +172,13 @@ def test_a_gpu_that_a_stranger_has_to_itself_is_not_tried(box: Box, fake: FakeNv
     (box.folder / "go").touch()
     assert daemon.wait(60) == 0
     assert box.export()[CELL]["attempts"] == 1
+
+
+def test_unknown_makes_a_bound_where_the_config_accepts_it(box: Box, fake: FakeNvml) -> None:
+    """And the table and the export say what it is."""
+    fake.devices[0].graphics_error = 999
+    write(box)
+    box.config.write_text(box.config.read_text().replace("[devices]", "[devices]\naccept_unknown = true"))
+    cell = measured(box)
+    assert (cell["isolation"], cell["upper_bound"]) == ("unknown", pytest.approx(1.65))
+    assert "1.65x (unknown)" in box.run()[1]

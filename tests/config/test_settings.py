@@ -40,6 +40,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "exclude": [],
         "margin": 512 * 1024**2,
         "mix_models": False,
+        "accept_unknown": False,
         "max_cells": 0,
         "simulated": [],
     }

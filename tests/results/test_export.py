@@ -17,6 +17,7 @@ from boundd.catalogue.models import pipeline_classes
 from boundd.core.model.attempts import CellRecord, CellState
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement
+from boundd.results.bounds import BoundRules
 from boundd.results.export import (
     CellTexts,
     ExportCell,
@@ -59,7 +60,7 @@ def cell(
 
 def render(kind: ExportFormat, *cells: ExportCell) -> Rendered:
     """The export, with the usual safety factor."""
-    return render_export(kind, cells, safety_factor=1.1, now_unix_s=1_700_000_000.0, version="0.1.0")
+    return render_export(kind, cells, rules=BoundRules(1.1), now_unix_s=1_700_000_000.0, version="0.1.0")
 
 
 def error(kind: ErrorKind = ErrorKind.OUT_OF_MEMORY, message: str = "CUDA out of memory") -> AttemptError:
@@ -70,18 +71,18 @@ def error(kind: ErrorKind = ErrorKind.OUT_OF_MEMORY, message: str = "CUDA out of
 def test_kept_texts_change_nothing_but_the_time_it_takes() -> None:
     """With the texts of the export before, a document says what it would say without: for cells that have changed, for
     those that have not, for a new staleness, and it is the JSON that any other writer would indent."""
-    texts = CellTexts(1.1)
+    texts = CellTexts(BoundRules(1.1))
     before = [cell(model="SD1.5"), cell(error=error(message=HOSTILE), model="SDXL")]
     after = [cell(measurement(), model="SD1.5"), replace(before[1], stale=True), cell(model="SD2.1")]
     for cells in (before, after, [], before):
-        kept = render_export("json", cells, safety_factor=1.1, now_unix_s=0.0, version="1", texts=texts).text
-        assert kept == render_export("json", cells, safety_factor=1.1, now_unix_s=0.0, version="1").text
+        kept = render_export("json", cells, rules=BoundRules(1.1), now_unix_s=0.0, version="1", texts=texts).text
+        assert kept == render_export("json", cells, rules=BoundRules(1.1), now_unix_s=0.0, version="1").text
         assert kept == json.dumps(json.loads(kept), indent=2) + "\n"
 
 
 def test_a_cell_that_has_not_changed_keeps_its_text() -> None:
     """The same object comes back, so that an export after one result doesn't cost as much as the matrix."""
-    texts, known = CellTexts(1.1), cell(measurement())
+    texts, known = CellTexts(BoundRules(1.1)), cell(measurement())
     assert texts.of(known) is texts.of(replace(known))
     assert texts.of(replace(known, record=replace(known.record, attempts=9))) is not texts.of(known)
 
@@ -305,3 +306,24 @@ def test_drafts_of_killed_writers_go(tmp_path: Path) -> None:
     (tmp_path / names[-1]).mkdir()
     clear_drafts(path)
     assert sorted(each.name for each in tmp_path.iterdir()) == sorted(names[1:])
+
+
+def test_an_accepted_bound_of_unknown_isolation_says_so_in_every_format() -> None:
+    """In the old formats by a key that they did not have; without the config's word there is no entry."""
+    found = cell(measurement(isolation=Isolation.UNKNOWN))
+    rules = BoundRules(1.1, accept_unknown=True)
+
+    def text(kind: ExportFormat, rules: BoundRules = rules) -> str:
+        return render_export(kind, [found], rules=rules, now_unix_s=0.0, version="1").text
+
+    document = json.loads(text("json"))
+    assert document["accept_unknown"] is True
+    (told,) = document["cells"]
+    assert (told["isolation"], told["upper_bound"]) == ("unknown", pytest.approx(2.2))
+    (entry,) = [value for key, value in json.loads(text("legacy")).items() if key != "failed_configs"]
+    assert entry == {"max_speedup": 2.2, "isolation": "unknown"}
+    (entry,) = json.loads(text("search-params")).values()
+    assert entry["isolation"] == "unknown"
+    assert ",unknown," in text("csv")
+    assert json.loads(text("legacy", BoundRules(1.1))) == {"failed_configs": {}}
+    assert json.loads(text("search-params", BoundRules(1.1))) == {}

@@ -11,6 +11,7 @@ from boundd.catalogue.models import pipeline_classes
 from boundd.core.model.attempts import CellRecord, CellState
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement
+from boundd.results.bounds import BoundRules
 from boundd.results.export import ExportCell, render_export
 from boundd.results.legacy import Ambiguous, LegacyError, match_legacy, parse_legacy
 
@@ -153,7 +154,7 @@ def test_round_trip(found: dict[Cell, Any]) -> None:
         measurement = measured if is_bound else None
         records.append(CellRecord(known, CellPolicy(), state, error=error, measurement=measurement))
     cells = [ExportCell.of(record, pipeline_classes()) for record in records]
-    rendered = render_export("legacy", cells, safety_factor=1.1, now_unix_s=0.0, version="0")
+    rendered = render_export("legacy", cells, rules=BoundRules(1.1), now_unix_s=0.0, version="0")
     match = match_legacy(parse_legacy(rendered.text), CELLS, pipeline_classes())
     assert rendered.left_out == match.ambiguous == match.unmatched == ()
     kept = (ErrorKind.OUT_OF_MEMORY, ErrorKind.TIMEOUT)

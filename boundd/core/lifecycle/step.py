@@ -186,7 +186,9 @@ def _device_notes(before: Device | None, after: Device) -> list[Note]:
     if before is None:
         remark = f"; {reading.remark}" if reading.remark else ""
         message = f"{wording.device(reading)}, backend {reading.backend}{remark}"
-        return [Note(Action.DEVICE_FOUND, message, device=after.uuid, fields=fields)]
+        # That a GPU is not what is measured must not be overlooked.
+        level = "warning" if reading.remark and reading.backend == "cpu" else "info"
+        return [Note(Action.DEVICE_FOUND, message, level, device=after.uuid, fields=fields)]
     if was_lost:
         return [
             Note(
