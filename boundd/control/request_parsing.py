@@ -58,7 +58,7 @@ def body_of(content: bytes, shape: type[BodyType]) -> BodyType:
     except UnicodeDecodeError as error:
         raise bad_request(f"the body is not UTF-8 (byte {error.start})") from None
     except strict_json.StrictJsonError as error:
-        raise bad_request(f"the body is {error}" if str(error).startswith("not") else f"the body: {error}") from None
+        raise bad_request(f"the body: {error}") from None
     except ValidationError as error:
         raise bad_request(_words(error)) from None
 

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -36,7 +35,6 @@ _TOLD_BYTES = 2000
 _COMPLAINTS = "shim.log"
 _RESULTS = "results.jsonl"
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
-_SAID_ERRNO = re.compile(r"\[Errno (\d+)\]")
 
 
 class LocalLauncher:
@@ -82,7 +80,7 @@ class LocalLauncher:
         said = b""
         try:
             await anyio.wait_readable(ready)
-            said = os.read(ready, _TOLD_BYTES)
+            said = os.read(ready, shim.COMPLAINT_BYTES)
             if said == shim.READY:
                 self._pipes[spec.attempt_id] = ready
                 return
@@ -91,10 +89,11 @@ class LocalLauncher:
                 os.close(ready)
         how = _ending(await self._failure(spec.attempt_id))
         self._failures.pop(spec.attempt_id, None)
-        why = said.decode(errors="replace") or _last_words(self._folder(spec.attempt_id))
+        number, words = shim.complaint_of(said)
+        why = words or _last_words(self._folder(spec.attempt_id))
         raise LaunchError(
             f"the shim of attempt {spec.attempt_id} {how} before it started the worker: {why}",
-            passing=any(int(number) in _DISK_ERRORS for number in _SAID_ERRNO.findall(why)),
+            passing=number in _DISK_ERRORS,
         )
 
     async def wait(self, attempt_id: str) -> ProcessEnd:

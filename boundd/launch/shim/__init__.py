@@ -14,6 +14,7 @@ relative, and of nothing else of boundd.
 
 from .attempt import Shim, run_attempt
 from .files import (
+    COMPLAINT_BYTES,
     GAVE_UP,
     GAVE_UP_WORDS,
     KNOWN_SPEC_FORMATS,
@@ -29,6 +30,8 @@ from .files import (
     GaveUpError,
     check_of,
     checked,
+    complaint,
+    complaint_of,
     read_spec,
     write_atomically,
 )
@@ -47,6 +50,7 @@ from .lease import LeaseWatch, lease_locks
 from .log import CappedLog
 
 __all__ = [
+    "COMPLAINT_BYTES",
     "GAVE_UP",
     "GAVE_UP_WORDS",
     "KNOWN_SPEC_FORMATS",
@@ -68,6 +72,8 @@ __all__ = [
     "boot_id",
     "check_of",
     "checked",
+    "complaint",
+    "complaint_of",
     "descendants",
     "is_below",
     "kill_cgroup",

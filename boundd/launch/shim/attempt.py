@@ -22,6 +22,7 @@ from .files import (
     SHIM_FORMAT,
     SPEC,
     checked,
+    complaint,
     is_out_of_reach,
     read_spec,
     reserve_outcome,
@@ -352,5 +353,5 @@ def run_attempt(folder: str, lock: int) -> None:
     except Exception as failure:
         # Not only to the log of failures: the disk that is too full for the one is too full for the other. After
         # the worker has been let go, this is the null device.
-        os.write(1, f"{type(failure).__name__}: {failure}".encode(errors="replace")[:2000])
+        os.write(1, complaint(failure))
         raise

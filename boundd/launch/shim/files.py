@@ -24,6 +24,7 @@ KNOWN_SPEC_FORMATS: tuple[int, ...] = (1,)
 """What this shim can run: the daemon that starts it may be a later one."""
 SPEC, SHIM, OUTCOME, LOG, LOCK = "spec.json", "shim.json", "outcome.json", "output.log", "lock"
 READY = b"ready\n"
+COMPLAINT_BYTES = 2000
 """Said on standard output once shim.json is there and before the worker runs; anything else there is why not."""
 
 _OUTCOME_DRAFT = OUTCOME + ".draft"
@@ -39,6 +40,18 @@ _READ_BYTES = 65536
 
 class GaveUpError(Exception):
     """The shim was told to end, and the disk did not take the outcome in the time that it had left."""
+
+
+def complaint(failure: BaseException) -> bytes:
+    """What is said in READY's place: the error's number (0 where it has none), a line break, and words for people."""
+    number = failure.errno if isinstance(failure, OSError) and failure.errno is not None else 0
+    return f"{number}\n{type(failure).__name__}: {failure}".encode(errors="replace")[:COMPLAINT_BYTES]
+
+
+def complaint_of(said: bytes) -> tuple[int, str]:
+    """The number and the words of a complaint; 0 and what was said where it is none."""
+    number, _, words = said.decode(errors="replace").partition("\n")
+    return (int(number), words) if number.isascii() and number.isdigit() else (0, number + words)
 
 
 def check_of(path: str, document: dict[str, Any]) -> str:
