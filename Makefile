@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo demo-gpus test check install docs soak train-digits bench-gpu bench-search clean campaign-sim campaign-faults bench-packing bench-planner bench-dispatch bench-shim bench-recovery
+.PHONY: demo demo-gpus test check install docs soak train-digits bench-gpu bench-search clean campaign-sim campaign-faults campaign-devices bench-packing bench-planner bench-dispatch bench-shim bench-recovery
 
 demo: $(STAMP) ## Measure the built-in digits models to the end and print the table of bounds
 	$(BIN)/boundd run --config examples/digits.toml --until-idle
@@ -21,6 +21,9 @@ campaign-sim: $(STAMP) ## 50,000 seeds of the simulation (SEEDS=…), on all cor
 campaign-faults: $(STAMP) ## Every fault campaign at full length: many hours; SHARE=0.1 for a tenth, ONLY=kill for some
 	BOUNDD_CAMPAIGN_SHARE=$(or $(SHARE),1) BOUNDD_CAMPAIGN_RECORD=$(or $(RECORD),campaigns.jsonl) \
 		$(BIN)/python -m pytest tests/faults -m campaign $(if $(ONLY),-k $(ONLY))
+
+campaign-devices: $(STAMP) ## 20,000 of each kind of odd device, list of processes and choice of devices
+	$(BIN)/python -m pytest tests/devices tests/protocol tests/service/test_processes.py -m campaign
 
 check: $(STAMP) ## ruff, format, mypy --strict, import-linter
 	$(BIN)/ruff check .

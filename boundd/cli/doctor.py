@@ -18,6 +18,7 @@ from boundd.catalogue import libraries
 from boundd.catalogue.models import BUILTIN_MODELS
 from boundd.cli.text import safe
 from boundd.core.model.devices import DeviceReading
+from boundd.devices.surroundings import surroundings
 from boundd.ports import ConfigError, DeviceError
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Findings:
     models: dict[str, str] = field(default_factory=dict)
     disk_free_bytes: int | None = None
     lease_folder: str = ""
+    surroundings: list[str] = field(default_factory=list)
+    """What surrounds the process that people don't see, in sentences."""
     problems: list[str] = field(default_factory=list)
     exit_code: int = 0
 
@@ -80,8 +83,12 @@ def _devices(settings: Settings | None, probe: Callable[..., list[DeviceReading]
         readings = probe(settings)
     except DeviceError as error:
         findings.problems.append(f"devices: {error}")
+        findings.problems += surroundings(()).problems
         findings.exit_code = findings.exit_code or EXIT_NO_DEVICE
         return
+    around = surroundings(readings)
+    findings.surroundings += around.remarks
+    findings.problems += around.problems
     for reading in readings:
         findings.devices.append(
             {
@@ -167,6 +174,8 @@ def show(findings: Findings, *, as_json: bool) -> None:
         click.echo(
             safe(f"disk    {findings.disk_free_bytes / 1024**3:.1f} GiB free; leases in {findings.lease_folder}")
         )
+    for remark in findings.surroundings:
+        click.echo(safe(f"around  {remark}"))
     for problem in findings.problems:
         click.echo(safe(f"problem {problem}"))
     if not findings.problems:

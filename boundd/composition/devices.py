@@ -8,10 +8,13 @@ from typing import cast
 import anyio
 
 from boundd.config import Settings
+from boundd.core.memory.process_listing import held_by
 from boundd.core.model.devices import DeviceReading
 from boundd.devices.discover import Backend, Choice, open_probe
 from boundd.ports import DeviceProbe
 from boundd.protocol.environment import CUDA_VISIBLE_DEVICES
+from boundd.protocol.seeing import sees_every_pid
+from boundd.service.processes import look_at
 
 
 class ChosenDevices:
@@ -41,9 +44,12 @@ def probe_devices(settings: Settings | None) -> list[DeviceReading]:
         backend: Backend = "auto" if settings is None else backend_of(settings)
         probe = await open_probe(backend, () if settings is None else settings.simulated_devices, os.environ)
         try:
-            return list(await ChosenDevices(probe, choice_of(settings)).read(processes=False))
+            readings = await ChosenDevices(probe, choice_of(settings)).read(processes=True)
         finally:
             await probe.aclose()
+        # Nothing of ours runs as far as this process knows, so whoever has a device that takes one process is told.
+        seen = look_at(readings, {}, {}, every_pid=sees_every_pid())
+        return [held_by(reading, seen.holders.get(reading.uuid, "")) for reading in readings]
 
     return anyio.run(read)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from boundd.core.model.devices import DeviceReading
 from boundd.devices.nvml import NvmlProbe
 from boundd.devices.sense import Told, contradiction, told_by, without_twins
 from tests.fake_nvml import COMPUTE, GRAPHICS, MPS
+from tests.faults.campaign import drawn_seed, line, record, sizes
 
 GIB = 1024**3
 NOT_SUPPORTED, NO_PERMISSION, GPU_IS_LOST, UNKNOWN = 3, 4, 15, 999
@@ -140,6 +142,52 @@ async def test_what_the_driver_holds_against_a_whole_goes_for_its_instances(
     assert words in instance.ailment
     assert (instance.parent, instance.slot) == ("GPU-a", 0)
     assert not other.ailment
+
+
+@pytest.mark.anyio
+@sizes("variants", short=500, long=20_000)
+async def test_no_healthy_device_is_left_out_for_another(fake: Any, probe: NvmlProbe, variants: int) -> None:
+    """Boxes of five GPUs whose driver is odd about some of them, by the real binding on the fake library: those are
+    out with a reason, the others are read as ever, and all are back once the driver is sane.
+
+    With an error of one device handed on to the whole pass (as non-UTF-8 names once were), everybody is out.
+    """
+    fake.header.device_count = 0
+    for number in range(5):
+        fake.add(f"GPU-{number}", "Fake A100" if number < 3 else "Fake L4", 80 if number < 3 else 24)
+    before = {reading.uuid: reading for reading in await probe.read(processes=True)}
+    seed = drawn_seed()
+    draw = random.Random(seed)
+    idle = accepted = unexplained = lingering = 0
+    for _ in range(variants):
+        was: list[tuple[int, dict[str, Any]]] = []
+        out: set[str] = set()
+        odd = draw.sample(range(5), draw.randrange(5))
+        for number in odd:
+            kind = draw.choice(list(NONSENSE))
+            fields = dict(NONSENSE[kind][0])
+            if kind == "another's UUID":
+                # Of two odd ones, one under the other's UUID may be told from it by nothing.
+                other = draw.choice([n for n in range(5) if n not in odd])
+                fields = {"uuid": f"GPU-{other}".encode()}
+                out.add(f"GPU-{other}")
+            out.add(f"GPU-{number}")
+            was.append((number, put(fake.devices[number], **fields)))
+        now = {reading.uuid: reading for reading in await probe.read(processes=draw.random() < 0.5)}
+        for uuid, reading in now.items():
+            accepted += uuid in out and not reading.unavailable
+            idle += uuid not in out and bool(reading.unavailable) and not reading.is_placeholder
+            unexplained += bool(reading.unavailable) and reading.free_bytes is not None
+        idle += len(set(before) - set(now))
+        for number, fields in reversed(was):
+            put(fake.devices[number], **fields)
+        after = {reading.uuid: reading for reading in await probe.read(processes=True)}
+        lingering += after != before
+    figures: dict[str, object] = {"boxes": variants, "healthy_devices_left_idle": idle, "nonsense_accepted": accepted}
+    figures |= {"numbers_beside_a_reason": unexplained, "not_back": lingering, "seed": seed}
+    record("odd drivers", figures)
+    print(line("odd drivers", figures))
+    assert (idle, accepted, unexplained, lingering) == (0, 0, 0, 0)
 
 
 # By the rules alone

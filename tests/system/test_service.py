@@ -250,3 +250,24 @@ def test_uninstall_undoes(service: Service) -> None:
     assert service.machine.path(f"{STATE}/boundd.db").exists()
     service.machine.run(sys.executable, "-m", "boundd", "install-service")
     service.systemctl("start", "boundd")
+
+
+def test_the_sandbox_hides_processes_and_does_not_blind_the_attestation(service: Service) -> None:
+    """In the unit's own sandbox /proc shows nobody else, and a process of another user is seen all the same.
+
+    With `(proc / pid).exists()` in place of the signal, systemd itself has ended.
+    """
+    unit = service.machine.path("/etc/systemd/system/boundd.service").read_text()
+    kept = ("Protect", "Private", "Restrict", "NoNew", "Capability", "Ambient", "SystemCall", "User=", "Group=", "Lock")
+    sandbox = [line for line in unit.splitlines() if line.startswith((*kept, "ProcSubset", "Device", "UMask", "Bind"))]
+    assert "ProtectProc=invisible" in sandbox
+    program = (
+        "from pathlib import Path; from boundd.protocol.seeing import is_here, takes_lease; "
+        "print(Path('/proc/1/stat').exists(), is_here(1), is_here(4194000), takes_lease(1, Path('/x')))"
+    )
+    lines = ["[Service]", "Type=oneshot", "StandardOutput=file:/run/seen", *sandbox]
+    lines.append(f'ExecStart={sys.executable} -c "{program}"')
+    service.machine.path("/etc/systemd/system/seer.service").write_text("\n".join(lines) + "\n")
+    service.systemctl("daemon-reload")
+    service.systemctl("start", "seer")
+    assert service.machine.path("/run/seen").read_text().split() == ["False", "True", "False", "False"]
