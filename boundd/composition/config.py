@@ -19,12 +19,12 @@ AT_START_ONLY: Mapping[str, Callable[[Settings], object]] = {
     "daemon.export": lambda settings: settings.export,
     "daemon.export_format": lambda settings: settings.export_format,
     "daemon.safety_factor": lambda settings: settings.safety_factor,
-    "devices.accept_unknown": lambda settings: settings.accept_unknown,
     "log.file": lambda settings: settings.log_file,
     "devices.backend": lambda settings: settings.device_backend,
     "devices.include": lambda settings: settings.device_include,
     "devices.exclude": lambda settings: settings.device_exclude,
     "devices.simulated": lambda settings: settings.simulated_devices,
+    "devices.accept_unknown": lambda settings: settings.accept_unknown,
     "control.group": lambda settings: settings.control_group,
     "control.others": lambda settings: settings.control_others,
 }
