@@ -7,10 +7,13 @@ from typing import Any, TypeAlias
 
 from boundd.worker.architectures import ARCHITECTURES, build_pipeline
 from boundd.worker.attention import check_attention, set_attention
+from boundd.worker.completeness import attempt, build
 from boundd.worker.devices import Device
 from boundd.worker.digits import model_folder
 from boundd.worker.errors import BadDataError, ModelUnavailableError
+from boundd.worker.fit import check_fit
 from boundd.worker.methods.base import ModelContext
+from boundd.worker.model_folder import INDEX, ModelFolder, not_a_model_folder, read_model_folder, with_weights
 from boundd.worker.schedulers import OwnScheduler, build_scheduler, read_own_scheduler, rehearse
 from boundd.worker.settings import BUILTIN, RANDOM, Settings
 
@@ -103,27 +106,55 @@ def describe(pipe: Pipeline, settings: Settings) -> ModelContext:
 def _from_pretrained(settings: Settings, dtype: Any) -> Pipeline:
     import diffusers
 
+    folder = find_model(settings)
+    unets = {name: architecture.unet for name, architecture in ARCHITECTURES.items()}
+    parts = check_fit(folder, settings.model, unets)
+    parts |= {part.name: build(part, dtype) for part in with_weights(folder)}
+    # Safety checkers are not part of the model, cost time outside what is measured, and blacken images.
+    extra = {"safety_checker": None, "requires_safety_checker": False} if "text_encoder_2" not in parts else {}
+    loader = getattr(diffusers, folder.pipeline_class)
+    return attempt(
+        lambda: loader.from_pretrained(str(folder.path), **parts, **extra, torch_dtype=dtype, local_files_only=True),
+        f"the model in {folder.path} could not be put together",
+    )
+
+
+def find_model(settings: Settings) -> ModelFolder:
+    """The folder of pretrained weights, fetched from the hub if need be, read and found whole.
+
+    What is on this machine already is taken without a word to the hub; only else is it fetched.
+
+    Raises:
+        ModelUnavailableError: when it can't be had, or is damaged.
+        BadDataError: when it is of another kind than is measured, or than was asked for.
+    """
     source = str(model_folder(settings.model)) if settings.source == BUILTIN else settings.source
-    # Without its index, an absolute or dotted path would be asked of the hub as if it were an id.
-    if _is_path(source) and not (Path(source) / "model_index.json").is_file():
-        raise ModelUnavailableError(_not_found(settings, f"the folder {source} holds no model_index.json"))
-    loader = getattr(diffusers, settings.pipeline_class or "DiffusionPipeline")
-    takes_checker = settings.pipeline_class == "StableDiffusionPipeline"
-    extra = {"safety_checker": None, "requires_safety_checker": False} if takes_checker else {}
+    if _is_path(source):
+        path = Path(source).expanduser()
+        if instead := not_a_model_folder(path):
+            raise ModelUnavailableError(_not_found(settings, instead))
+        # Without its index, an absolute or dotted path would be asked of the hub as if it were an id.
+        if not (path / INDEX).exists() and not (path / INDEX).is_symlink():
+            raise ModelUnavailableError(_not_found(settings, f"the folder {source} holds no {INDEX}"))
+        return read_model_folder(path, settings.model, settings.pipeline_class)
     try:
-        return _cached_or_fetched(loader, source, torch_dtype=dtype, use_safetensors=True, **extra)
+        return read_model_folder(_downloaded(settings, True), settings.model, settings.pipeline_class)
+    except ModelUnavailableError:
+        return read_model_folder(_downloaded(settings, False), settings.model, settings.pipeline_class)
+
+
+def _downloaded(settings: Settings, local_files_only: bool) -> Path:
+    """The folder of the hub's cache that holds the model."""
+    import diffusers
+
+    loader = getattr(diffusers, settings.pipeline_class or "DiffusionPipeline")
+    left_out = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
+    try:
+        return Path(
+            loader.download(settings.source, use_safetensors=True, local_files_only=local_files_only, **left_out)
+        )
     except (OSError, ValueError, ImportError, TypeError, AttributeError, KeyError) as error:
         raise ModelUnavailableError(_not_found(settings, f"{type(error).__name__}: {error}")) from error
-
-
-def _cached_or_fetched(loader: Any, source: str, **options: Any) -> Pipeline:
-    """What is on this machine already, without a word to the hub; only else is it fetched."""
-    try:
-        return loader.from_pretrained(source, local_files_only=True, **options)
-    except (OSError, ValueError):
-        if Path(source).is_dir():
-            raise
-        return loader.from_pretrained(source, **options)
 
 
 def _is_path(source: str) -> bool:

@@ -1,6 +1,73 @@
-"""The prompts that images are made from where none are given: everyday scenes, as captions describe them."""
+"""Prompts: those of a file, and those that images are made from where none are given: everyday scenes, as captions
+describe them."""
 
 from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from boundd.worker.errors import BadDataError
+
+MAX_PROMPT_CHARACTERS: Final = 10_000
+MAX_FILE_BYTES: Final = 64 << 20
+
+_MARKS: Final[Mapping[bytes, str]] = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+_LINE_END: Final = re.compile(r"\r\n|\n|\r")
+"""Those of text files; what else Unicode calls a line's end (U+2028, a form feed…) is part of a prompt."""
+
+
+def read_prompt_file(path: Path) -> list[str]:
+    """The prompts of a file, one a line, as written but for white space around them; blank lines count for nothing.
+
+    It is UTF-8, or what its byte-order mark says.
+
+    Raises:
+        BadDataError: when it can't be read or holds no prompts; names the line, where it is one's.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise BadDataError(f"--prompts {path}: is no file; give a text file of one prompt a line")
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise BadDataError(
+            f"--prompts {path}: {error.strerror or error}; give a text file of one prompt a line"
+        ) from error
+    if len(raw) > MAX_FILE_BYTES:
+        raise BadDataError(
+            f"--prompts {path}: is over {MAX_FILE_BYTES >> 20} MiB; give a text file of one prompt a line"
+        )
+    lines = _LINE_END.split(_decoded(raw, path))
+    for number, line in enumerate(lines, start=1):
+        if "\0" in line:
+            raise BadDataError(f"--prompts {path}, line {number}: a NUL, as in no text; save it as UTF-8")
+        if len(line.strip()) > MAX_PROMPT_CHARACTERS:
+            raise BadDataError(
+                f"--prompts {path}, line {number}: {len(line):,} characters, and a prompt has at most"
+                f" {MAX_PROMPT_CHARACTERS:,}; write one prompt a line"
+            )
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise BadDataError(f"--prompts {path}: holds no prompts; write one a line")
+    return prompts
+
+
+def _decoded(raw: bytes, path: Path) -> str:
+    mark = next((mark for mark in _MARKS if raw.startswith(mark)), b"")
+    encoding = _MARKS.get(mark, "utf-8")
+    try:
+        return raw[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as error:
+        line = 1 + len(_LINE_END.findall(raw[: error.start].decode(encoding, "replace")))
+        raise BadDataError(f"--prompts {path}, line {line}: is not {encoding.upper()}; save it as UTF-8") from error
+
 
 PROMPTS = (
     "A brown dog asleep on a grey sofa beside a window.",

@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Any
 from boundd.worker.digits import PROMPTS as DIGIT_PROMPTS
 from boundd.worker.errors import BadDataError
 from boundd.worker.methods.base import Call
-from boundd.worker.prompts import PROMPTS
+from boundd.worker.prompts import PROMPTS, read_prompt_file
 from boundd.worker.settings import BUILTIN, Settings
 
 if TYPE_CHECKING:
     import torch
-
-MAX_PROMPT_BYTES = 10_000
 
 
 @dataclass(frozen=True)
@@ -39,14 +37,7 @@ def read_prompts(settings: Settings) -> Sequence[str]:
     """
     if settings.prompts is None:
         return DIGIT_PROMPTS if settings.source == BUILTIN else PROMPTS
-    try:
-        text = settings.prompts.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadDataError(f"--prompts {settings.prompts}: {error}") from error
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
-    if not prompts or max(map(len, prompts)) > MAX_PROMPT_BYTES:
-        raise BadDataError(f"--prompts {settings.prompts}: one prompt a line, at least one, none of them endless")
-    return prompts
+    return read_prompt_file(settings.prompts)
 
 
 def cut_batches(prompts: Sequence[str], num_samples: int, batch_size: int, seed: int) -> list[Batch]:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from boundd.worker.completeness import attempt, check_complete, check_dtypes
 from boundd.worker.digits import scorer_folder
 from boundd.worker.errors import ModelUnavailableError
+from boundd.worker.fit import check_tokenizer
+from boundd.worker.model_folder import (
+    CONFIG,
+    TRANSFORMERS_STEM,
+    Part,
+    find_weights,
+    head_of,
+    read_json,
+    read_tokenizer,
+)
 from boundd.worker.settings import BUILTIN
 
 if TYPE_CHECKING:
@@ -17,6 +28,8 @@ if TYPE_CHECKING:
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+CLIP = "clip"
+"""The model_type of a CLIP model with both its sides."""
 SCORER_ROOM_PERCENT = 150
 """What a scorer must find free, of its weights' size: they, and the activations of a batch."""
 
@@ -88,35 +101,87 @@ def load_scorer(source: str) -> Scorer | None:
     """The scorer that `source` names: 'builtin', a CLIP model's hub id or folder; None for ''.
 
     Raises:
-        ModelUnavailableError: when it can't be had.
+        ModelUnavailableError: when it can't be had, is no CLIP model, or lacks weights.
     """
     if not source:
         return None
     if source == BUILTIN:
-        from boundd.worker.digits.scorer import DigitsScorer
-
-        scorer: Scorer = DigitsScorer.from_pretrained(scorer_folder())
-        return scorer
+        return _load_builtin()
     from transformers import AutoTokenizer, CLIPModel
 
+    folder = Path(source).expanduser()
+    if folder.is_file():
+        raise ModelUnavailableError(f"the scorer {folder} is a file; give the folder that it is in")
     try:
-        model, tokenizer = (_cached_or_fetched(part, source) for part in (CLIPModel, AutoTokenizer))
+        if (folder / CONFIG).is_file():
+            variant = check_scorer_folder(folder)
+            local: dict[str, Any] = {"variant": variant, "local_files_only": True, "output_loading_info": True}
+            failure = f"the scorer in {folder} could not be loaded as a CLIP model"
+            model, report = attempt(lambda: CLIPModel.from_pretrained(str(folder), **local), failure)
+            tokenizer = attempt(lambda: AutoTokenizer.from_pretrained(str(folder), local_files_only=True), failure)
+        else:
+            model, report = _cached_or_fetched(CLIPModel, source, output_loading_info=True)
+            tokenizer = _cached_or_fetched(AutoTokenizer, source)
     except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError) as error:
         raise ModelUnavailableError(
             f"the scorer could not be loaded from {source!r} as a CLIP model. Looked in: the folder of that name, the"
             " Hugging Face cache, the hub. To give it: set source in the config's [scorer] (or --scorer) to a folder"
             f' or a hub id of a CLIP model, or to "" to measure without a score. {type(error).__name__}: {error}'
         ) from error
+    where = f"the scorer {source}"
+    _check_kind(model.config.to_dict(), source)
+    check_complete(model, report, where)
+    part = Part("tokenizer", type(tokenizer).__name__, folder, {}, None, ())
+    check_tokenizer(tokenizer, part, model.config.text_config.to_dict(), where, needs_length=False)
     return ClipScorer(model.eval(), tokenizer)
 
 
-def _cached_or_fetched(loader: Any, source: str) -> Any:
+def _load_builtin() -> Scorer:
+    from boundd.worker.digits.scorer import DigitsScorer
+
+    scorer: Scorer = attempt(
+        lambda: DigitsScorer.from_pretrained(scorer_folder()), f"the scorer in {scorer_folder()} could not be loaded"
+    )
+    return scorer
+
+
+def check_scorer_folder(folder: Path) -> str | None:
+    """Refuse a folder that holds no whole CLIP model, by its small files and the heads of the large ones.
+
+    Returns:
+        The variant of its weights; None for the plain ones.
+
+    Raises:
+        ModelUnavailableError: names the file, and the cure.
+    """
+    _check_kind(read_json(folder / CONFIG), str(folder))
+    read_tokenizer(folder, "tokenizer", "")
+    pickles = list(folder.glob("pytorch_model*.bin"))
+    if pickles and not list(folder.glob("*.safetensors")):
+        for pickle in pickles:
+            head_of(pickle)
+        return None
+    weights = find_weights(folder, TRANSFORMERS_STEM)
+    check_dtypes(str(weights.files[0]), weights.dtypes)
+    return weights.variant
+
+
+def _check_kind(config: Mapping[str, Any], where: str) -> None:
+    """A text encoder alone, or a model of another family, is loaded as a CLIP model with random weights."""
+    if (kind := config.get("model_type")) != CLIP:
+        raise ModelUnavailableError(
+            f"the scorer {where} is no CLIP model: its {CONFIG} says model_type {kind!r}, not {CLIP!r}; set source in"
+            " the config's [scorer] (or --scorer) to a whole CLIP model, with a text and an image side"
+        )
+
+
+def _cached_or_fetched(loader: Any, source: str, **options: Any) -> Any:
     try:
-        return loader.from_pretrained(source, local_files_only=True)
+        return loader.from_pretrained(source, local_files_only=True, **options)
     except (OSError, ValueError):
         if Path(source).is_dir():
             raise
-        return loader.from_pretrained(source)
+        return loader.from_pretrained(source, **options)
 
 
 def _as_clip_sees(images: torch.Tensor, side_px: int) -> torch.Tensor:

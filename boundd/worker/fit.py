@@ -1,0 +1,241 @@
+"""Whether a model's parts were made for each other, by their configurations and the tokens that a tokenizer makes.
+
+Parts that don't fit fail in the middle of a run, or don't fail: a tokenizer with another vocabulary gives every prompt
+some other text's numbers, and the images are of that.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any, Final, TypeAlias
+
+from boundd.worker.completeness import attempt
+from boundd.worker.errors import BadDataError, ModelUnavailableError
+from boundd.worker.model_folder import CONFIG, STABLE_DIFFUSION_XL, TOKENIZER_CONFIG, ModelFolder, Part, count, some
+
+Config: TypeAlias = Mapping[str, Any]
+Tokenizer: TypeAlias = Any
+"""A tokenizer of transformers, which is not typed."""
+
+LATENT_CHANNELS_DEFAULT: Final = 4
+TIME_IDS: Final = 6
+"""SDXL tells its UNet the original size, the crop and the target size: two numbers each."""
+LEGACY_EOS: Final = 2
+"""CLIP's configurations of before 2023 say 2 whatever it is; transformers then looks for the largest token."""
+FEWEST_OF_VOCABULARY: Final = 0.9
+"""A tokenizer with fewer tokens than this share of the encoder's rows is another encoder's; rows may be padded."""
+MERGES_LACKING: Final = 0.1
+"""The share of a vocabulary's compound tokens that may have no merge to make them."""
+_PROBE: Final = "a photo of two brown dogs, 37 red apples & a café"
+
+
+def check_fit(folder: ModelFolder, model: str, known: Mapping[str, Config]) -> dict[str, Tokenizer]:
+    """Check that the parts fit together, and give the tokenizers, which had to be loaded for it.
+
+    Args:
+        folder: the model.
+        model: the name it was asked for by.
+        known: the UNet's configuration of each model whose name stands for an architecture.
+
+    Raises:
+        ModelUnavailableError: when a configuration or a tokenizer can't be read, or does not belong to the rest.
+        BadDataError: when the model needs more than a prompt, or is another one than its name says.
+    """
+    unet, vae = settled(folder.parts["unet"]), settled(folder.parts["vae"])
+    _check_task(folder, unet, vae)
+    _check_name(folder, model, unet, known)
+    tokenizers: dict[str, Tokenizer] = {}
+    encoders: list[Config] = []
+    for suffix in ("", "_2") if folder.pipeline_class == STABLE_DIFFUSION_XL else ("",):
+        encoder, tokenizer = folder.parts[f"text_encoder{suffix}"], folder.parts[f"tokenizer{suffix}"]
+        encoders.append(text_config(encoder))
+        tokenizers[tokenizer.name] = load_tokenizer(tokenizer)
+        check_tokenizer(tokenizers[tokenizer.name], tokenizer, encoders[-1], str(encoder.folder / CONFIG))
+    _check_widths(folder, unet, encoders)
+    return tokenizers
+
+
+def settled(part: Part) -> Config:
+    """A part's configuration with its diffusers class's defaults for what it does not say."""
+    import diffusers
+
+    signature = inspect.signature(getattr(diffusers, part.class_name).__init__)
+    parameters = signature.parameters.items()
+    defaults = {name: each.default for name, each in parameters if each.default is not inspect.Parameter.empty}
+    return {**defaults, **part.config}
+
+
+def text_config(part: Part) -> Config:
+    """A CLIP text encoder's configuration with transformers' defaults for what it does not say."""
+    return _text_config(part.config, str(part.folder / CONFIG))
+
+
+def _text_config(config: Config, where: str) -> Config:
+    from transformers import CLIPTextConfig
+
+    own = config["text_config"] if config.get("model_type") == "clip" and "text_config" in config else config
+    whole: Config = attempt(lambda: CLIPTextConfig.from_dict(dict(own)).to_dict(), f"{where} can't be read")
+    return whole
+
+
+def _check_task(folder: ModelFolder, unet: Config, vae: Config) -> None:
+    """A UNet that makes an image from noise and a prompt alone, in the space of this VAE."""
+    where = folder.parts["unet"].folder / CONFIG
+    latent = vae.get("latent_channels", LATENT_CHANNELS_DEFAULT)
+    channels, made = unet.get("in_channels"), unet.get("out_channels")
+    if (channels, latent) == (9, 4):
+        raise BadDataError(f"{where}: 9 in_channels are an inpainting model's; give a text-to-image model")
+    if channels != latent or made != latent:
+        raise BadDataError(
+            f"{where}: the UNet takes {channels} channels and makes {made}, and the VAE's latents have {latent}: a"
+            " model for another task, or parts of two models; give a text-to-image model"
+        )
+    if (made := vae.get("out_channels")) != 3:
+        raise BadDataError(f"{folder.parts['vae'].folder / CONFIG}: the VAE makes {made} channels, and an image has 3")
+    if unet.get("class_embed_type") is not None or unet.get("num_class_embeds") is not None:
+        raise BadDataError(
+            f"{where}: the UNet asks for a class beside the prompt, as upscalers do; give a text-to-image model"
+        )
+    if "image" in str(unet.get("encoder_hid_dim_type")):
+        raise BadDataError(f"{where}: the UNet asks for an image beside the prompt; give a text-to-image model")
+    wanted = "text_time" if folder.pipeline_class == STABLE_DIFFUSION_XL else None
+    if (found := unet.get("addition_embed_type")) != wanted:
+        raise BadDataError(
+            f"{where}: addition_embed_type is {found!r}, and a {folder.pipeline_class} needs {wanted!r}: the UNet is"
+            " another kind of model's; correct _class_name in model_index.json, or fetch the whole model again"
+        )
+
+
+def _check_name(folder: ModelFolder, model: str, unet: Config, known: Mapping[str, Config]) -> None:
+    """A model under the name of one architecture is not in truth another one."""
+    marks = ("block_out_channels", "cross_attention_dim")
+    own = {name: _marks(config, marks) for name, config in known.items()}
+    found = _marks(unet, marks)
+    if model in own and found != own[model] and (others := [name for name in own if own[name] == found]):
+        raise BadDataError(
+            f"{folder.path} holds a {others[0]} by its UNet's configuration, and was asked for as {model}; name the"
+            f" model {others[0]}, or give {model}'s folder"
+        )
+
+
+def _marks(config: Config, names: tuple[str, ...]) -> str:
+    return json.dumps([config.get(name) for name in names], default=str)
+
+
+def _check_widths(folder: ModelFolder, unet: Config, encoders: list[Config]) -> None:
+    """What the text encoders give is as wide as what the UNet takes."""
+    where = folder.parts["unet"].folder / CONFIG
+    given = sum(int(encoder["hidden_size"]) for encoder in encoders)
+    taken = unet.get("encoder_hid_dim") or unet.get("cross_attention_dim")
+    if set(taken if isinstance(taken, list | tuple) else [taken]) != {given}:
+        raise ModelUnavailableError(
+            f"{where}: cross_attention_dim is {taken}, and the text encoder's states are {given} wide: they are of two"
+            " models; fetch the whole model again"
+        )
+    if folder.pipeline_class == STABLE_DIFFUSION_XL:
+        width, time = unet.get("projection_class_embeddings_input_dim"), unet.get("addition_time_embed_dim")
+        needed = int(encoders[-1]["projection_dim"]) + TIME_IDS * (time if isinstance(time, int) else 0)
+        if width != needed:
+            raise ModelUnavailableError(
+                f"{where}: projection_class_embeddings_input_dim is {width}, and the second text encoder with the time"
+                f" ids gives {needed}: they are of two models (an SDXL refiner?); fetch the whole model again"
+            )
+
+
+def load_tokenizer(part: Part) -> Tokenizer:
+    """The tokenizer of a part's folder.
+
+    Raises:
+        ModelUnavailableError: when it can't be read.
+    """
+    import transformers
+
+    loader = getattr(transformers, part.class_name)
+    return attempt(
+        lambda: loader.from_pretrained(str(part.folder), local_files_only=True),
+        f"the tokenizer in {part.folder} can't be read",
+    )
+
+
+def check_tokenizer(
+    tokenizer: Tokenizer, part: Part, encoder: Config, encoder_where: str, *, needs_length: bool = True
+) -> None:
+    """Refuse a tokenizer that was not made for the encoder.
+
+    Args:
+        tokenizer: loaded from the part.
+        part: its files, for messages.
+        encoder: the text encoder's configuration, with defaults.
+        encoder_where: its file, for messages.
+        needs_length: whether the tokenizer must know where to cut a prompt, because nobody tells it.
+
+    Raises:
+        ModelUnavailableError: says what does not fit, and what to write where.
+    """
+    places, rows = int(encoder["max_position_embeddings"]), int(encoder["vocab_size"])
+    where = part.folder / TOKENIZER_CONFIG
+    length = tokenizer.model_max_length
+    if needs_length and not 2 < length <= places:
+        said = "says no model_max_length" if length > 1 << 30 else f"says a model_max_length of {length}"
+        raise ModelUnavailableError(
+            f"{where} {said}, and {encoder_where} has {places} places for tokens; write"
+            f' "model_max_length": {places} into the former, or give the tokenizer that belongs to the model'
+        )
+    if not FEWEST_OF_VOCABULARY * rows <= len(tokenizer) <= rows:
+        raise ModelUnavailableError(
+            f"the tokenizer in {part.folder} has {len(tokenizer):,} tokens, and {encoder_where} a vocab_size of"
+            f" {rows:,}: they are of two models; give the tokenizer that belongs to the model"
+        )
+    end = encoder.get("eos_token_id")
+    if end != LEGACY_EOS and tokenizer.eos_token_id != end:
+        raise ModelUnavailableError(
+            f"{encoder_where} says that text ends with token {end}, and the tokenizer in {part.folder} ends it with"
+            f" {tokenizer.eos_token_id}, so the encoder would not find the end; give both from one model"
+        )
+    _check_tokens(tokenizer, part, rows, min(length, places))
+    _check_merges(tokenizer, part)
+
+
+def _check_tokens(tokenizer: Tokenizer, part: Part, rows: int, length: int) -> None:
+    """What it makes of a text: a start, tokens that the encoder has rows for, an end."""
+    options = {"padding": "max_length", "truncation": True, "max_length": length}
+    tokens = attempt(
+        lambda: list(tokenizer(_PROBE, **options).input_ids), f"the tokenizer in {part.folder} can't read a prompt"
+    )
+    is_framed = tokens[0] == tokenizer.bos_token_id and tokenizer.eos_token_id in tokens[1:]
+    if not is_framed or len(tokens) != length or not all(0 <= each < rows for each in tokens):
+        raise ModelUnavailableError(
+            f"the tokenizer in {part.folder} makes of a prompt {tokens[:8]}…, which is not CLIP's form (a start, tokens"
+            f" below {rows:,}, an end, padded to {length}); fetch or save it again"
+        )
+    if len(set(tokens[1 : tokens.index(tokenizer.eos_token_id, 1)])) < 2:
+        raise ModelUnavailableError(
+            f"the tokenizer in {part.folder} makes one and the same token of every letter of a prompt: it does not know"
+            " them; fetch or save it again"
+        )
+
+
+def _check_merges(tokenizer: Tokenizer, part: Part) -> None:
+    """The compound tokens of its vocabulary can be made: without their merges a prompt is read letter by letter."""
+    merges, vocabulary = _byte_pairs(tokenizer)
+    made = {first + second for first, second in merges}
+    special = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
+    compound = [token for token in vocabulary if token not in special and len(token.removesuffix("</w>")) > 1]
+    lacking = [token for token in compound if token not in made]
+    if len(lacking) > MERGES_LACKING * len(compound):
+        raise ModelUnavailableError(
+            f"the tokenizer in {part.folder} has no merges for {count(lacking, 'token')} of its {len(compound):,}"
+            f" compound ones ({some(lacking)}): merges.txt or tokenizer.json is cut off; fetch it again"
+        )
+
+
+def _byte_pairs(tokenizer: Tokenizer) -> tuple[list[tuple[str, str]], list[str]]:
+    """The merges and the vocabulary, of a tokenizer in Rust or one in Python."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return list(tokenizer.bpe_ranks), list(tokenizer.encoder)
+    model = json.loads(backend.to_str())["model"]
+    pairs = [each.split(" ", 1) if isinstance(each, str) else each for each in model.get("merges", [])]
+    return [(first, second) for first, second in pairs], list(model.get("vocab", {}))
