@@ -93,7 +93,10 @@ def _check_task(folder: ModelFolder, unet: Config, vae: Config) -> None:
             " model for another task, or parts of two models; give a text-to-image model"
         )
     if (made := vae.get("out_channels")) != 3:
-        raise BadDataError(f"{folder.parts['vae'].folder / CONFIG}: the VAE makes {made} channels, and an image has 3")
+        raise BadDataError(
+            f"{folder.parts['vae'].folder / CONFIG}: the VAE makes {made} channels, and an image has"
+            " 3; give a text-to-image model"
+        )
     if unet.get("class_embed_type") is not None or unet.get("num_class_embeds") is not None:
         raise BadDataError(
             f"{where}: the UNet asks for a class beside the prompt, as upscalers do; give a text-to-image model"
@@ -210,7 +213,7 @@ def _check_tokens(tokenizer: Tokenizer, part: Part, rows: int, length: int) -> N
             f"the tokenizer in {part.folder} makes of a prompt {tokens[:8]}…, which is not CLIP's form (a start, tokens"
             f" below {rows:,}, an end, padded to {length}); fetch or save it again"
         )
-    if len(set(tokens[1 : tokens.index(tokenizer.eos_token_id, 1)])) < 2:
+    if len(set(tokenizer(_PROBE, add_special_tokens=False).input_ids)) < 2:
         raise ModelUnavailableError(
             f"the tokenizer in {part.folder} makes one and the same token of every letter of a prompt: it does not know"
             " them; fetch or save it again"

@@ -211,8 +211,8 @@ def _part(path: Path, index: Mapping[str, Any], name: str, classes: Sequence[str
     class_name, folder = _declared_class(path, index, name), path / name
     if class_name not in classes:
         raise BadDataError(
-            f"{path / INDEX} says that the {name} is a {class_name}; this kind of model is measured with a"
-            f" {' or a '.join(classes)}"
+            f"{path / INDEX} says that the {name} is a {class_name}, which is not measured; give a model whose"
+            f" {name} is a {' or a '.join(classes)}"
         )
     if not folder.is_dir():
         raise ModelUnavailableError(f"the folder {folder} is missing, which {path / INDEX} lists; {_AGAIN}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 
 from boundd.catalogue.schedulers import SCHEDULERS as ALL_SCHEDULERS
 from boundd.protocol.environment import WorkerEnvironment
+from boundd.worker.architectures import ARCHITECTURES
 from boundd.worker.devices import open_device
 from boundd.worker.digits import PROMPTS as DIGIT_PROMPTS
 from boundd.worker.digits import model_folder
@@ -135,3 +138,93 @@ def test_images_that_are_no_numbers_are_an_error() -> None:
     images[0, 0, 0, 0] = float("nan")
     with pytest.raises(BadDataError, match="not finite"):
         to_host(images, "the baseline")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "prompts"),
+    [
+        ("a byte-order mark", b"\xef\xbb\xbfa seven\na two\n", ["a seven", "a two"]),
+        ("UTF-16 with its mark", "\ufeffa seven\r\na two".encode("utf-16-le"), ["a seven", "a two"]),
+        ("line ends of Windows", b"a seven\r\na two\r\n", ["a seven", "a two"]),
+        ("line ends of old Macs", b"a seven\ra two\r", ["a seven", "a two"]),
+        ("mixed line ends", b"a seven\r\n\r\ra two\n\n", ["a seven", "a two"]),
+        ("U+2028", "a\u2028seven\na two".encode(), ["a\u2028seven", "a two"]),
+        ("U+0085", "a\x85seven".encode(), ["a\x85seven"]),
+        ("a form feed", b"a\x0cseven\x1ein\x0bink", ["a\x0cseven\x1ein\x0bink"]),
+    ],
+)
+def test_a_prompt_is_a_line_as_written(
+    name: str, content: bytes, prompts: list[str], tmp_path: Path, make_settings: MakeSettings
+) -> None:
+    """Whatever editor wrote the file; seen to fail with `str.splitlines`, which makes two prompts of one."""
+    listing = tmp_path / "prompts.txt"
+    listing.write_bytes(content)
+    assert read_prompts(make_settings(prompts=str(listing))) == prompts
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"a seven\na two\xff\n", "line 2: is not UTF-8; save it as UTF-8"),
+        ("a seven\na two".encode("utf-16-le"), "line 1: a NUL"),
+        (b"a\n" + b"x" * 10_001, "line 2: 10,001 characters"),
+        (b"", "holds no prompts"),
+    ],
+)
+def test_a_prompt_file_that_is_refused_says_where(
+    content: bytes, reason: str, tmp_path: Path, make_settings: MakeSettings
+) -> None:
+    """The line, and what to do."""
+    listing = tmp_path / "prompts.txt"
+    listing.write_bytes(content)
+    with pytest.raises(BadDataError, match=re.escape(reason)):
+        read_prompts(make_settings(prompts=str(listing)))
+
+
+def test_a_folder_of_prompts_is_no_file(tmp_path: Path, make_settings: MakeSettings) -> None:
+    """Nor is a pipe, which would wait for ever."""
+    with pytest.raises(BadDataError, match="is no file"):
+        read_prompts(make_settings(prompts=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("mine/unet", "is a part of the model in {tmp}/mine; give that folder"),
+        (".", "the model is in {tmp}/mine; give that folder"),
+        ("single", "{tmp}/single/sd.safetensors is a model in a single file"),
+        ("single/sd.safetensors", "{tmp}/single/sd.safetensors is a file"),
+    ],
+)
+def test_a_place_beside_the_model(place: str, reason: str, tmp_path: Path, make_settings: MakeSettings) -> None:
+    """A part's folder, the folder above, a single file: what to give instead is said."""
+    shutil.copytree(model_folder("digits-sd15"), tmp_path / "mine")
+    (tmp_path / "single").mkdir()
+    (tmp_path / "single" / "sd.safetensors").write_bytes(b"x")
+    settings = make_settings(pipe="mine", source=str(tmp_path / place), scorer="")
+    with pytest.raises(ModelUnavailableError, match=re.escape(reason.format(tmp=tmp_path))):
+        load_pipeline(settings, open_device(settings, None))
+
+
+def test_only_a_variant_is_loaded(tmp_path: Path, make_settings: MakeSettings) -> None:
+    """The files that `hf download --include '*.fp16.*'` leaves, by the whole way that a search takes."""
+    folder = tmp_path / "mine"
+    shutil.copytree(model_folder("digits-sd15"), folder)
+    for part in ("unet", "vae", "text_encoder"):
+        (weights,) = (folder / part).glob("*.safetensors")
+        weights.rename(weights.with_suffix(".fp16.safetensors"))
+    settings = make_settings(pipe="mine", source=str(folder), dtype="float16", scorer="")
+    pipe = load_pipeline(settings, open_device(settings, None))
+    assert pipe.unet.dtype == torch.float16
+    assert not any(part.is_meta for part in pipe.unet.parameters())
+
+
+def test_a_name_that_stands_for_another_architecture(tmp_path: Path, make_settings: MakeSettings) -> None:
+    """A folder of SD2.1's own architecture, asked for as SD1.5; seen to be measured under the wrong name."""
+    folder = tmp_path / "mine"
+    shutil.copytree(model_folder("digits-sd15"), folder)
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    (folder / "unet" / "config.json").write_text(json.dumps(config | dict(ARCHITECTURES["SD2.1"].unet)))
+    settings = make_settings(pipe="SD1.5", source=str(folder), scorer="")
+    with pytest.raises(BadDataError, match=r"holds a SD2\.1 .* name the model SD2\.1"):
+        load_pipeline(settings, open_device(settings, None))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from boundd.worker.digits import model_folder
 from boundd.worker.errors import ModelUnavailableError
 from boundd.worker.scorers import ClipScorer, load_scorer
+from tests.worker.model_folders import LFS_POINTER
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +75,52 @@ def test_a_scorer_that_is_not_there_says_how_to_give_it(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailableError, match=r"\[scorer\]") as caught:
         load_scorer(str(tmp_path))
     assert str(tmp_path) in str(caught.value)
+
+
+def test_only_a_whole_clip_model_scores(clip_folder: Path, tmp_path: Path) -> None:
+    """A text encoder's folder, and one whose file lacks weights: each was a scorer with random weights."""
+    text_encoder = tmp_path / "text_encoder"
+    shutil.copytree(model_folder("digits-sd15") / "text_encoder", text_encoder)
+    shutil.copytree(model_folder("digits-sd15") / "tokenizer", text_encoder, dirs_exist_ok=True)
+    with pytest.raises(ModelUnavailableError, match=r"is no CLIP model: .*'clip_text_model'"):
+        load_scorer(str(text_encoder))
+    lacking = tmp_path / "lacking"
+    shutil.copytree(clip_folder, lacking)
+    weights = load_file(lacking / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, lacking / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelUnavailableError, match=r"lacks 1 tensor of the .*visual_projection\.weight"):
+        load_scorer(str(lacking))
+
+
+def test_a_damaged_scorer_names_its_file(clip_folder: Path, tmp_path: Path) -> None:
+    """Cut off, a pointer, no tokenizer, or a file instead of its folder."""
+
+    def changed(name: str, file: str, content: bytes | None) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(clip_folder, folder)
+        if content is None:
+            (folder / file).unlink()
+        else:
+            (folder / file).write_bytes(content)
+        return folder
+
+    weights = (clip_folder / "model.safetensors").read_bytes()
+    cases = {
+        changed("cut", "model.safetensors", weights[:-100]): "model.safetensors is cut off",
+        changed("pointer", "model.safetensors", LFS_POINTER): "model.safetensors is a Git LFS pointer",
+        changed("empty", "config.json", b""): "config.json is empty",
+        changed("none", "model.safetensors", None): "holds no model.safetensors",
+        clip_folder / "config.json": "is a file; give the folder",
+    }
+    for folder, reason in cases.items():
+        with pytest.raises(ModelUnavailableError, match=reason) as caught:
+            load_scorer(str(folder))
+        assert str(folder) in str(caught.value)
+
+
+def test_a_scorer_of_a_variant_loads(clip_folder: Path, tmp_path: Path) -> None:
+    """Only half-precision files, as 'hf download' may leave."""
+    shutil.copytree(clip_folder, tmp_path / "fp16")
+    (tmp_path / "fp16" / "model.safetensors").rename(tmp_path / "fp16" / "model.fp16.safetensors")
+    assert load_scorer(str(tmp_path / "fp16")) is not None
