@@ -54,12 +54,14 @@ class HeldError(Exception):
 class LaunchError(Exception):
     """The environment's: a worker could not be started; the message says what was tried and why not.
 
-    `passing`: it was the disk (full, failing), so that the same attempt may be started later.
+    `passing`: it was the disk (full, failing), so that the same attempt may be started later. `number`: the system's
+    error number; None where there is none, and then the command can't be executed anywhere.
     """
 
-    def __init__(self, message: str, *, passing: bool = False) -> None:
+    def __init__(self, message: str, *, passing: bool = False, number: int | None = None) -> None:
         super().__init__(message)
         self.passing = passing
+        self.number = number
 
 
 class InvariantError(AssertionError):
@@ -120,12 +122,20 @@ class ProcessEnd:
     ended_on_request: bool = False
     start_error: str = ""
     """Set where the worker could not be executed at all."""
+    start_errno: int | None = None
+    """The system's error number for that; None where there is none."""
+    start_about: str = ""
+    """What could not be had: `program`, `folder` (the worker's working directory), or something else."""
+    start_subject: str = ""
+    """Its path."""
     wall_s: float | None = None
     lost: str = ""
     host_peak_bytes: int | None = None
     """The most of the host's memory that all of its processes held together; None where nobody counted."""
     host_memory: str = ""
     """Set where the kernel ended some of it because the host's memory, or its own limit of that, was used up."""
+    host_memory_own: bool = False
+    """It was its own limit."""
     results_bytes: int | None = None
     """How long the results file was when the worker ended: what was appended later is not its word. None: not known."""
     lease_waited_s: float | None = None

@@ -149,6 +149,26 @@ class RunningInfo(TypedDict):
     batch_size: int | None
 
 
+class ProblemInfo(TypedDict):
+    """Something outside the cells that keeps attempts from running: what is wrong, and how it is cured.
+
+    `cells` is how many wait for it to pass, `scopes` what they share (such as `model: SDXL`); `probing` are the labels
+    of the attempts that try whether it has passed, and `next_try_s` is when the next one does, null while one does.
+    """
+
+    kind: str
+    subject: str
+    summary: str
+    message: str
+    cure: str
+    since: str
+    failures: int
+    cells: int
+    scopes: list[str]
+    probing: list[str]
+    next_try_s: float | None
+
+
 class StatusReply(TypedDict):
     """Everything at a glance. `eta_s` is null until a cell has succeeded."""
 
@@ -156,6 +176,7 @@ class StatusReply(TypedDict):
     devices: list[DeviceInfo]
     cells: CellCounts
     running: list[RunningInfo]
+    problems: list[ProblemInfo]
     eta_s: float | None
 
 

@@ -95,6 +95,7 @@ def status_text(status: answers.StatusReply) -> str:
     lines = [safe(head + "".join(f", {flag}" for flag in flags))]
     if daemon.get("store_problem"):
         lines.append(f"nothing new is started: {safe(daemon['store_problem'])}")
+    lines += [problem_text(problem) for problem in status["problems"]]
     counts = ", ".join(f"{count} {state}" for state, count in cells["by_state"].items() if count)
     eta = f"; about {duration(status['eta_s'])} left" if status["eta_s"] else ""
     lines += ["", safe(f"{cells['total']} cells: {counts or 'none'}{eta}"), "", devices_text(status["devices"])]
@@ -106,6 +107,17 @@ def status_text(status: answers.StatusReply) -> str:
         headings = ("RUNNING", "ATTEMPT", "DEVICE", "SINCE", "PROGRESS")
         lines += ["", table(headings, rows, right=("ATTEMPT", "SINCE", "PROGRESS"))]
     return "\n".join(lines)
+
+
+def problem_text(problem: answers.ProblemInfo) -> str:
+    """A problem of the environment in one line: what it is, who waits, when it is tried again, and the cure."""
+    cells = problem["cells"]
+    waits = f"{cells} cell waits" if cells == 1 else f"{cells} cells wait"
+    when = f"tried by {', '.join(problem['probing'])}"
+    if problem["next_try_s"] is not None:
+        when = f"tried again in {duration(problem['next_try_s'])}"
+    summary = f"{problem['summary']} since {problem['since']}: {shortened(problem['message'], 100)}"
+    return safe(f"{summary}; {waits}, {when}. {problem['cure']}")
 
 
 def percent(fraction: float | None) -> str:

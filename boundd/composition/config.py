@@ -42,6 +42,7 @@ def config_loaded(settings: Settings) -> ConfigLoaded:
         max_attempts=settings.max_attempts,
         backoff_s=settings.backoff_s,
         quick_s=settings.quick_s,
+        patience_s=settings.patience_s,
         disk_reserve_bytes=settings.disk_reserve_bytes,
         result_is_printed=settings.worker_result == "stdout",
     )

@@ -200,6 +200,7 @@ class WorkerTable(Table):
     wrapper: list[Text] = []
     result: Literal["protocol", "stdout"] = "protocol"
     timeout: PositiveDuration = 3600.0
+    fetch_timeout: Duration = 3600.0
     grace: Duration = 10.0
     python: Text = ""
     env: dict[str, Text] = {}
@@ -229,6 +230,7 @@ class RetryTable(Table):
     max_attempts: Annotated[int, AfterValidator(_attempts)] = 4
     backoff: Duration = 30.0
     quick: PositiveDuration = 60.0
+    patience: Duration = 86400.0
 
 
 class ControlTable(Table):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -55,6 +55,8 @@ class Settings:
         scorer_source: None where the config doesn't say, '' for none.
         backoff_s: the wait before a cell that failed is tried once more.
         quick_s: a plain failure within so long of the start speaks against the device.
+        patience_s: for how long attempts that the environment fails are tried again for nothing.
+        worker_fetch_timeout_s: how long a worker may fetch models while its deadline stands still.
         control_group: the group that may change things over the socket; '' for the daemon's own user and root alone.
         control_others: what everybody else may do there: 'nothing' or 'read'.
     """
@@ -85,6 +87,7 @@ class Settings:
     worker_result: str
     worker_timeout_s: float
     worker_grace_s: float
+    worker_fetch_timeout_s: float
     worker_python: str
     worker_env: Mapping[str, str]
     models: Mapping[str, ModelEntry]
@@ -93,6 +96,7 @@ class Settings:
     max_attempts: int
     backoff_s: float
     quick_s: float
+    patience_s: float
     control_group: str
     control_others: Literal["nothing", "read"]
 
@@ -223,11 +227,12 @@ def _settings(
         simulated_devices=tuple((device.name, device.memory) for device in config.devices.simulated),
         axes=MappingProxyType({name: tuple(values) for name, values in config.matrix.axes.items()}),
         constants=MappingProxyType(dict(config.matrix.constants)),
-        cells=_with_policies(config, cells),
+        cells=_with_policies(config, cells, paths.program(folder, config.worker.python, environ)),
         worker_command=(*config.worker.wrapper, *config.worker.command),
         worker_result=config.worker.result,
         worker_timeout_s=config.worker.timeout,
         worker_grace_s=config.worker.grace,
+        worker_fetch_timeout_s=config.worker.fetch_timeout,
         worker_python=paths.program(folder, config.worker.python, environ),
         worker_env=MappingProxyType(dict(config.worker.env)),
         models=_models(config, folder, environ),
@@ -236,6 +241,7 @@ def _settings(
         max_attempts=config.retry.max_attempts,
         backoff_s=config.retry.backoff,
         quick_s=config.retry.quick,
+        patience_s=config.retry.patience,
         control_group=config.control.group or environ.get(GROUP_VARIABLE, ""),
         control_others=config.control.others,
     )
@@ -255,16 +261,23 @@ def _source(model: ModelTable, folder: Path, environ: Mapping[str, str]) -> str:
     return model.source if model.weights == "random" else paths.source(folder, model.source, environ)
 
 
-def _with_policies(config: Config, cells: Iterable[Cell]) -> tuple[tuple[Cell, CellPolicy], ...]:
+def _with_policies(config: Config, cells: Iterable[Cell], python: str) -> tuple[tuple[Cell, CellPolicy], ...]:
     """Each cell with its policy. Cells that the same rules match share one, because a matrix may be large."""
-    known: dict[tuple[str, tuple[int, ...]], CellPolicy] = {}
+    known: dict[tuple[str, str, tuple[int, ...]], CellPolicy] = {}
+    first = next(iter((*config.worker.wrapper, *config.worker.command)), "")
     pairs = []
     for cell in cells:
         model = str(cell.parameters.get("model", ""))
         matching = tuple(i for i, rule in enumerate(config.rule) if matches(rule.match, cell.parameters))
-        if (model, matching) not in known:
-            known[model, matching] = _policy(config, model, [config.rule[i] for i in matching])
-        pairs.append((cell, known[model, matching]))
+        program = first
+        if "{" in first:
+            values = {name: as_argument(value) for name, value in cell.parameters.items()}
+            program = fill(first, {**values, "label": cell.label, "python": python})
+        kind = program, model, matching
+        if kind not in known:
+            policy = _policy(config, model, [config.rule[i] for i in matching])
+            known[kind] = replace(policy, program=program)
+        pairs.append((cell, known[kind]))
     return tuple(pairs)
 
 

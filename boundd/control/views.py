@@ -14,7 +14,8 @@ from boundd.core.model import wording
 from boundd.core.model.attempts import Attempt, CellRecord, CellState
 from boundd.core.model.devices import Device, DeviceState
 from boundd.core.model.events import Now
-from boundd.core.model.outcomes import AttemptError, Measurement, PointRecord
+from boundd.core.model.outcomes import AttemptError, ErrorKind, Measurement, PointRecord
+from boundd.core.model.problems import Problem
 from boundd.core.model.queries import Query
 from boundd.core.model.reasons import (
     Deferral,
@@ -28,6 +29,7 @@ from boundd.core.model.reasons import (
     as_data,
 )
 from boundd.core.model.state import State
+from boundd.core.scheduler import environment
 from boundd.core.scheduler.footprint_report import known_footprints
 from boundd.core.scheduler.placement import Placement
 from boundd.core.scheduler.refusals import best_placement, idle_refusal
@@ -58,7 +60,35 @@ def status(service: Service, query: Query) -> answers.StatusReply:
         devices=devices(state),
         cells=counts(shown),
         running=[running(attempt, now) for attempt in live],
+        problems=problems(state, now),
         eta_s=eta_s(state, shown, live, now),
+    )
+
+
+def problems(state: State, now: Now) -> list[answers.ProblemInfo]:
+    """What is wrong outside the cells: one entry for what is one thing, whoever waits for it."""
+    found: dict[tuple[ErrorKind, str], list[Problem]] = {}
+    for like, problem in sorted(state.problems.items()):
+        found.setdefault((like.kind, problem.subject), []).append(problem)
+    return [_problem(state, parts, now) for parts in found.values()]
+
+
+def _problem(state: State, parts: Sequence[Problem], now: Now) -> answers.ProblemInfo:
+    latest = max(parts, key=lambda problem: problem.last_boot_s)
+    probing = [state.attempts[each.probe].label for each in parts if each.probe in state.attempts]
+    next_try_s = min((max(0.0, each.not_before_boot_s - now.boot_s) for each in parts if not each.probe), default=None)
+    return answers.ProblemInfo(
+        kind=latest.like.kind,
+        subject=latest.subject,
+        summary=wording.problem(latest.like.kind, environment.subject_of(latest)),
+        message=latest.message,
+        cure=wording.cure(latest.like.kind),
+        since=timestamp(min(each.since_unix_s for each in parts)),
+        failures=sum(each.failures for each in parts),
+        cells=environment.waiting_for(state, parts),
+        scopes=[f"{each.like.scope.sharing}: {each.like.scope.name}".removesuffix(": ") for each in parts],
+        probing=probing,
+        next_try_s=None if next_try_s is None else round(next_try_s, 1),
     )
 
 

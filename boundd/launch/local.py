@@ -94,6 +94,7 @@ class LocalLauncher:
         raise LaunchError(
             f"the shim of attempt {spec.attempt_id} {how} before it started the worker: {why}",
             passing=number in _DISK_ERRORS,
+            number=number,
         )
 
     async def wait(self, attempt_id: str) -> ProcessEnd:
@@ -269,8 +270,9 @@ class LocalLauncher:
                 # The shim has its own copy of the descriptor, and with it the lock.
                 os.close(lock)
         except (OSError, ValueError, TypeError, subprocess.SubprocessError, cgroups.CgroupError) as error:
-            passing = isinstance(error, OSError) and error.errno in _DISK_ERRORS
-            raise LaunchError(f"attempt {spec.attempt_id} can't be started: {error}", passing=passing) from error
+            number = error.errno if isinstance(error, OSError) else None
+            message = f"attempt {spec.attempt_id} can't be started: {error}"
+            raise LaunchError(message, passing=number in _DISK_ERRORS, number=number) from error
 
     def _environment(self, spec: LaunchSpec) -> dict[str, str]:
         """The worker's environment, with where its files are; makes the folder of its lease."""

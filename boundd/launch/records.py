@@ -108,10 +108,16 @@ def _outcome_1(text: str, value: Mapping[str, Json]) -> ProcessEnd:
         or (exit_status is None and signal is None and not start_error)
     ):
         raise RecordError(f"{shim.OUTCOME} lacks a field or has a wrong one: {_quoted(text)}")
-    end = ProcessEnd(exit_status, signal, timed_out, on_request, start_error, wall_s)
+    end = ProcessEnd(exit_status, signal, timed_out, on_request, start_error, wall_s=wall_s)
+    number, about, subject = (value.get(f"start_{name}") for name in ("errno", "about", "subject"))
     peak, waited_s = value.get("host_peak_bytes"), value.get("lease_waited_s")
     return replace(
         end,
+        # What a release before these wrote has words alone: it is taken for what can't be executed anywhere.
+        start_errno=_count(number),
+        start_about=about if isinstance(about, str) else "",
+        start_subject=subject if isinstance(subject, str) else "",
+        host_memory_own=value.get("over_memory_max") is True,
         host_peak_bytes=peak if isinstance(peak, int) and peak >= 0 else None,
         results_bytes=_count(value.get("results_bytes")),
         lease_waited_s=waited_s if isinstance(waited_s, int | float) else None,

@@ -21,7 +21,18 @@ _QUOTED_CHARACTERS = 200
 
 Isolation: TypeAlias = Literal["exclusive", "contended", "unknown"]
 ISOLATIONS: tuple[Isolation, ...] = get_args(Isolation)
-ErrorKind: TypeAlias = Literal["out_of_memory", "model_unavailable", "bad_data", "other"]
+ErrorKind: TypeAlias = Literal[
+    "out_of_memory",
+    "model_unavailable",
+    "bad_data",
+    "other",
+    "hub_unavailable",
+    "host_memory",
+    "host_limits",
+    "package",
+    "file_system",
+    "device_failed",
+]
 ERROR_KINDS: tuple[ErrorKind, ...] = get_args(ErrorKind)
 
 

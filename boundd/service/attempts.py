@@ -93,7 +93,15 @@ class Collected:
                 )
             case lines.Error():
                 kind = ErrorKind(line.error)
-                self.error = WorkerError(kind, line.message, line.phase, line.requested_bytes, line.free_bytes)
+                subject = line.extra.get("subject")
+                self.error = WorkerError(
+                    kind,
+                    line.message,
+                    line.phase,
+                    line.requested_bytes,
+                    line.free_bytes,
+                    subject if isinstance(subject, str) else "",
+                )
         return None
 
 
@@ -131,7 +139,7 @@ class AttemptWatcher:
             except (LaunchError, OSError) as error:
                 attempt = self._attempt_now(attempt_id)
                 if isinstance(error, LaunchError) and not error.passing:
-                    await self._submit(AttemptEnded(attempt_id, self._verdict_of_no_start(str(error))))
+                    await self._submit(AttemptEnded(attempt_id, self._verdict_of_no_start(str(error), error.number)))
                     return
                 if attempt.end_reason is not None:
                     ended = Evidence(ended_on_request=True)
@@ -248,6 +256,9 @@ class AttemptWatcher:
             timed_out=end.timed_out,
             ended_on_request=end.ended_on_request or attempt.end_reason is EndReason.CANCEL,
             start_error=end.start_error,
+            start_errno=end.start_errno,
+            start_about=end.start_about,
+            start_subject=end.start_subject,
             lost=end.lost or _ended_by_others(end, attempt) or self._output_lost(end),
             wall_s=end.wall_s,
             timeout_s=attempt.timeout_s,
@@ -256,6 +267,7 @@ class AttemptWatcher:
             worker_error=collected.error,
             malformed=collected.malformed,
             host_memory=end.host_memory,
+            host_memory_own=end.host_memory_own,
             from_stdout=self._from_stdout,
             ran_alone=not attempt.had_company,
             foreign_seen=attempt.foreign_seen,
@@ -281,8 +293,9 @@ class AttemptWatcher:
             return "the disk did not take the last of what it printed, in which its result may have been"
         return ""
 
-    def _verdict_of_no_start(self, why: str) -> Verdict:
-        return classify(Evidence(start_error=why), self._clock.now().unix_s)
+    def _verdict_of_no_start(self, why: str, number: int | None) -> Verdict:
+        evidence = Evidence(start_error=why, start_errno=number, start_about="launcher", wall_s=0.0)
+        return classify(evidence, self._clock.now().unix_s)
 
 
 def _not_yet(attempt: Attempt, what: str, error: Exception) -> Note:

@@ -6,19 +6,21 @@ its cap or the device has left ends as torch ends it, and what it held is free a
 
 from __future__ import annotations
 
+import errno
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from boundd.core.lifecycle.classification import Evidence, WorkerError
+from boundd.core.lifecycle.environment_evidence import PROGRAM
 from boundd.core.memory.footprint import CONTEXT_BYTES
 from boundd.core.model.attempts import Attempt
 from boundd.core.model.devices import DeviceReading
 from boundd.core.model.outcomes import ErrorKind, Isolation, Measurement
 from boundd.sim.clock import Agenda
 from boundd.sim.trace import MemoryEnd
-from boundd.sim.world import Failure, Foreign, Outage, SimCell, SimDevice, World
+from boundd.sim.world import Failure, Foreign, Hitch, Outage, SimCell, SimDevice, World
 
 MEASURED = Measurement(2.0, 1.5, {"cache_interval": 3}, Isolation.EXCLUSIVE)
 FOREIGN_PID = 1
@@ -113,6 +115,14 @@ class Machine:
         ours = sum(each.cell.truth.host_bytes for device in self.devices.values() for each in device.alive.values())
         return ours + self._world.host_used_bytes
 
+    def hitch_of(self, attempt: Attempt) -> Hitch | None:
+        """What an attempt that starts now lacks; None where all is there."""
+        model = self.cells[attempt.key].cell.parameters.get("model")
+        for hitch in self._world.faults.hitches:
+            if hitch.from_s <= self.now_s < hitch.until_s and hitch.name in ("", model, attempt.device):
+                return hitch
+        return None
+
     # What the launcher does
 
     def spawn(self, attempt: Attempt) -> Worker:
@@ -131,6 +141,10 @@ class Machine:
         if mishap is not None and mishap.failure is Failure.NOT_STARTED:
             self._finish(worker, Evidence(start_error="exec format error"))
             return worker
+        hitch = self.hitch_of(attempt)
+        if hitch is not None and hitch.at_start:
+            self._finish(worker, _no_start(hitch))
+            return worker
         for other in device.alive.values():
             other.had_company = worker.had_company = True
         device.alive[attempt.id] = worker
@@ -141,6 +155,11 @@ class Machine:
             self._agenda.at(
                 self.now_s + SICK_KILLS_AFTER_S, lambda: self._finish(worker, Evidence(exit_status=1, log_text=BROKEN))
             )
+        if hitch is not None:
+            # It has taken nothing yet: the device is not used before all that it needs is there.
+            worker.milestones.clear()
+            error = WorkerError(hitch.kind, f"{hitch.kind} for now", "fetch", subject=hitch.name)
+            self._agenda.at(self.now_s + hitch.takes_s, lambda: self._finish(worker, _exited_with(error)))
         self._agenda.at(self._agenda.now_s + attempt.timeout_s, lambda: self._overran(worker))
         if cell.truth.host_bytes:
             self._changed()
@@ -319,6 +338,15 @@ class Machine:
             self._changed()
         self._pace(device)
         self._spoke(worker)
+
+
+def _no_start(hitch: Hitch) -> Evidence:
+    number = errno.ENOENT if hitch.kind is ErrorKind.INTERPRETER else errno.EMFILE
+    return Evidence(start_error="no such file: python", start_errno=number, start_about=PROGRAM, wall_s=0.0)
+
+
+def _exited_with(error: WorkerError) -> Evidence:
+    return Evidence(exit_status=1, worker_error=error)
 
 
 def pid_of(attempt_id: str) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from boundd.core.model import wording
 from boundd.core.model.attempts import Attempt
-from boundd.core.model.outcomes import ErrorKind, Outcome, Verdict
+from boundd.core.model.outcomes import ENVIRONMENT, ErrorKind, Outcome, Verdict
 from boundd.core.model.records import Record, SaveCell, SaveEnd
 from boundd.core.model.state import Rules, State
 from boundd.sim.machine import Machine
@@ -79,6 +79,7 @@ class Recorder:
         counts.batch_cuts += cut
         counts.timeouts += trace.error is ErrorKind.TIMEOUT
         counts.plain_failures += trace.error in PLAIN
+        counts.environment += trace.error in ENVIRONMENT
         counts.lost += trace.outcome is Outcome.LOST
 
     def outcomes(self, state: State) -> Outcomes:

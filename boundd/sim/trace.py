@@ -74,6 +74,8 @@ class Counts:
     timeouts: int = 0
     plain_failures: int = 0
     lost: int = 0
+    environment: int = 0
+    """Attempts that failed for what was no cell's fault."""
     crashes: int = 0
     restarts: int = 0
     adopted: int = 0

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.outcomes import ErrorKind
 
 FOR_EVER_S = float("inf")
 RAMP = ((0.0, 0.1), (0.05, 0.5), (0.2, 1.0))
@@ -123,6 +124,26 @@ class Outage:
 
 
 @dataclass(frozen=True, slots=True)
+class Hitch:
+    """Something outside the cells that is missing for a while: whoever starts meanwhile and needs it fails by it.
+
+    `name` is the model of a hub's, the device of a device's, and empty for what every cell needs.
+    """
+
+    kind: ErrorKind
+    from_s: float
+    until_s: float
+    name: str = ""
+    takes_s: float = 2.0
+    """How long an attempt takes to find out, where it has begun at all."""
+
+    @property
+    def at_start(self) -> bool:
+        """Whether nothing is executed."""
+        return self.kind in (ErrorKind.INTERPRETER, ErrorKind.HOST_LIMITS)
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
     """A stretch of time."""
 
@@ -141,6 +162,7 @@ class Faults:
     outages: tuple[Outage, ...] = ()
     sick: tuple[Outage, ...] = ()
     """Devices that can be read and on which every worker that is started meanwhile dies at once."""
+    hitches: tuple[Hitch, ...] = ()
     probe_failures: tuple[Window, ...] = ()
     """The probe as a whole fails: no device can be read."""
     blind: tuple[Window, ...] = ()

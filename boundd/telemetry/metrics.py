@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from boundd.core.model.attempts import CellState
 from boundd.core.model.effects import Action, Note
 from boundd.core.model.events import Now
-from boundd.core.model.outcomes import Outcome
+from boundd.core.model.outcomes import ENVIRONMENT, ErrorKind, Outcome
 from boundd.text import encodable
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -44,6 +44,10 @@ class StateView:
     paused: bool = False
     log_lines_dropped: int = 0
     store_problem: bool = False
+    problems: Mapping[ErrorKind, int] = field(default_factory=dict)
+    """Of the environment, by kind."""
+    held_back: int = 0
+    """Cells that wait for one of them to pass."""
     disk_free_bytes: int | None = None
     """Where the state folder is; None where it could not be read."""
 
@@ -64,6 +68,15 @@ class Metrics:
         )
         self._disk_free = Gauge(
             "boundd_disk_free_bytes", "What is free where the state folder is.", ["folder"], registry=registry
+        )
+        self._problems = Gauge(
+            "boundd_environment_problems",
+            "What is wrong outside the cells, by kind; docs/faults.md explains each.",
+            ["kind"],
+            registry=registry,
+        )
+        self._held_back = Gauge(
+            "boundd_cells_held_back", "Pending cells that wait until such a problem has passed.", registry=registry
         )
         self._device_up = Gauge(
             "boundd_device_state",
@@ -119,6 +132,9 @@ class Metrics:
         self._live.set(view.live_attempts)
         self._paused.set(view.paused)
         self._store_problem.set(view.store_problem)
+        for kind in ENVIRONMENT:
+            self._problems.labels(kind.value).set(view.problems.get(kind, 0))
+        self._held_back.set(view.held_back)
         self._disk_free.clear()
         if view.disk_free_bytes is not None:
             self._disk_free.labels("state_dir").set(view.disk_free_bytes)

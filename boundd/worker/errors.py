@@ -12,7 +12,18 @@ from dataclasses import dataclass
 
 from boundd.protocol.lines import Error, ErrorKind
 
-EXIT_CODES: Mapping[ErrorKind, int] = {"other": 1, "out_of_memory": 3, "model_unavailable": 4, "bad_data": 5}
+EXIT_CODES: Mapping[ErrorKind, int] = {
+    "other": 1,
+    "out_of_memory": 3,
+    "model_unavailable": 4,
+    "hub_unavailable": 4,
+    "bad_data": 5,
+    "host_memory": 6,
+    "host_limits": 6,
+    "package": 6,
+    "file_system": 6,
+    "device_failed": 6,
+}
 """0 is success and 2 is usage."""
 
 _MESSAGE_CHARACTERS = 4000

@@ -48,6 +48,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "command": list(DEFAULT_COMMAND),
         "result": "protocol",
         "timeout": 3600.0,
+        "fetch_timeout": 3600.0,
         "grace": 10.0,
         "python": "",
         "env": {},
@@ -55,7 +56,13 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "memory_max": 0,
         "pids_max": 0,
     }
-    assert config.retry.model_dump() == {"batch_ladder": [4, 2, 1], "max_attempts": 4, "backoff": 30.0, "quick": 60.0}
+    assert config.retry.model_dump() == {
+        "batch_ladder": [4, 2, 1],
+        "max_attempts": 4,
+        "backoff": 30.0,
+        "quick": 60.0,
+        "patience": 86400.0,
+    }
     assert config.scorer.source == config.control.group == ""
 
 

@@ -45,7 +45,7 @@ def refused(running: Running, path: str, body: Any) -> RefusedError:
 def test_status_is_what_scripts_rely_on(running: Running) -> None:
     """The names and values of `status --json`."""
     status = running.client.get("/v1/status")
-    assert set(status) == {"daemon", "devices", "cells", "running", "eta_s"}
+    assert set(status) == {"daemon", "devices", "cells", "running", "problems", "eta_s"}
     assert {"version", "pid", "started_at", "paused"} <= set(status["daemon"])
     (device,) = status["devices"]
     assert {"uuid", "index", "name", "total_bytes", "free_bytes", "reserved_bytes", "headroom_bytes"} <= set(device)

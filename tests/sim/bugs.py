@@ -29,7 +29,7 @@ from boundd.core.model.outcomes import ErrorKind, MemoryCause, Outcome, Verdict
 from boundd.core.model.reasons import Refusal, TakenAlone
 from boundd.core.model.records import Record, SaveCell, SaveEnd
 from boundd.core.model.state import State
-from boundd.core.scheduler import ledger, needs, placement, planner
+from boundd.core.scheduler import environment, ledger, needs, placement, planner
 from boundd.core.scheduler.host import HostLedger
 
 Patch = pytest.MonkeyPatch
@@ -569,3 +569,55 @@ def intent_kept_and_nothing_started(patch: Patch) -> None:
 def failed_reading_ignored(patch: Patch) -> None:
     """That no device can be read is taken for no news."""
     after(patch, ev.DevicesUnreadable, lambda state, event, done: (state, ()))
+
+
+# The environment
+
+
+@bug("not-its-fault")
+def the_cell_pays_for_the_hub(patch: Patch) -> None:
+    """What the environment fails is taken for the cell's own failure."""
+    patch.setattr(
+        ending,
+        "without_charge",
+        lambda state, record, attempt, verdict: retry.decide(record, attempt, verdict, state.rules),
+    )
+
+
+@bug("held-back")
+def nobody_is_held_back(patch: Patch) -> None:
+    """Each cell finds out for itself that the hub is away."""
+    patch.setattr(environment, "held_back", lambda problems, needs, boot_s: None)
+
+
+@bug("held-back")
+def a_failed_device_takes_any(patch: Patch) -> None:
+    """A device that fails before it is used is always free, and draws every cell."""
+    patch.setattr(placement, "device_held_back", lambda state, device, attempts, boot_s: "")
+
+
+@bug("held-back")
+def probes_have_company(patch: Patch) -> None:
+    """Once the pause is over all cells start at once, not one to try."""
+    patch.setattr(environment, "probed_by", lambda problems, needs, attempt: problems)
+
+
+@bug("liveness")
+def a_problem_never_passes(patch: Patch) -> None:
+    """What was held back once stays so."""
+
+    def for_ever(problems: Any, needs: Any, boot_s: float) -> Any:
+        return next(iter(environment.holding(problems, needs)), None)
+
+    patch.setattr(environment, "held_back", for_ever)
+
+
+@bug("not-its-fault")
+def no_patience(patch: Patch) -> None:
+    """The first failure of the environment ends all that wait."""
+    real = environment.is_spent
+
+    def spent(state: State, attempt: Attempt, error: Any) -> Any:
+        return real(replace(state, rules=replace(state.rules, patience_s=0.0)), attempt, error)
+
+    patch.setattr(environment, "is_spent", spent)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from boundd.core.model.cells import Cell, CellPolicy
+from boundd.core.model.outcomes import ENVIRONMENT, ErrorKind
 from boundd.core.model.state import Rules
 from boundd.sim.world import (
     CellTruth,
     Failure,
     Foreign,
+    Hitch,
     Mishap,
     Outage,
     SimCell,
@@ -65,7 +67,9 @@ def random_world(seed: int) -> tuple[World, Rules]:
     )
     devices = _devices(draw)
     cells = _cells(draw, devices, rules)
-    faults = _faults(draw, devices, cells)
+    # Drawn from a seed of their own: what a seed has found before stays what it was.
+    hitches = _hitches(random.Random(f"{seed}: hitches"), devices, cells)
+    faults = replace(_faults(draw, devices, cells), hitches=hitches)
     world = World(
         devices,
         cells,
@@ -202,6 +206,24 @@ def _late_cells(draw: random.Random, deeds: tuple[Deed, ...], cells: tuple[SimCe
         return 0
     named = [number for number, each in enumerate(cells) if any(deed.subject == each.cell.key for deed in deeds)]
     return draw.randint(0, len(cells) - 1 - max(named, default=0))
+
+
+def _hitches(draw: random.Random, devices: tuple[SimDevice, ...], cells: tuple[SimCell, ...]) -> tuple[Hitch, ...]:
+    """Something outside the cells that is away for a while, in a quarter of the worlds."""
+    found = []
+    for _ in range(draw.choices((0, 1, 2), (0.75, 0.2, 0.05))[0]):
+        kind = draw.choice(sorted(ENVIRONMENT))
+        from_s = draw.choice((0.0, draw.uniform(0.0, TROUBLE_S / 2)))
+        name = ""
+        if kind is ErrorKind.HUB_UNAVAILABLE:
+            name = str(draw.choice(cells).cell.parameters["model"])
+        elif kind is ErrorKind.DEVICE_FAILED:
+            name = draw.choice(devices).uuid
+        takes_s = draw.choice((0.5, 2.0, 20.0))
+        # Of the machine's memory, as of all that a cell may have used up itself, only so many failures are free.
+        lasts_s = 30.0 if kind is ErrorKind.HOST_MEMORY else draw.choice((15.0, 120.0, 2000.0))
+        found.append(Hitch(kind, from_s, from_s + lasts_s, name, takes_s))
+    return tuple(found)
 
 
 def _deeds(draw: random.Random, devices: tuple[SimDevice, ...], cells: tuple[SimCell, ...]) -> tuple[Deed, ...]:

@@ -6,9 +6,10 @@ core's own arithmetic whether the core is right. docs/simulation.md lists them.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellState, EndReason
@@ -22,14 +23,14 @@ from boundd.core.model.events import (
     Event,
     PointMeasured,
 )
-from boundd.core.model.outcomes import ErrorKind, Outcome, Verdict
+from boundd.core.model.outcomes import ENVIRONMENT, ErrorKind, Outcome, Verdict
 from boundd.core.model.quarantines import device_subject
-from boundd.core.model.records import Record, SaveAttempt, SaveCell, SaveEnd
+from boundd.core.model.records import Record, SaveAttempt, SaveCell, SaveEnd, SavePoint
 from boundd.core.model.state import Rules, State, sanity_check
 from boundd.sim.machine import Machine, Worker, most_bytes
 from boundd.sim.recorder import FITS_PERCENT, PLAIN, fits_alone
 from boundd.sim.trace import MemoryEnd, Violation
-from boundd.sim.world import World
+from boundd.sim.world import Wish, World
 from tests.sim.memory_store import Kept, bare_cell
 
 FREE_ATTEMPTS = 10
@@ -43,12 +44,23 @@ NEVER_AGAIN = frozenset(
         ErrorKind.NOT_STARTED,
     }
 )
+LEAST_PAUSE_S = 1.0
+"""What is promised: so long at least, however short the backoff, before what was missing is tried again."""
 T = TypeVar("T")
 ENDS = frozenset(CellState) - {CellState.PENDING, CellState.RUNNING}
 
 
 STARTS_NOTHING = (AttemptStarted, AttemptProgressed, PointMeasured, DevicesUnreadable)
 """What is promised: events because of which no attempt is started. A list of its own, so that a change is noticed."""
+
+
+@dataclass(slots=True)
+class _Away:
+    """Something of the environment that was found missing: since when nobody has tried it, and who does now."""
+
+    last_s: float
+    longest_s: float = 0.0
+    probe: str = ""
 
 
 class NoChecks:
@@ -103,6 +115,10 @@ class Checker(NoChecks):
         """By device: whether its last reading succeeded, and what was then held by foreign processes and by workers."""
         self._known_foreign: dict[str, int] = {}
         """By attempt: what foreign processes held when its device was last read before it was placed."""
+        self._charges: dict[str, int] = {}
+        self._away: dict[tuple[object, ...], _Away] = {}
+        """By what was missing, and for whom."""
+        self._reloads = any(deed.wish is Wish.RELOAD for deed in world.faults.deeds)
         self._compared: dict[int, tuple[object, object]] = {}
         self._in_force: ConfigLoaded | None = None
         names = Counter(device.name for device in world.devices)
@@ -111,6 +127,7 @@ class Checker(NoChecks):
     def recovered(self, state: State) -> None:
         """A daemon has taken up what was kept: nothing that lives is forgotten, and backoff is."""
         self._not_before_s.clear()
+        self._away.clear()
         self._ledger(state)
 
     def config_read(self, config: ConfigLoaded) -> None:
@@ -154,6 +171,9 @@ class Checker(NoChecks):
         for known in (self._plain, self._paid_or_free, self._not_before_s, self._raise_above):
             known.pop(key, None)
         self._cancelled.discard(key)
+        self._charges.pop(key, None)
+        for away in self._away.values():
+            away.last_s = -math.inf  # whoever puts cells back may have cured it
 
     def _ledger(self, state: State) -> None:
         """Reservations: the state's are those that were committed, they fit, and every worker alive has one."""
@@ -207,6 +227,7 @@ class Checker(NoChecks):
         self._fits(attempt)
         self._host_fits(attempt)
         self._is_cured(attempt)
+        self._is_no_crowd(attempt, now_s)
 
     def _may_start(self, attempt: Attempt, now_s: float) -> None:
         if attempt.id not in self._live:
@@ -280,6 +301,55 @@ class Checker(NoChecks):
             raise Violation("alone-after-pressure", f"{attempt.label} was robbed of its memory and has company again")
         self._alone_next.discard(attempt.key)
 
+    def _is_no_crowd(self, attempt: Attempt, now_s: float) -> None:
+        """What the environment lacks is tried by one attempt at a time, after a pause; the others wait."""
+        for what in self._needs(attempt) & set(self._away):
+            away = self._away[what]
+            probe = self._live.get(away.probe)
+            if probe is not None and now_s >= probe.started_boot_s + away.longest_s + self._rules.quick_s:
+                del self._away[what]  # it runs for longer than it took the others to fail
+                continue
+            if probe is not None:
+                raise Violation("held-back", f"{attempt.label} is started while {probe.label} tries {what}")
+            if now_s < away.last_s + max(LEAST_PAUSE_S, self._rules.backoff_s) and not self._reloads:
+                raise Violation("held-back", f"{attempt.label} is started {now_s - away.last_s} s after {what} failed")
+            away.probe = attempt.id
+
+    def _needs(self, attempt: Attempt) -> set[tuple[object, ...]]:
+        return {self._missing(kind, attempt) for kind in ENVIRONMENT}
+
+    def _missing(self, kind: ErrorKind, attempt: Attempt) -> tuple[object, ...]:
+        parameters = self._machine.cells[attempt.key].cell.parameters
+        match kind:
+            case ErrorKind.INTERPRETER | ErrorKind.HOST_LIMITS:
+                return (kind,)
+            case ErrorKind.HUB_UNAVAILABLE:
+                return (kind, parameters.get("model"))
+            case ErrorKind.DEVICE_FAILED:
+                return (kind, attempt.device)
+            case _:
+                return (kind, parameters.get("model"), parameters.get("method"))
+
+    def _environment(self, attempt: Attempt, verdict: Verdict, now_s: float) -> None:
+        """Remember what an attempt has found missing, or that it got past it."""
+        error = verdict.error
+        failed = None
+        if error is not None and error.kind in ENVIRONMENT and attempt.end_reason is None:
+            failed = self._missing(error.kind, attempt)
+            away = self._away.setdefault(failed, _Away(now_s))
+            away.last_s = now_s
+            away.longest_s = max(away.longest_s, verdict.wall_s or 0.0)
+        for what, away in tuple(self._away.items()):
+            if away.probe != attempt.id:
+                continue
+            away.probe = ""
+            if what != failed and attempt.end_reason is None and verdict.outcome is not Outcome.LOST:
+                del self._away[what]
+
+    def _got_further(self, attempt_id: str) -> None:
+        for what in [what for what, away in self._away.items() if away.probe == attempt_id]:
+            del self._away[what]
+
     def _like(self, attempt: Attempt) -> tuple[object, ...]:
         parameters = self._machine.cells[attempt.key].cell.parameters
         return (parameters.get("model"), parameters.get("method"), attempt.batch_size, self._name_of(attempt))
@@ -296,6 +366,8 @@ class Checker(NoChecks):
         """Each as its first record has it: what an end makes of its cell, before the plan may start it again."""
         ended = {record.attempt.key: record.attempt for record in records if isinstance(record, SaveEnd)}
         for key, cell in saved:
+            if cell.state is CellState.FAILED and self._cells.get(key, CellState.PENDING) is CellState.PENDING:
+                raise Violation("not-its-fault", f"{cell.cell.label} is given up without an attempt of its own")
             if ended and key not in ended and cell.state is CellState.PENDING:
                 self._cut_with(next(iter(ended.values())), key, cell)
             if cell.state is CellState.PENDING and self._cells.get(key) in ENDS:
@@ -310,8 +382,12 @@ class Checker(NoChecks):
                 self._begun(record.attempt)
             elif isinstance(record, SaveAttempt):
                 self._live[record.attempt.id] = record.attempt
+            elif isinstance(record, SavePoint):
+                self._got_further(record.attempt_id)
             elif isinstance(record, SaveEnd):
                 self._has_ended(record.attempt, record.verdict, cells, now_s)
+                self._environment(record.attempt, record.verdict, now_s)
+        self._charges.update({key: cell.charged_failures for key, cell in cells.items()})
 
     def _begun(self, attempt: Attempt) -> None:
         if attempt.id in self._kept.ends:
@@ -354,6 +430,10 @@ class Checker(NoChecks):
     def _is_paid(self, attempt: Attempt, verdict: Verdict, after: CellRecord, now_s: float) -> None:
         key, error = attempt.key, verdict.error
         if error is None:
+            return
+        if error.kind in ENVIRONMENT and error.kind is not ErrorKind.HOST_MEMORY:
+            if after.state is not CellState.PENDING or after.charged_failures != self._charges.get(key, 0):
+                raise Violation("not-its-fault", f"{attempt.label}: {error.kind}, and the cell pays for it")
             return
         self._paid_or_free[key] += 1
         if self._paid_or_free[key] > FREE_ATTEMPTS + self._rules.max_attempts + 1:

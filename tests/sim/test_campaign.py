@@ -29,6 +29,7 @@ def test_a_thousand_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert min(counts.crashes, counts.restarts, counts.adopted, counts.failed_commits, counts.deeds) > 100
     assert min(counts.own_cap, counts.too_big, counts.batch_cuts, counts.lost, counts.timeouts) > 100
     assert min(counts.lost_devices, counts.failed_readings, counts.foreign_arrivals, counts.plain_failures) > 50
+    assert counts.environment > 300
     assert min(counts.neighbour, counts.foreign, counts.cordons) > 0
     assert counts.succeeded > 2 * SEEDS
 

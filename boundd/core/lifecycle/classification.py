@@ -11,10 +11,12 @@ import math
 import re
 from dataclasses import dataclass
 
-from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, Verdict
+from boundd.core.lifecycle.environment_evidence import hub_told_by, kind_of_start, told_by
+from boundd.core.model.outcomes import AT_START, AttemptError, ErrorKind, Isolation, Measurement, Outcome, Verdict
 
 MESSAGE_LIMIT = 1000
 SIGKILL = 9
+_MAY_BE_ENVIRONMENT = frozenset({ErrorKind.OTHER, ErrorKind.MODEL_UNAVAILABLE})
 SHELL_SIGNAL_BASE = 128
 
 OUT_OF_MEMORY = re.compile(
@@ -28,7 +30,8 @@ MODEL_UNAVAILABLE = re.compile(
     r"|GatedRepoError|We couldn't connect to|Error no file named .* found in directory|Cannot load model"
 )
 EXCEPTION_LINE = re.compile(
-    r"^(?:terminate called after throwing an instance of '[^']+'|(?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt)\b.*)$",
+    r"^(?:terminate called after throwing an instance of '[^']+'|(?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt)\b.*"
+    r"|(?:\w+\.)+\w*(?:Timeout|error)(?::.*)?)$",
     re.MULTILINE,
 )
 WRAPPERS = ("CalledProcessError", "subprocess.CalledProcessError", "ChildFailedError")
@@ -45,6 +48,8 @@ class WorkerError:
     phase: str | None = None
     requested_bytes: int | None = None
     free_bytes: int | None = None
+    subject: str = ""
+    """Of the environment's failures: what is to be seen to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +80,19 @@ class Evidence:
     timed_out: bool = False
     ended_on_request: bool = False
     start_error: str = ""
+    start_errno: int | None = None
+    """The system's error number for it; None where there is none, and then it is the command's fault."""
+    start_about: str = ""
+    """What that is about: the program to be executed, the folder to run in, or something else."""
+    start_subject: str = ""
+    """Its path, where it has one."""
     lost: str = ""
     wall_s: float | None = None
     timeout_s: float = 0.0
     lease_waited_s: float | None = None
     """How long it waited for its device's lease, beside its timeout."""
+    host_memory_own: bool = False
+    """It was the attempt's own limit of host memory that was used up."""
     host_memory: str = ""
     """Why the kernel ended some of it for want of the host's memory; empty where it didn't, or nobody knows."""
     measurement: Measurement | None = None
@@ -165,9 +178,9 @@ def _failure(evidence: Evidence, at_unix_s: float) -> tuple[Outcome, AttemptErro
         return outcome, AttemptError(kind, message[:MESSAGE_LIMIT], at_unix_s)
 
     if evidence.start_error:
-        return error(
-            Outcome.REJECTED, ErrorKind.NOT_STARTED, f"the worker could not be started: {evidence.start_error}"
-        )
+        kind = kind_of_start(evidence.start_errno, evidence.start_about)
+        message = f"the worker could not be started: {evidence.start_error}"[:MESSAGE_LIMIT]
+        return Outcome.REJECTED, AttemptError(kind, message, at_unix_s, AT_START, subject=evidence.start_subject)
     if evidence.lost:
         return error(Outcome.LOST, ErrorKind.LOST, evidence.lost)
     if evidence.timed_out:
@@ -182,24 +195,32 @@ def _failure(evidence: Evidence, at_unix_s: float) -> tuple[Outcome, AttemptErro
     if evidence.host_memory:
         # Not out_of_memory: no smaller batch and no other device would cure it.
         message = f"{evidence.host_memory}; {_last_words(evidence.log_text)}"
-        return error(Outcome.FAILED, ErrorKind.KILLED_BY_SIGNAL, message)
+        kind = ErrorKind.KILLED_BY_SIGNAL if evidence.host_memory_own else ErrorKind.HOST_MEMORY
+        return error(Outcome.FAILED, kind, message)
     if evidence.malformed:
         return error(Outcome.FAILED, ErrorKind.MALFORMED_RESULT, evidence.malformed)
     if evidence.exit_status == 0:
         where = "its output has no `speedup: x.xx`" if evidence.from_stdout else "it wrote no result line"
         return error(Outcome.FAILED, ErrorKind.NO_RESULT, f"the worker exited 0, but {where}")
-    return error(*_from_output(evidence))
+    outcome, kind, message = _from_output(evidence)
+    told = told_by(last_exception(evidence.log_text)) if kind in _MAY_BE_ENVIRONMENT else None
+    if told is not None:
+        return outcome, AttemptError(told.kind, message[:MESSAGE_LIMIT], at_unix_s, subject=told.subject)
+    return error(outcome, kind, message)
 
 
 def _reported(reported: WorkerError, at_unix_s: float) -> tuple[Outcome, AttemptError]:
     outcome = Outcome.OUT_OF_MEMORY if reported.kind is ErrorKind.OUT_OF_MEMORY else Outcome.FAILED
+    # A worker that knows no other kind says in words that it was the hub and not the model.
+    told = hub_told_by(reported.message) if reported.kind is ErrorKind.MODEL_UNAVAILABLE else None
     return outcome, AttemptError(
-        reported.kind,
+        reported.kind if told is None else told.kind,
         reported.message[:MESSAGE_LIMIT],
         at_unix_s,
         reported.phase,
         reported.requested_bytes,
         reported.free_bytes,
+        subject=reported.subject if told is None else reported.subject or told.subject,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from immutables import Map
 
+from boundd.core.lifecycle.patience import given_up_with, without_charge
 from boundd.core.lifecycle.retry import cut_siblings, decide
 from boundd.core.memory.diagnosis import diagnose
 from boundd.core.memory.footprint import CONTEXT_BYTES
@@ -16,11 +17,12 @@ from boundd.core.model.devices import Device
 from boundd.core.model.effects import Action, Commit, Effect, Note, ResultsChanged
 from boundd.core.model.events import Now
 from boundd.core.model.history import Observation
-from boundd.core.model.outcomes import MemoryCause, Outcome, Verdict
+from boundd.core.model.outcomes import ErrorKind, MemoryCause, Outcome, Verdict
 from boundd.core.model.records import Record, SaveCell, SaveDuration, SaveEnd, SaveObservation
 from boundd.core.model.state import State
 from boundd.core.model.transitions import GIVE_UP, AttemptTrigger, Trigger, next_attempt_state, next_cell_state
 from boundd.core.model.workload import subject_on, workload_of
+from boundd.core.scheduler import environment
 from boundd.core.scheduler.durations import duration_of
 from boundd.core.scheduler.quarantine import impose_for_deaths, lift_after
 from boundd.core.scheduler.quick_deaths import after_end, is_quick_failure
@@ -31,6 +33,7 @@ def end_attempt(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> t
     ended = replace(attempt, state=next_attempt_state(attempt.state, AttemptTrigger.ENDED))
     assert ended.state is AttemptState.ENDED
     verdict, memory_notes = _diagnosed(state, attempt, verdict)
+    state, environment_notes = environment.after_end(state, attempt, verdict, now)
     record, notes = _cell_after(state, attempt, verdict, now)
     records: list[Record] = [SaveEnd(ended, verdict, now.unix_s), SaveCell(record)]
     new = replace(
@@ -41,6 +44,8 @@ def end_attempt(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> t
         completions=state.completions + 1,
     )
     new, lessons = _learned(new, attempt, verdict)
+    new, ended_with, ended_notes = given_up_with(new, attempt, verdict)
+    lessons += ended_with
     if verdict.error is not None and verdict.error.cause is MemoryCause.TOO_BIG:
         new, cut = cut_siblings(new, attempt)
         lessons = [*lessons, *cut]
@@ -48,7 +53,8 @@ def end_attempt(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> t
     new = after_end(new, attempt, verdict, now.boot_s)
     new, lifted, lift_notes = lift_after(new, attempt, now)
     new, imposed, imposed_notes = impose_for_deaths(new, now)
-    told = (_end_note(attempt, verdict), *memory_notes, *notes, *lift_notes, *imposed_notes)
+    told = (_end_note(attempt, verdict), *memory_notes, *notes, *environment_notes, *ended_notes)
+    told += (*lift_notes, *imposed_notes)
     return new, (Commit((*records, *lessons, *lifted, *imposed)), *told, ResultsChanged())
 
 
@@ -158,18 +164,27 @@ def _cell_after(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> t
     if attempt.end_reason is EndReason.CANCEL or verdict.outcome is Outcome.CANCELLED:
         cancelled = replace(record, state=next_cell_state(record.state, Trigger.CANCEL), error=verdict.error)
         return cancelled, [_note(Action.CELL_CANCELLED, f"{attempt.label} is cancelled", attempt)]
-    decision = decide(record, attempt, verdict, state.rules)
+    if environment.is_environment(verdict.error):
+        decision = without_charge(state, record, attempt, verdict)
+    else:
+        decision = decide(record, attempt, verdict, state.rules)
     message = f"{attempt.label}: {wording.retry(decision.reason)}"
     if decision.again:
         again = replace(
             decision.record,
             state=next_cell_state(record.state, Trigger.TRY_AGAIN),
             not_before_boot_s=now.boot_s + decision.delay_s if decision.delay_s else 0.0,
-            avoid=attempt.device if is_quick_failure(attempt, verdict, state.rules.quick_s) else "",
+            avoid=attempt.device if _speaks_against_device(state, attempt, verdict) else "",
         )
         return again, [_note(Action.CELL_RETRYING, message, attempt, "warning")]
     given_up = replace(decision.record, state=next_cell_state(record.state, GIVE_UP[verdict.outcome]))
     return given_up, [_note(Action.CELL_GAVE_UP, message, attempt, "error")]
+
+
+def _speaks_against_device(state: State, attempt: Attempt, verdict: Verdict) -> bool:
+    """Whether the cell is better tried on another device next."""
+    failed = verdict.error is not None and verdict.error.kind is ErrorKind.DEVICE_FAILED
+    return failed or is_quick_failure(attempt, verdict, state.rules.quick_s)
 
 
 def _succeeded(record: CellRecord, attempt: Attempt, verdict: Verdict) -> tuple[CellRecord, list[Note]]:

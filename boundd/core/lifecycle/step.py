@@ -34,6 +34,7 @@ from boundd.core.model.transitions import (
     next_attempt_state,
     next_cell_state,
 )
+from boundd.core.scheduler import environment
 from boundd.core.scheduler.planner import Plan, plan
 from boundd.core.scheduler.quarantine import (
     impose_as_on_whole,
@@ -74,6 +75,8 @@ def _config_loaded(state: State, event: ev.ConfigLoaded, now: Now) -> Step:
     new = replace(
         state, rules=event.rules, settings=event.settings, cells=cells, order=order, refused_since=refused_since
     )
+    # A config that names another interpreter or another source may have cured what is held back.
+    new = environment.looked_at_again(new)
     counts = {f"boundd.cells_{name}": count for name, count in sorted(new.count_by_state().items())}
     note = Note(Action.MATRIX_LOADED, f"the matrix has {len(new.order)} cells", fields=counts)
     return new, (*_commit(records), note, ResultsChanged())
@@ -212,7 +215,14 @@ def _attempt_started(state: State, event: ev.AttemptStarted, now: Now) -> Step:
 
 def _attempt_progressed(state: State, event: ev.AttemptProgressed, now: Now) -> Step:
     attempt = replace(state.attempts[event.attempt_id], progress_done=event.done, progress_total=event.total)
-    return replace(state, attempts=state.attempts.set(attempt.id, attempt)), ()
+    new = replace(state, attempts=state.attempts.set(attempt.id, attempt))
+    return _got_further(new, attempt, now) if event.done > 0 else (new, ())
+
+
+def _got_further(state: State, attempt: Attempt, now: Now) -> Step:
+    """The state once an attempt has said that it works; what waited for that is planned at once."""
+    new, notes = environment.got_further(state, attempt)
+    return new, (*notes, WakeAt(now.boot_s)) if notes else ()
 
 
 def _point_measured(state: State, event: ev.PointMeasured, now: Now) -> Step:
@@ -226,7 +236,8 @@ def _point_measured(state: State, event: ev.PointMeasured, now: Now) -> Step:
         _note(Action.POINT_MEASURED, f"{attempt.label}: {point.speedup:.2f}x", attempt), level="debug", fields=fields
     )
     new = replace(state, attempts=state.attempts.set(attempt.id, counted))
-    return new, (Commit((SavePoint(attempt.id, event.index, point), SaveAttempt(counted))), note)
+    new, further = _got_further(new, counted, now)
+    return new, (Commit((SavePoint(attempt.id, event.index, point), SaveAttempt(counted))), note, *further)
 
 
 def _attempt_ended(state: State, event: ev.AttemptEnded, now: Now) -> Step:
@@ -267,7 +278,8 @@ def _retry_requested(state: State, event: ev.RetryRequested, now: Now) -> Step:
         cells = cells.set(key, again)
         records.append(SaveCell(again))
     note = Note(Action.CELLS_RETRIED, f"{count(len(records), 'cell')} put back", fields={"boundd.cells": len(records)})
-    return replace(state, cells=cells), (*_commit(records), note, ResultsChanged())
+    new = environment.looked_at_again(replace(state, cells=cells))
+    return new, (*_commit(records), note, ResultsChanged())
 
 
 def _cancel_requested(state: State, event: ev.CancelRequested, now: Now) -> Step:
@@ -367,11 +379,12 @@ def _wake(state: State, event: ev.Wake, now: Now) -> Step:
 def wake_with(planner: Callable[[State, Now], Plan], state: State, now: Now) -> Step:
     """What a `Wake` does where this planner plans: the core's own, or one that a simulation compares with it."""
     state, imposed, imposed_notes = impose_for_deaths(seen_running(state, now.boot_s), now)
+    state, passed_notes = environment.outlived(state, now.boot_s)
     planned = planner(state, now)
     wake = () if planned.next_wake_boot_s is None else (WakeAt(planned.next_wake_boot_s),)
     records: list[Record] = [*imposed, *(SaveAttempt(attempt) for attempt in (*planned.started, *planned.joined))]
     records += [SaveCell(planned.state.cells[attempt.key]) for attempt in planned.started]
-    effects: list[Effect] = [*_commit(records), *imposed_notes]
+    effects: list[Effect] = [*_commit(records), *imposed_notes, *passed_notes]
     for attempt in planned.started:
         message = (
             f"attempt {attempt.number} of {attempt.label}: {size(attempt.reservation_bytes)} reserved"

@@ -70,6 +70,8 @@ class CellPolicy:
     """The name of the known architecture that its model has; its model's own where the config doesn't say."""
     host_memory_bytes: int | None = None
     """What a rule says that it takes of the host; None where boundd is to know by itself."""
+    program: str = ""
+    """What is executed: the first argument of its command; empty for the daemon's own interpreter."""
     builtin: bool = False
     """Whether the built-in worker runs it, of which boundd knows what it takes of the host."""
     cores: int = 0

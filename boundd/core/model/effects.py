@@ -33,6 +33,8 @@ class Action(StrEnum):
     ATTEMPT_ENDING = "attempt-ending"
     ATTEMPT_ENDED = "attempt-ended"
     ATTEMPT_UNKILLABLE = "attempt-unkillable"
+    ENVIRONMENT_PROBLEM = "environment-problem"
+    ENVIRONMENT_RECOVERED = "environment-recovered"
     FOREIGN_PROCESS = "foreign-process"
     RESERVATION_EXCEEDED = "reservation-exceeded"
     OUT_OF_MEMORY = "out-of-memory"

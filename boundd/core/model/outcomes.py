@@ -36,6 +36,36 @@ class ErrorKind(StrEnum):
     CANCELLED = "cancelled"
     LOST = "lost"
     OTHER = "other"
+    HUB_UNAVAILABLE = "hub_unavailable"
+    """The hub, or the network on the way to it, doesn't answer or answers with an error of its own."""
+    HOST_MEMORY = "host_memory"
+    """The machine ran out of memory, not the device and not the cell's own limit."""
+    HOST_LIMITS = "host_limits"
+    """The machine, or the daemon's share of it, has no descriptors or processes left."""
+    INTERPRETER = "interpreter"
+    """The worker's program is missing or can't be executed."""
+    PACKAGE = "package"
+    """A package that the worker imports is missing or broken."""
+    FILE_SYSTEM = "file_system"
+    """A disk or a network share fails, is full, read-only or gone."""
+    DEVICE_FAILED = "device_failed"
+    """The device failed before the worker had used it."""
+
+
+AT_START = "start"
+"""The phase of a failure that came before the worker was executed."""
+ENVIRONMENT = frozenset(
+    {
+        ErrorKind.HUB_UNAVAILABLE,
+        ErrorKind.HOST_MEMORY,
+        ErrorKind.HOST_LIMITS,
+        ErrorKind.INTERPRETER,
+        ErrorKind.PACKAGE,
+        ErrorKind.FILE_SYSTEM,
+        ErrorKind.DEVICE_FAILED,
+    }
+)
+"""Failures that are no cell's fault: they cost it nothing, and their like is held back (`scheduler.environment`)."""
 
 
 class MemoryCause(StrEnum):
@@ -95,6 +125,8 @@ class AttemptError:
     """Set where memory ran out, by the core, which knows the device and its neighbours."""
     evidence: MemoryEvidence | None = None
     """How the cause was told."""
+    subject: str = ""
+    """Of the environment's failures: what is to be seen to, such as a hub's host, a package or a path. Not stored."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,6 +149,22 @@ class CoresShort:
     kind: Literal["cores_short"] = "cores_short"
 
 
+@dataclass(frozen=True, slots=True)
+class HeldBack:
+    """Something outside the cells is missing or fails, and what needs it waits until it has passed.
+
+    `left_s` is until the next attempt tries that; None while one does.
+    """
+
+    error: ErrorKind
+    subject: str
+    """What is to be seen to, where it is known."""
+    message: str
+    """The latest failure, in its own words."""
+    left_s: float | None
+    kind: Literal["held_back"] = "held_back"
+
+
 HostRefusal = HostMemoryShort | CoresShort
 Refusal = (
     PlainRefusal
@@ -162,6 +178,7 @@ Refusal = (
     | NotAlone
     | MemoryShort
     | EmptiedFor
+    | HeldBack
     | HostRefusal
 )
 
@@ -213,7 +230,7 @@ class Backoff:
     kind: Literal["backoff"] = "backoff"
 
 
-Wait = PlainWait | DiskShort | Backoff
+Wait = PlainWait | DiskShort | Backoff | HeldBack
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +304,10 @@ class RetryRule(StrEnum):
     """Too big, alone on its device: again with the next smaller batch."""
     ONCE_MORE = "once_more"
     """A failure that may pass: again after a backoff."""
+    NOT_ITS_FAULT = "not_its_fault"
+    """The environment failed it: again once that has passed, and free."""
+    PATIENCE_SPENT = "patience_spent"
+    """Given up: what the environment lacks has not come back in as long as the config waits for it."""
     FREE_SPENT = "free_spent"
     """Given up: its free attempts are used up."""
     SAME_AGAIN = "same_again"
@@ -301,6 +322,7 @@ class RetryRule(StrEnum):
 
 GIVES_UP = frozenset(
     {
+        RetryRule.PATIENCE_SPENT,
         RetryRule.FREE_SPENT,
         RetryRule.SAME_AGAIN,
         RetryRule.TRIED_TWICE,
@@ -322,6 +344,7 @@ class RetryReason:
     limit: int | None = None
     """How many free attempts, or failures (`max_attempts`), there may be."""
     delay_s: float | None = None
+    """Until the next attempt, or how long the patience was."""
     reserved_percent: int | None = None
     """What the next attempt reserves, in per cent of what this one ran out of memory with."""
     batch_size: int | None = None

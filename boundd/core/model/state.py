@@ -17,6 +17,7 @@ from boundd.core.model.devices import Device, Strike
 from boundd.core.model.history import Durations, Observations
 from boundd.core.model.host import HostReading
 from boundd.core.model.memo import Memo
+from boundd.core.model.problems import Like, Problem
 from boundd.core.model.quarantines import Quarantine, Subject, device_subject
 from boundd.core.model.queues import Cells
 from boundd.core.model.reasons import Deferral, DiskShort
@@ -34,6 +35,8 @@ class Rules:
     backoff_s: float = 30.0
     quick_s: float = 60.0
     """A plain failure within so long of the start speaks against the device, until the cell fails elsewhere too."""
+    patience_s: float = 86400.0
+    """For how long attempts that the environment fails are tried again before their cells are given up."""
     max_cells: int = 0
     """Attempts at a time on one device; 0 where memory alone decides."""
     torch: str = ""
@@ -66,6 +69,8 @@ class State:
     durations: Durations = field(default_factory=Durations)
     strikes: tuple[Strike, ...] = ()
     """Cells that died quickly, and where, until it is known whether the cell or the device was to blame."""
+    problems: Map[Like, Problem] = field(default_factory=Map)
+    """What is wrong outside the cells, and holds some of them back. Not kept over a restart."""
     completions: int = 0
     """Attempts that ended since the daemon started: the clock that waiting is measured by."""
     refused_since: Map[Requirement, int] = field(default_factory=Map)

@@ -25,6 +25,7 @@ class Trigger(StrEnum):
     GIVE_UP_OUT_OF_MEMORY = "give-up-out-of-memory"
     GIVE_UP_TIMED_OUT = "give-up-timed-out"
     GIVE_UP_LOST = "give-up-lost"
+    GIVE_UP_WAITING = "give-up-waiting"
     CANCEL = "cancel"
     RETRY = "retry"
     IMPORT_SUCCESS = "import-success"
@@ -53,6 +54,7 @@ ENDED_CELL_STATES = (
 CELL_TRANSITIONS: dict[tuple[CellState, Trigger], CellState] = {
     (CellState.PENDING, Trigger.PLACE): CellState.RUNNING,
     (CellState.PENDING, Trigger.CANCEL): CellState.CANCELLED,
+    (CellState.PENDING, Trigger.GIVE_UP_WAITING): CellState.FAILED,
     (CellState.PENDING, Trigger.IMPORT_SUCCESS): CellState.SUCCEEDED,
     (CellState.PENDING, Trigger.IMPORT_FAILED): CellState.FAILED,
     (CellState.PENDING, Trigger.IMPORT_OUT_OF_MEMORY): CellState.OUT_OF_MEMORY,
@@ -88,6 +90,7 @@ MEANINGS: dict[Trigger | AttemptTrigger, str] = {
     Trigger.GIVE_UP_OUT_OF_MEMORY: "it ran out of memory, and nothing is left to try",
     Trigger.GIVE_UP_TIMED_OUT: "it timed out, once too often",
     Trigger.GIVE_UP_LOST: "it was lost, once too often",
+    Trigger.GIVE_UP_WAITING: "it waited for what the environment lacks until the patience was used up",
     Trigger.CANCEL: "a person cancelled it; a running one is cancelled once nothing of it is alive",
     Trigger.RETRY: "a person said `retry`",
     Trigger.IMPORT_SUCCESS: "an old file had a result for it",

@@ -22,7 +22,7 @@ from boundd.core.model.memory_evidence import (
     NobodyElse,
     StoppedByCap,
 )
-from boundd.core.model.outcomes import AttemptError, MemoryCause
+from boundd.core.model.outcomes import AttemptError, ErrorKind, MemoryCause
 from boundd.core.model.quarantines import (
     ByOperator,
     CellsDied,
@@ -39,6 +39,7 @@ from boundd.core.model.reasons import (
     EmptiedFor,
     Full,
     HasEnded,
+    HeldBack,
     HostMemoryShort,
     MemoryShort,
     NoRoom,
@@ -99,6 +100,10 @@ _RETRIES: Mapping[RetryRule, str] = {
     RetryRule.OWN_DEVICE: "the estimate was too low: a device to itself ({used} of {limit} free attempts used)",
     RetryRule.SMALLER_BATCH: "too big alone on its device: batch {batch} instead of {failed_batch}",
     RetryRule.ONCE_MORE: "{error}: once more in {delay:g} s",
+    RetryRule.NOT_ITS_FAULT: "{error}: not its fault, and free: again once that has passed",
+    RetryRule.PATIENCE_SPENT: (
+        "{error}, and the patience of {delay:g} s (retry.patience) is used up: `boundctl retry` tries again"
+    ),
     RetryRule.FREE_SPENT: "{limit} free attempts used up",
     RetryRule.SAME_AGAIN: "{error}: another attempt would end the same",
     RetryRule.TRIED_TWICE: "{error}: it was tried once more already",
@@ -166,6 +171,55 @@ def _run_there(attempts: int) -> str:
     return f"{count(attempts, 'attempt')} {'runs' if attempts == 1 else 'run'} there"
 
 
+# The environment
+
+_PROBLEMS: Mapping[ErrorKind, tuple[str, str]] = {
+    ErrorKind.HUB_UNAVAILABLE: (
+        "the hub can't be reached",
+        "See to the network, or fetch the model beforehand with `hf download`",
+    ),
+    ErrorKind.HOST_MEMORY: (
+        "the machine is out of memory",
+        "Free memory on the machine, or tell boundd what cells take with `host_memory` in a rule",
+    ),
+    ErrorKind.HOST_LIMITS: (
+        "the machine is out of descriptors or processes",
+        "Raise LimitNOFILE or TasksMax of the unit (`ulimit -n`, `-u`), or end who holds them",
+    ),
+    ErrorKind.INTERPRETER: (
+        "the worker's program can't be executed",
+        "Put the program there, make it executable, or correct `worker.python` or `worker.command`",
+    ),
+    ErrorKind.PACKAGE: (
+        "a package is missing or broken",
+        "Install it for the worker's interpreter (`worker.python`)",
+    ),
+    ErrorKind.FILE_SYSTEM: ("a file system fails", "See to the disk, or mount the share again"),
+    ErrorKind.DEVICE_FAILED: (
+        "a device fails before it is used",
+        "See `boundctl doctor` and `nvidia-smi`; `boundctl cordon` takes the device out for good",
+    ),
+}
+"""What is wrong, and what a person may do about it."""
+_OTHER = ("something outside the cells fails", "See what it says")
+
+
+def problem(kind: ErrorKind, subject: str) -> str:
+    """What is wrong outside the cells, and with what."""
+    return _PROBLEMS.get(kind, _OTHER)[0] + (f" ({subject})" if subject else "")
+
+
+def cure(kind: ErrorKind) -> str:
+    """What a person may do about it, in a sentence."""
+    return f"{_PROBLEMS.get(kind, _OTHER)[1]}; it goes on by itself."
+
+
+def held_back(found: HeldBack) -> str:
+    """What a cell waits for, how long yet, and the cure."""
+    when = "one attempt tries whether it has passed" if found.left_s is None else f"tried again in {found.left_s:.0f} s"
+    return f"held back: {problem(found.error, found.subject)}: {found.message}; {when}. {cure(found.error)}"
+
+
 _REFUSALS: Mapping[type, Callable[[Any], str]] = {
     PlainRefusal: _PLAIN.__getitem__,
     Quarantined: lambda no: f"cordoned: {quarantine(no.quarantine.cause)}",
@@ -178,6 +232,7 @@ _REFUSALS: Mapping[type, Callable[[Any], str]] = {
     NotAlone: _not_alone,
     MemoryShort: _memory_short,
     EmptiedFor: _emptied_for,
+    HeldBack: held_back,
     HostMemoryShort: _host_memory_short,
     CoresShort: _cores_short,
 }
@@ -213,6 +268,7 @@ def disk_short(short: DiskShort) -> str:
 _WAITS: Mapping[type, Callable[[Any], str]] = {
     PlainWait: _PLAIN.__getitem__,
     DiskShort: disk_short,
+    HeldBack: held_back,
     Backoff: lambda wait: f"backoff: {wait.left_s:.0f} s left",
 }
 

@@ -25,6 +25,7 @@ from boundd.core.model.reasons import (
 from boundd.core.model.requirements import Requirement
 from boundd.core.model.state import State
 from boundd.core.scheduler.durations import expected_left_s
+from boundd.core.scheduler.environment import device_held_back
 from boundd.core.scheduler.host import HostLedger, HostNeed
 from boundd.core.scheduler.needs import Kind, KnownNeeds, Need, kind_of, must_be_alone, need_of
 from boundd.core.scheduler.quick_deaths import rests
@@ -151,7 +152,8 @@ class Ledger:
         limit = limit_of(self.state, device)
         if limit is not None and len(attempts) >= limit:
             return Full(len(attempts), limit)
-        return rests(self.state, device.uuid, attempts, self.boot_s)
+        held_back = device_held_back(self.state, device.uuid, attempts, self.boot_s)
+        return held_back or rests(self.state, device.uuid, attempts, self.boot_s)
 
     # The devices that take cells of the matrix
 

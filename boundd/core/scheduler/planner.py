@@ -23,6 +23,7 @@ from boundd.core.model.requirements import Requirement
 from boundd.core.model.state import State
 from boundd.core.model.transitions import Trigger, next_cell_state
 from boundd.core.model.workload import subject_on
+from boundd.core.scheduler import environment
 from boundd.core.scheduler.durations import expectations
 from boundd.core.scheduler.ledger import Ledger
 from boundd.core.scheduler.order import LONG_PATIENCE, passed_over, patience, ranked
@@ -65,6 +66,10 @@ class Deferrals(Mapping[str, Deferral]):
             return Deferral(self.wait)
         if record.not_before_boot_s > self.now.boot_s:
             return Deferral(Backoff(record.not_before_boot_s - self.now.boot_s))
+        needs = self.state.memo.requirement_of(record)
+        problem = environment.held_back(self.state.problems, needs, self.now.boot_s)
+        if problem is not None:
+            return Deferral(environment.waits_for(problem, self.now.boot_s))
         answer = best_placement(self.state, record, self.held, self.now.boot_s)
         if isinstance(answer, Placement):
             return Deferral(PlainWait.ROOM_BY_NOW)
@@ -90,7 +95,7 @@ def plan(state: State, now: Now) -> Plan:
         return Plan(_explained(state, now, {}), (), (), None)
     overdue = passed_over(state)
     filling = _Filling(state, now, overdue)
-    queues = ranked(state, filling.ledger, overdue)
+    queues = [needs for needs in ranked(state, filling.ledger, overdue) if not filling.holds_back(needs)]
     # Where a device takes one cell at a time, nobody waits to know how much another needs.
     crowded = not all(kind.single for kind in filling.ledger.kinds())
     scouts = scouted(state, queues) if crowded else []
@@ -180,6 +185,7 @@ class _Filling:
         self.passed: list[Requirement] = []
         """Queues that were refused since the last cell was placed: the next one overtakes them."""
         self.last_model = state.last_model
+        self.problems = state.problems
         self.emptying: dict[str, str] = {}
         self.emptying_for: set[Requirement] = set()
         """The queues of the cells that devices are being emptied for: most have none, and need not look for it."""
@@ -187,8 +193,14 @@ class _Filling:
         """Cells that found no place in this step and for which a device may stay empty."""
         for uuid, key in state.emptying.items():
             record = state.cells.get(key)
-            if record is not None and record.state is CellState.PENDING and self._may_hold(record, uuid):
+            if record is None or record.state is not CellState.PENDING or not self._may_hold(record, uuid):
+                continue
+            if not self.holds_back(state.memo.requirement_of(record)):
                 self._hold(record, uuid)
+
+    def holds_back(self, needs: Requirement) -> bool:
+        """Whether a queue's cells wait for a problem of the environment to pass, or for the one that probes it."""
+        return environment.held_back(self.problems, needs, self.now.boot_s) is not None
 
     def fill(self, needs: Requirement, most: int | None = None, *, wanted: bool = False) -> bool:
         """Start cells of one queue until one finds no place, or `most` were started; whether one found none.
@@ -207,7 +219,7 @@ class _Filling:
             if not self.cells.waits_in(needs, key):
                 touched = True
                 continue
-            if left == 0:
+            if left == 0 or (self.problems and self.holds_back(needs)):
                 break
             record = self.cells[key]
             if record.not_before_boot_s > self.now.boot_s:
@@ -252,6 +264,7 @@ class _Filling:
             attempts=attempts,
             refused_since=self.refused_since,
             last_model=self.last_model,
+            problems=self.problems,
             emptying={uuid: key for uuid, key in self.emptying.items() if key in self.wanting},
         )
         state = _explained(state, self.now, self.ledger.held)
@@ -361,6 +374,7 @@ class _Filling:
                 changed[other.id] = replace(other, had_company=True)
         self.started[attempt.id] = attempt
         self.choices[attempt.id] = placement.choice
+        self.problems = environment.probed_by(self.problems, self.before.memo.requirement_of(record), attempt)
         self.last_model = str(record.cell.parameters.get("model", ""))
         self.search.add(attempt)
 
@@ -373,5 +387,5 @@ def _explained(state: State, now: Now, held: Mapping[str, str], wait: Wait | Non
 
 def _next_wake(state: State, now: Now) -> float | None:
     waits = [boot_s for boot_s in state.cells.resting.values() if boot_s > now.boot_s]
-    rest = next_rest_end(state, now.boot_s)
-    return min([*waits, *([] if rest is None else [rest])], default=None)
+    looks = (next_rest_end(state, now.boot_s), environment.next_look_boot_s(state, now.boot_s))
+    return min([*waits, *(look for look in looks if look is not None)], default=None)

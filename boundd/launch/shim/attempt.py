@@ -46,7 +46,7 @@ from .kernel import (
 )
 from .lease import LeaseWatch
 from .log import CappedLog
-from .worker import Worker, call_off, fork_worker, let_go
+from .worker import Worker, call_off, fork_worker, let_go, why_not_started
 
 NAME = "boundd-shim"
 """What `ps -o comm` and `top` call it: its arguments are those of the zygote that forked it."""
@@ -313,10 +313,7 @@ class Shim:
         }
 
     def _outcome(self) -> dict[str, object]:
-        try:
-            start_error = os.read(self._worker.error, 4096).decode(errors="replace")
-        except BlockingIOError:
-            start_error = ""
+        number, about, subject, start_error = why_not_started(self._worker) or (None, "", "", "")
         code = None if self._status is None else os.waitstatus_to_exitcode(self._status)
         return {
             "format": OUTCOME_FORMAT,
@@ -325,6 +322,9 @@ class Shim:
             "timed_out": self._timed_out,
             "ended_on_request": self._ended_on_request,
             "start_error": start_error,
+            "start_errno": number,
+            "start_about": about,
+            "start_subject": subject,
             "wall_s": round(max(0.0, self._ended_s - self._started_s), 3),
             "results_bytes": self._results_bytes,
             "lease_waited_s": None if self._lease is None else round(self._lease.waited_s, 3),

@@ -5,7 +5,7 @@ more when it writes to it again. So the worker doesn't know what it will be; it 
 go, and ends if the gate is closed before.
 """
 # pathlib and contextlib would cost each shim memory and start-up time:
-# ruff: noqa: PTH112
+# ruff: noqa: PTH110, PTH112
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from typing import NamedTuple, NoReturn
 
 from .kernel import PR_SET_PDEATHSIG, be_no_dearer_than_others, default_signals, prctl, read_all, write_file
 
-_LONGEST_ERROR_BYTES = 4000
+_LONGEST_PATH = 1000
+_LONGEST_WORDS = 1000
+PROGRAM, FOLDER = "program", "folder"
 
 
 class Worker(NamedTuple):
@@ -94,7 +96,7 @@ def _become_worker(shim_pid: int, lock: int, gate: int, output: int, error: int)
         os.chdir(cwd)
         _execute(argv, env)
     except BaseException as failure:
-        os.write(error, _start_error(failure, argv, cwd).encode(errors="replace")[:_LONGEST_ERROR_BYTES])
+        os.write(error, _start_error(failure, argv, cwd))
     finally:
         os._exit(127)
 
@@ -105,12 +107,43 @@ def _execute(argv: list[str], env: dict[str, str]) -> None:
     os.execvpe(argv[0], argv, env)  # noqa: S606
 
 
-def _start_error(error: BaseException, argv: list[str], cwd: str) -> str:
-    """Why the worker could not be executed, in words."""
-    if not isinstance(error, OSError):
-        return f"{argv[0] if argv else 'an empty command'}: {error}"
-    if error.filename == cwd and not os.path.isdir(cwd):
-        return f"no such folder: {cwd}"
-    if error.errno == errno.ENOENT:
-        return f"no such file: {argv[0]}"
-    return f"{error.filename or argv[0]}: {os.strerror(error.errno or 0)}"
+def _start_error(error: BaseException, argv: list[str], cwd: str) -> bytes:
+    """Why the worker could not be executed, for the shim: an error number, what it is about, its path, and words."""
+    about, subject = _about(error, argv, cwd)
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None:
+        words = f"{argv[0] if argv else 'an empty command'}: {error}"
+    elif about == FOLDER and not os.path.isdir(cwd):
+        words = f"no such folder: {cwd}"
+    elif number == errno.ENOENT and about == PROGRAM:
+        # Of a script that is executable, the interpreter on its first line may be what is missing.
+        words = f"no such file: {subject}, or the interpreter that it names"
+        if not os.path.exists(subject):
+            words = f"no such file: {subject}"
+    else:
+        words = f"{subject}: {os.strerror(number)}"
+    told = [number, about, subject[:_LONGEST_PATH], words[:_LONGEST_WORDS]]
+    return marshal.dumps([part.encode(errors="replace") if isinstance(part, str) else part for part in told])
+
+
+def _about(error: BaseException, argv: list[str], cwd: str) -> tuple[str, str]:
+    filename = getattr(error, "filename", None)
+    if isinstance(filename, bytes):  # of the folders of PATH, as `execvpe` searches them
+        filename = os.fsdecode(filename)
+    if filename is not None and filename == cwd:
+        return FOLDER, cwd
+    if filename is None or (argv and filename == argv[0]) or (argv and filename.endswith("/" + argv[0])):
+        return PROGRAM, argv[0] if argv else ""
+    return "", str(filename)
+
+
+def why_not_started(worker: Worker) -> tuple[int | None, str, str, str] | None:
+    """Why a worker was not executed: error number, what it is about, its path, and words. None of one that was."""
+    try:
+        told = os.read(worker.error, 8192)
+    except BlockingIOError:
+        return None
+    if not told:
+        return None
+    number, about, subject, words = marshal.loads(told)  # noqa: S302 - its own worker has written it
+    return number, about.decode(errors="replace"), subject.decode(errors="replace"), words.decode(errors="replace")

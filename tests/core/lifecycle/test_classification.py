@@ -147,7 +147,7 @@ def test_the_hosts_memory_is_not_the_devices() -> None:
     verdict = classify(Evidence(signal=9, host_memory=host, log_text="step 3 of 20\n"), 0.0)
     assert verdict.outcome is Outcome.FAILED
     assert verdict.error is not None
-    assert verdict.error.kind is ErrorKind.KILLED_BY_SIGNAL
+    assert verdict.error.kind is ErrorKind.HOST_MEMORY
     assert host in verdict.error.message
     assert "step 3 of 20" in verdict.error.message
     loader = classify(Evidence(exit_status=1, host_memory=host, log_text="RuntimeError: a loader was killed\n"), 0.0)
