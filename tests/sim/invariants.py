@@ -30,8 +30,9 @@ from boundd.core.model.state import Rules, State, sanity_check
 from boundd.sim.machine import Machine, Worker, most_bytes
 from boundd.sim.recorder import FITS_PERCENT, PLAIN, fits_alone
 from boundd.sim.trace import MemoryEnd, Violation
-from boundd.sim.world import Wish, World
+from boundd.sim.world import World
 from tests.sim.memory_store import Kept, bare_cell
+from tests.sim.trouble import Trouble, Wish
 
 FREE_ATTEMPTS = 10
 """What is promised: so many attempts that nobody pays for. A number of its own, so that a change there is noticed."""
@@ -118,7 +119,8 @@ class Checker(NoChecks):
         self._charges: dict[str, int] = {}
         self._away: dict[tuple[object, ...], _Away] = {}
         """By what was missing, and for whom."""
-        self._reloads = any(deed.wish is Wish.RELOAD for deed in world.faults.deeds)
+        deeds = world.faults.deeds if isinstance(world.faults, Trouble) else ()
+        self._reloads = any(deed.wish is Wish.RELOAD for deed in deeds)
         self._compared: dict[int, tuple[object, object]] = {}
         self._in_force: ConfigLoaded | None = None
         names = Counter(device.name for device in world.devices)
