@@ -94,7 +94,7 @@ class LocalLauncher:
         raise LaunchError(
             f"the shim of attempt {spec.attempt_id} {how} before it started the worker: {why}",
             passing=number in _DISK_ERRORS,
-            number=number,
+            number=number or None,
         )
 
     async def wait(self, attempt_id: str) -> ProcessEnd:

@@ -593,7 +593,7 @@ def nobody_is_held_back(patch: Patch) -> None:
 @bug("held-back")
 def a_failed_device_takes_any(patch: Patch) -> None:
     """A device that fails before it is used is always free, and draws every cell."""
-    patch.setattr(placement, "device_held_back", lambda state, device, attempts, boot_s: "")
+    patch.setattr(ledger, "device_held_back", lambda state, device, attempts, boot_s: None)
 
 
 @bug("held-back")
