@@ -53,7 +53,7 @@ def kind_reported(message: str) -> ErrorKind:
     return verdict.error.kind
 
 
-@settings(max_examples=VARIANTS)
+@settings(max_examples=VARIANTS, deadline=None)
 @given(statuses, hosts, models, st.integers(0, 3))
 def test_every_status_is_the_hubs_or_the_models(status: int, host: str, model: str, wording: int) -> None:
     """From 500 on, and where it asks to come back later, it is the hub's; else it says something of the model."""
@@ -68,7 +68,7 @@ def test_every_status_is_the_hubs_or_the_models(status: int, host: str, model: s
         assert verdict.error.subject == host
 
 
-@settings(max_examples=VARIANTS // 2)
+@settings(max_examples=VARIANTS // 2, deadline=None)
 @given(
     st.sampled_from(
         [
@@ -112,7 +112,7 @@ def test_what_the_hub_says_for_good_is_the_models(line: str) -> None:
     assert kind_reported(line) is GONE
 
 
-@settings(max_examples=VARIANTS)
+@settings(max_examples=VARIANTS, deadline=None)
 @given(st.sampled_from(sorted(errno.errorcode)), st.sampled_from([PROGRAM, FOLDER, "launcher", ""]))
 @example(errno.ENOENT, FOLDER)
 @example(errno.EAGAIN, "launcher")
