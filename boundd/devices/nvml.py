@@ -12,7 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
@@ -25,6 +25,12 @@ from boundd.ports import DeviceError
 
 FIRST_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 30.0
+MOST_ABANDONED = 4
+"""So many children that could not be ended are left alone: each may hold the driver's lock."""
+SKIP_PAUSES = 30.0
+"""A device on which the driver hangs is asked for again after so many times the first backoff; each time in vain
+doubles that, up to `LONGEST_SKIP_S`."""
+LONGEST_SKIP_S = 1800.0
 HEALTH_INTERVAL_S = 10.0
 """Counters of memory errors change seldom, and some drivers take milliseconds to read them."""
 UNHEALTHY_XIDS: Mapping[int, str] = {
@@ -51,6 +57,15 @@ class NoDriverError(DeviceError):
 
 class BrokenDriverError(DeviceError):
     """There is an NVIDIA driver, or a part of one, and it doesn't work; the message says how and what to do."""
+
+
+@dataclass(slots=True)
+class _Skipped:
+    """A device that isn't asked for: why, when it is tried again, and how long to wait after that."""
+
+    why: str
+    next_s: float
+    pause_s: float
 
 
 class _Unanswered(Exception):  # noqa: N818 - it is how a reading ends, and never leaves this module
@@ -89,6 +104,9 @@ class NvmlProbe:
         self._last_failure = ""
         self._known: dict[str, DeviceReading] = {}
         self._told: dict[str, Told] = {}
+        self._suspect: int | None = None
+        self._blamed = False
+        self._skipped: dict[int, _Skipped] = {}
         self._health_interval_s = health_interval_s
         self._health_due_s = 0.0
         self._is_timed = is_timed
@@ -99,8 +117,10 @@ class NvmlProbe:
     async def read(self, *, processes: bool) -> tuple[DeviceReading, ...]:
         """Every device known, in NVML's order, a MIG device before its instances (they share its index).
 
-        Takes `deadline_s` at most, and `start_deadline_s` in addition while no device is known yet. Once any device is
-        known, a driver that is gone or silent makes all of them unavailable and raises nothing.
+        Takes `deadline_s` at most, twice that where a device is tried again on which the driver hung, and
+        `start_deadline_s` and a `deadline_s` or two a device in addition while none is known yet. Once any device is
+        known, a driver that is gone or silent makes all of them unavailable and raises nothing. Where it is silent
+        twice in a row about the same device, the next readings leave that one out.
 
         Raises:
             NoDriverError: no driver, and no device was ever seen.
@@ -108,8 +128,9 @@ class NvmlProbe:
         """
         async with self._lock:
             self._abandoned = [child for child in self._abandoned if not child.is_reaped()]
+            await self._try_skipped()
             try:
-                reply, driver = await self._ask(processes=processes)
+                reply, driver = await self._ask_until_blamed(processes=processes)
             except (_Unanswered, DeviceError) as error:
                 if not self._known:
                     raise error if isinstance(error, DeviceError) else BrokenDriverError(_advice(str(error))) from None
@@ -128,6 +149,46 @@ class NvmlProbe:
                 child, self._child = self._child, None
                 if child is not None:
                     await child.aclose()
+
+    async def _ask_until_blamed(self, *, processes: bool) -> tuple[dict[str, Any], str]:
+        """`_ask`; while no device is known yet, again as long as one device after the other is found to hang."""
+        while True:
+            self._blamed = False
+            try:
+                return await self._ask(processes=processes)
+            except _Unanswered:
+                if self._known or not self._blamed:
+                    raise
+
+    async def _try_skipped(self) -> None:
+        """See, in a child of its own, whether the driver answers for a device again on which it hung."""
+        now_s = time.monotonic()
+        due = [index for index, skipped in self._skipped.items() if now_s >= skipped.next_s]
+        if not due or len(self._abandoned) >= MOST_ABANDONED or self._closed:
+            return
+        index = due[0]
+        try:
+            scout = await anyio.to_thread.run_sync(NvmlProcess, self._environ)
+        except OSError:
+            return
+        try:
+            with anyio.fail_after(self._deadline_s):
+                greeting = await scout.greet()
+                reply = await scout.ask(only=index) if greeting.get("ready") else {}
+        except (TimeoutError, ChildGoneError):
+            reply = {}
+        except BaseException:
+            scout.kill()
+            raise
+        if "devices" in reply:
+            del self._skipped[index]
+            await scout.aclose()
+            return
+        scout.kill()
+        self._abandoned.append(scout)
+        skipped = self._skipped[index]
+        skipped.pause_s = min(LONGEST_SKIP_S, 2 * skipped.pause_s)
+        skipped.next_s = time.monotonic() + skipped.pause_s
 
     async def _ask(self, *, processes: bool) -> tuple[dict[str, Any], str]:
         """The child's reply and the driver's version, within the deadlines.
@@ -161,6 +222,7 @@ class NvmlProbe:
                     processes=processes,
                     health=health,
                     unlisted=[uuid for uuid in self._known if processes and self._is_timed(uuid)],
+                    skip=self._skipped,
                 )
         except TimeoutError:
             raise self._failed_with(f"the driver did not answer within {self._deadline_s:.1f} s") from None
@@ -169,7 +231,10 @@ class NvmlProbe:
         if "devices" not in reply:
             # NVML doesn't get over losing its driver within one process, so the next reading has a new one.
             raise self._failed_with(f"the driver reports: {reply.get('error')}")
-        self._failures = 0
+        for entry in reply["devices"]:
+            if entry["index"] in self._skipped:
+                entry["unavailable"] = self._skipped[entry["index"]].why
+        self._failures, self._suspect = 0, None
         if health:
             self._health_due_s = time.monotonic() + self._health_interval_s
         return reply, str(greeting.get("driver", ""))
@@ -185,8 +250,7 @@ class NvmlProbe:
         if self._child is None:
             if time.monotonic() < self._not_before_s:
                 raise _Unanswered(self._last_failure)
-            if self._abandoned and len(self._abandoned) >= 4:
-                # Each one may hold the driver's lock and none of them ends: more of them would help nobody.
+            if len(self._abandoned) >= MOST_ABANDONED:
                 raise _Unanswered(f"{self._last_failure}; {len(self._abandoned)} stuck probes could not be ended")
             try:
                 # In a thread: the kernel may take its time over a process, and the loop has others to serve.
@@ -196,7 +260,9 @@ class NvmlProbe:
         return self._child
 
     def _failed_with(self, reason: str) -> _Unanswered:
-        """Give the child up and put off the next one; the exception to raise."""
+        """Give the child up and put off the next one; the exception to raise. Where it fails for the second time in a
+        row on the same device, that is left out from now on, and the next child comes at once."""
+        at = None if self._child is None else self._child.at
         if self._child is not None:
             self._child.kill()
             self._abandoned.append(self._child)
@@ -206,6 +272,13 @@ class NvmlProbe:
         self._failures = min(self._failures + 1, 12)
         self._not_before_s = time.monotonic() + pause_s
         self._last_failure = reason
+        self._blamed = at is not None
+        if at is not None and at == self._suspect:
+            why = f"{reason} when it was asked for this device; the others are read without it"
+            pause_s = min(LONGEST_SKIP_S, self._first_backoff_s * SKIP_PAUSES)
+            self._skipped[at] = _Skipped(why, time.monotonic() + pause_s, pause_s)
+            self._failures, self._not_before_s = 0, 0.0
+        self._suspect = at
         return _Unanswered(reason)
 
     def _merge(self, entries: Sequence[Mapping[str, Any]], driver: str) -> tuple[DeviceReading, ...]:

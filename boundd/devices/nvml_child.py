@@ -2,10 +2,12 @@
 
 It speaks JSON lines. First, unasked, it says how initialising went: {"ready": true, "driver": "550.54"} or
 {"ready": false, "kind": "absent" | "broken", "message": "..."}. Then each line
-{"id": 1, "processes": false, "health": false, "unlisted": []} on standard input is answered by
-{"id": 1, "devices": [...], "xids": {"GPU-...": [79]}} or {"id": 1, "error": "..."}: `processes` asks for process lists,
-but of the devices in `unlisted`, and `health` for the counters of memory errors. The end of standard input ends the
-process, even in the middle of a call that doesn't return.
+{"id": 1, "processes": false, "health": false, "unlisted": [], "skip": [], "only": null} on standard input is answered
+by {"id": 1, "devices": [...], "xids": {"GPU-...": [79]}} or {"id": 1, "error": "..."}: `processes` asks for process
+lists, but of the devices in `unlisted`, and `health` for the counters of memory errors. `skip` are the indices of
+devices that are not touched, and `only` is that of the one device that is. Before each device {"id": 1, "at": 0} tells
+its index, so that whoever waits in vain knows for which. The end of standard input ends the process, even in the
+middle of a call that doesn't return.
 
 It imports little of boundd, and no library but NVML's binding, so that starting it costs as little as possible.
 """
@@ -18,7 +20,7 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +46,10 @@ class Request:
     processes: bool = False
     health: bool = False
     unlisted: Container[str] = ()
+    skip: Container[int] = ()
+    only: int | None = None
+    at: Callable[[int], None] = lambda _index: None
+    """Called before each device that is touched."""
 
 
 class Events:
@@ -309,6 +315,13 @@ def read_all(nvml: Any, events: Events, request: Request) -> list[dict[str, Any]
     """
     entries: list[dict[str, Any]] = []
     for index in range(nvml.nvmlDeviceGetCount()):
+        if request.only is not None and index != request.only:
+            continue
+        if index in request.skip:
+            entries.append({"index": index, "uuid": "", "name": "", "unavailable": "skipped"})
+            events.forget(index)
+            continue
+        request.at(index)
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
         except nvml.NVMLError as error:
@@ -374,7 +387,12 @@ def main() -> None:
     events = Events(nvml)
     while True:
         asked = json.loads(requests.get())
-        request = Request(asked["processes"], asked["health"], frozenset(asked["unlisted"]))
+
+        def at(index: int, number: int = asked["id"]) -> None:
+            reply({"id": number, "at": index})
+
+        unlisted, skip = frozenset(asked["unlisted"]), frozenset(asked["skip"])
+        request = Request(asked["processes"], asked["health"], unlisted, skip, asked["only"], at)
         try:
             devices = read_all(nvml, events, request)
         except nvml.NVMLError as error:

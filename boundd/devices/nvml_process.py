@@ -59,6 +59,8 @@ class NvmlProcess:
         self._started_s = time.monotonic()
         self.greeting: dict[str, Any] | None = None
         """What it said of initialising; None until it has."""
+        self.at: int | None = None
+        """The index of the device that it was last heard to be asking for; None where it is asking for none."""
 
     @property
     def pid(self) -> int:
@@ -80,7 +82,15 @@ class NvmlProcess:
             self.greeting = await self._receive()
         return self.greeting
 
-    async def ask(self, *, processes: bool, health: bool, unlisted: Iterable[str]) -> dict[str, Any]:
+    async def ask(
+        self,
+        *,
+        processes: bool = False,
+        health: bool = False,
+        unlisted: Iterable[str] = (),
+        skip: Iterable[int] = (),
+        only: int | None = None,
+    ) -> dict[str, Any]:
         """One reading; see `nvml_child` for what can be asked.
 
         A reply to an earlier question, whose asker was cancelled, is passed over.
@@ -89,7 +99,8 @@ class NvmlProcess:
             ChildGoneError: it ended.
         """
         self._last_id += 1
-        asked = {"id": self._last_id, "processes": processes, "health": health, "unlisted": list(unlisted)}
+        asked: dict[str, Any] = {"id": self._last_id, "processes": processes, "health": health}
+        asked |= {"unlisted": list(unlisted), "skip": list(skip), "only": only}
         line = json.dumps(asked).encode() + b"\n"
         try:
             # Below PIPE_BUF (4,096; a UUID has 40), so it is written whole or not at all.
@@ -100,7 +111,10 @@ class NvmlProcess:
             raise ChildGoneError(await self._how_it_ended()) from None
         while True:
             reply = await self._receive()
-            if reply.get("id") == self._last_id:
+            if "at" in reply:
+                self.at = reply["at"]
+            elif reply.get("id") == self._last_id:
+                self.at = None
                 return reply
 
     async def _receive(self) -> dict[str, Any]:

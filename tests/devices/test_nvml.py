@@ -282,9 +282,10 @@ async def test_children_are_not_started_in_a_hurry(fake: Any) -> None:
     """Against a driver that stays hung, reads between two attempts answer at once, with the reason."""
     probe = NvmlProbe(fake.environ, deadline_s=0.3, first_backoff_s=60)
     await probe.read(processes=False)
-    fake.devices[0].hang = 1
-    for _ in range(2):
-        assert "did not answer" in (await probe.read(processes=False))[0].unavailable
+    fake.devices[0].hang = fake.devices[1].hang = 1
+    with anyio.fail_after(60):
+        while not all("when it was asked" in each.unavailable for each in await probe.read(processes=False)):  # noqa: ASYNC110
+            await anyio.sleep(0.01)
     began = time.monotonic()
     assert "did not answer" in (await probe.read(processes=False))[1].unavailable
     assert time.monotonic() - began < 0.1
@@ -392,3 +393,46 @@ async def test_closing_ends_the_child_even_a_hung_one(fake: Any, probe: NvmlProb
     assert not Path(f"/proc/{pid}").exists()  # noqa: ASYNC240
     with pytest.raises(RuntimeError, match="closed"):
         await probe.read(processes=False)
+
+
+@pytest.mark.parametrize("fault", ["hang", "crash"])
+async def test_a_device_on_which_the_driver_hangs_leaves_the_others(fake: Any, fault: str) -> None:
+    """Twice in a row costs everybody a reading each; then that one is left out, and tried again in a child of its own.
+
+    Without it, each reading hung anew, and no device was used as long as one was broken.
+    """
+    probe = NvmlProbe(fake.environ, deadline_s=0.5, first_backoff_s=0.01)
+    await probe.read(processes=False)
+    setattr(fake.devices[0], fault, 1)
+    for _ in range(2):
+        assert all(reading.unavailable for reading in await probe.read(processes=False))
+    for _ in range(3):
+        first, second = await probe.read(processes=False)
+        assert (first.uuid, first.free_bytes) == ("GPU-a", None)
+        assert first.unavailable.endswith("when it was asked for this device; the others are read without it")
+        assert not second.unavailable
+        await anyio.sleep(0.4)  # it is tried again meanwhile, in vain
+    setattr(fake.devices[0], fault, 0)
+    assert await recovers(probe)
+    await probe.aclose()
+
+
+async def test_a_driver_that_hangs_once_is_held_against_no_device(fake: Any, probe: NvmlProbe) -> None:
+    """It may be busy with something else: the next reading has everybody."""
+    await probe.read(processes=False)
+    fake.devices[1].hang = 1
+    assert all(reading.unavailable for reading in await probe.read(processes=False))
+    fake.devices[1].hang = 0
+    assert not any(reading.unavailable for reading in await probe.read(processes=False))
+
+
+async def test_a_device_that_hangs_from_the_start_leaves_the_others(fake: Any) -> None:
+    """The first reading finds it out, and the box is used."""
+    fake.devices[1].hang = 1
+    fake.add("GPU-c", "Fake L4", 24)
+    probe = NvmlProbe(fake.environ, deadline_s=0.5, first_backoff_s=60)
+    first, second, third = await probe.read(processes=False)
+    assert (second.uuid, "when it was asked for this device" in second.unavailable) == ("UNKNOWN-1", True)
+    assert not first.unavailable
+    assert not third.unavailable
+    await probe.aclose()
