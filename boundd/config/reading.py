@@ -10,13 +10,12 @@ import copy
 import difflib
 import re
 import tomllib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from boundd.config.schema import Config
 from boundd.ports import ConfigError
@@ -106,7 +105,7 @@ def read_tables(raw: dict[str, Any]) -> Reading:
                 return Reading(Config(), tuple(errors), frozenset(Config.model_fields))
 
 
-def _words(detail: ErrorDetails) -> str:
+def _words(detail: Mapping[str, Any]) -> str:
     kind, value = detail["type"], detail["input"]
     if kind == "extra_forbidden":
         return f"unknown key: {nearest(str(detail['loc'][-1]), _known_keys(detail['loc'][:-1]))}"
@@ -162,8 +161,8 @@ def _touched(location: Sequence[str | int]) -> set[str]:
     return set(difflib.get_close_matches(name, list(Config.model_fields), n=1, cutoff=0.5))
 
 
-def _removal(detail: ErrorDetails) -> tuple[str | int, ...]:
-    location = detail["loc"]
+def _removal(detail: Mapping[str, Any]) -> tuple[str | int, ...]:
+    location: tuple[str | int, ...] = detail["loc"]
     return location[:-1] if detail["type"] == "missing" else location
 
 

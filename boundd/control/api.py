@@ -196,7 +196,10 @@ class Reads:
         # The simulation is a tenth of what a daemon would import before it is ready, and few ever ask for a plan.
         plans = await anyio.to_thread.run_sync(importlib.import_module, "boundd.control.plans")
         state, now = self.service.state, self.service.clock.now()
-        devices = plans.devices_of(request.query_params.getlist("devices"), state)
+        texts = request.query_params.getlist("devices")
+        if not all(texts):
+            raise bad_request("devices: it is empty; say something like 4x24GiB")
+        devices = plans.devices_of(texts, state)
         return _json(await anyio.to_thread.run_sync(plans.plan_reply, state, now, devices))
 
     async def footprints(self, _request: Request) -> Response:

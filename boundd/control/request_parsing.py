@@ -103,11 +103,14 @@ def query_of(state: State, terms: Iterable[str]) -> Query:
 
     Raises:
         QueryError: it can't match anything.
-        ApiError: 400, it is too long.
+        ApiError: 400, it is too long, or a term is empty.
     """
     wanted = list(terms)
-    if len(wanted) > QUERY_TERMS or any(len(term) > QUERY_TERM_CHARACTERS for term in wanted):
-        raise bad_request(f"q: at most {QUERY_TERMS} terms of {QUERY_TERM_CHARACTERS:,} characters each")
+    if len(wanted) > QUERY_TERMS or not all(1 <= len(term) <= QUERY_TERM_CHARACTERS for term in wanted):
+        raise bad_request(
+            f"a query has at most {QUERY_TERMS} terms of 1 to {QUERY_TERM_CHARACTERS:,} characters: NAME=VALUE, or a "
+            "glob over labels; leave it out for every cell"
+        )
     return parse_query(wanted, names_of(state.matrix()) if wanted else None)
 
 

@@ -1,9 +1,9 @@
 """The store: one connection, one lock, one short transaction at a time.
 
-Rules: aiosqlite runs what it is asked for in a thread, in the order in which it was asked, whatever becomes of who
-asked. A transaction asked for statement by statement could be left open by a cancellation between two of them, so that
-it is one function, which the thread runs from BEGIN to COMMIT or ROLLBACK; whoever waits for it is shielded, to hear
-what came of it. All values are made into rows before the transaction begins.
+Rules: the connection is used in worker threads, one call at a time, because a sync to the disk takes long. A call that
+has begun is waited for, whatever becomes of who asked. A transaction is one call, from BEGIN to COMMIT or ROLLBACK: one
+asked for statement by statement could be left open by a cancellation between two of them. All values are made into rows
+before the transaction begins.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import aiosqlite
 import anyio
 import anyio.to_thread
 
@@ -60,17 +59,18 @@ _T = TypeVar("_T")
 class _Opened:
     """A connection, with what is made anew with each."""
 
-    connection: aiosqlite.Connection
+    connection: sqlite3.Connection
     acknowledged: Acknowledged
     history_query: str
 
 
 class SqliteStore:
-    """The `Store` of boundd.ports, in a SQLite file. Made by `open`; close it, or its thread keeps the process."""
+    """The `Store` of boundd.ports, in a SQLite file. Made by `open`."""
 
-    def __init__(self, opened: _Opened, path: Path) -> None:
+    def __init__(self, opened: _Opened, path: Path, threads: anyio.CapacityLimiter) -> None:
         self._opened: _Opened | None = opened
         self._path = path
+        self._threads = threads
         self._lock = anyio.Lock()
         self._closed = False
         self._distrusted = False
@@ -88,52 +88,15 @@ class SqliteStore:
             StoreBusyError: the disk is full or failing; it may be opened later.
             StoreError: it can't be used; the message says what is wrong and what to do. The file is untouched.
         """
-        # A connection that nobody holds would keep the process from ending, so that no cancellation comes between.
+        # Its own, so that a commit never waits for a thread that reads a log from a slow disk.
+        threads = anyio.CapacityLimiter(1)
         with anyio.CancelScope(shield=True):
-            opened = await cls._connect(path)
-        return cls(opened, path)
+            opened = await anyio.to_thread.run_sync(_connect, path, limiter=threads)
+        return cls(opened, path, threads)
 
-    @classmethod
-    async def _connect(cls, path: Path) -> _Opened:
-        """A connection to the store, which is checked, made or upgraded first."""
-        await anyio.to_thread.run_sync(prepare, path)
-        try:
-            connection = await aiosqlite.connect(path, isolation_level=None)
-        except sqlite3.Error as error:
-            raise cannot_open(path, error) from error
-        try:
-            await cls._configure(connection, path)
-            return _Opened(connection, *await cls._seal(connection, path))
-        except BaseException as error:
-            with contextlib.suppress(sqlite3.Error):
-                await connection.close()
-            if isinstance(error, sqlite3.Error | OSError):
-                raise cannot_open(path, error) from error
-            raise
-
-    @staticmethod
-    async def _configure(connection: aiosqlite.Connection, path: Path) -> None:
-        connection.row_factory = sqlite3.Row
-        for pragma in queries.PRAGMAS:
-            await connection.execute_fetchall(pragma)
-        mode = [row[0] for row in await connection.execute_fetchall(queries.JOURNAL_WAL)]
-        if mode != ["wal"]:
-            raise StoreError(f"{path}: no write-ahead log is possible here (mode {mode}). Use a local file system.")
-
-    @staticmethod
-    async def _seal(connection: aiosqlite.Connection, path: Path) -> tuple[Acknowledged, str]:
-        """Give the connection what the seals need; the mark beside the store, and the query of a cell's history."""
-        await connection.create_function(seals.FUNCTION, -1, seals.checksum, deterministic=True)
-        (store,), (number,) = [
-            tuple((await connection.execute_fetchall(sql))[0])  # type: ignore[index]
-            for sql in (queries.LOAD_STORE_ID, queries.LOAD_NUMBER)
-        ]
-        acknowledged = await anyio.to_thread.run_sync(Acknowledged, path, Mark(str(store), int(number)))
-        columns = {
-            name: tuple(str(row["name"]) for row in await connection.execute_fetchall(queries.LOAD_COLUMNS, (name,)))
-            for name in seals.HISTORY_IDS
-        }
-        return acknowledged, seals.history_query(columns)
+    async def _call(self, function: Callable[..., _T], *arguments: object) -> _T:
+        """Call a function in a thread, and wait for it, cancelled or not."""
+        return await anyio.to_thread.run_sync(function, *arguments, limiter=self._threads)
 
     async def load(self) -> Snapshot:
         """Everything that a starting daemon needs. Policies are the defaults: the config's are laid over them.
@@ -286,11 +249,11 @@ class SqliteStore:
         if opened is not None:
             # What was committed is on the disk already: a close that fails loses nothing.
             with contextlib.suppress(sqlite3.Error):
-                await opened.connection.close()
-            await anyio.to_thread.run_sync(opened.acknowledged.close)
+                await self._call(opened.connection.close)
+            await self._call(opened.acknowledged.close)
 
     @property
-    def _connection(self) -> aiosqlite.Connection:
+    def _connection(self) -> sqlite3.Connection:
         """The connection, which `_ready` has seen to."""
         assert self._opened is not None
         return self._opened.connection
@@ -309,9 +272,9 @@ class SqliteStore:
                 raise StoreError(f"{self._path}: the store is gone. Put the file back, or restore a backup of it.")
             with anyio.CancelScope(shield=True):
                 if self._anew_due:
-                    await anyio.to_thread.run_sync(write_anew, self._path)
+                    await self._call(write_anew, self._path)
                     self._anew_due = False
-                self._opened = await self._connect(self._path)
+                self._opened = await self._call(_connect, self._path)
                 self._distrusted = False
 
     async def _mend(self) -> None:
@@ -324,7 +287,7 @@ class SqliteStore:
         if self._opened is not None:
             try:
                 # This connection still knows where the log ends that was acknowledged; the next one would read on.
-                ((busy, *_),) = await self._connection.execute_fetchall(queries.CHECKPOINT)
+                ((busy, *_),) = await self._call(_fetch, self._connection, queries.CHECKPOINT)
                 self._anew_due = not busy
             except sqlite3.Error as error:
                 if _primary_code(error) != sqlite3.SQLITE_READONLY:
@@ -343,7 +306,7 @@ class SqliteStore:
         """The rows of a query, decoded. The lock is held by the caller."""
         await self._ready()
         try:
-            found = await self._connection.execute_fetchall(sql, values)
+            found = await self._call(_fetch, self._connection, sql, values)
             return tuple(decode(row) for row in found)
         except sqlite3.Error as error:
             raise await self._after(error) from error
@@ -375,19 +338,17 @@ class SqliteStore:
                 if self._distrusted:
                     await self._mend()
                 assert self._opened is not None
-                # To call a function in its thread, aiosqlite has no public way.
-                call: Any = self._opened.connection._execute  # noqa: SLF001
                 try:
-                    await call(self._transact, self._opened, statements)
+                    await self._call(self._transact, self._opened, statements)
                 except sqlite3.Error as error:
                     raise await self._after(error) from error
                 except (OverflowError, UnicodeEncodeError) as error:
                     raise InvariantError(f"a record can't be kept: {error}") from error
 
     def _transact(self, opened: _Opened, statements: Sequence[Statement]) -> None:
-        """One transaction, and the number of its commit to the mark beside the store. In the connection's thread."""
+        """One transaction, and the number of its commit to the mark beside the store. In a thread."""
         try:
-            number = transaction(opened.connection._conn, statements)  # noqa: SLF001
+            number = transaction(opened.connection, statements)
         except sqlite3.Error as error:
             # Here, because whoever asked may have been cancelled and never hears of it.
             self._distrusted |= _primary_code(error) in _DISTRUSTED
@@ -402,10 +363,10 @@ class SqliteStore:
     def _checkpoint(self, opened: _Opened) -> None:
         """Bring the log into the file. Where that fails nothing is lost yet: the log still has it, until it is mended.
 
-        In the connection's thread.
+        In a thread.
         """
         try:
-            opened.connection._conn.execute(queries.CHECKPOINT_SOME).fetchall()  # noqa: SLF001
+            _fetch(opened.connection, queries.CHECKPOINT_SOME)
         except sqlite3.Error as error:
             self._distrusted |= _primary_code(error) in _DISTRUSTED
 
@@ -435,6 +396,54 @@ class SqliteStore:
         if code in _PASSING:
             return StoreBusyError(f"{self._path}: nothing was kept, a later commit may be: {error}")
         return StoreError(f"{self._path}: the store can't be used any more: {error}. Restore a backup of it.")
+
+
+def _connect(path: Path) -> _Opened:
+    """A connection to the store, which is checked, made or upgraded first.
+
+    Raises:
+        StoreBusyError: the disk is full or failing.
+        StoreError: it can't be used.
+    """
+    prepare(path)
+    try:
+        # Threads take turns: the store's lock and its limiter see to that.
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise cannot_open(path, error) from error
+    try:
+        return _set_up(connection, path)
+    except BaseException as error:
+        with contextlib.suppress(sqlite3.Error):
+            connection.close()
+        if isinstance(error, sqlite3.Error | OSError):
+            raise cannot_open(path, error) from error
+        raise
+
+
+def _set_up(connection: sqlite3.Connection, path: Path) -> _Opened:
+    """Give a connection what it needs, and what the seals need; with the mark beside the store."""
+    connection.row_factory = sqlite3.Row
+    for pragma in queries.PRAGMAS:
+        connection.execute(pragma).fetchall()
+    mode = [row[0] for row in _fetch(connection, queries.JOURNAL_WAL)]
+    if mode != ["wal"]:
+        raise StoreError(f"{path}: no write-ahead log is possible here (mode {mode}). Use a local file system.")
+    seals.register(connection)
+    ((store,),) = _fetch(connection, queries.LOAD_STORE_ID)
+    ((number,),) = _fetch(connection, queries.LOAD_NUMBER)
+    columns = {
+        name: tuple(str(row["name"]) for row in _fetch(connection, queries.LOAD_COLUMNS, (name,)))
+        for name in seals.HISTORY_IDS
+    }
+    acknowledged = Acknowledged(path, Mark(str(store), int(number)))
+    return _Opened(connection, acknowledged, seals.history_query(columns))
+
+
+def _fetch(
+    connection: sqlite3.Connection, sql: str, values: Mapping[str, Any] | Sequence[Any] | None = None
+) -> list[sqlite3.Row]:
+    return connection.execute(sql, values or ()).fetchall()
 
 
 def transaction(connection: sqlite3.Connection, statements: Sequence[Statement]) -> int:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 # What boundd's daemon and tools depend on, and its worker's own extras: none of it may be needed.
 BLOCKED = (
-    *("click", "rich", "pydantic", "structlog", "anyio", "aiosqlite", "immutables", "prometheus_client", "psutil"),
+    *("click", "rich", "pydantic", "structlog", "anyio", "immutables", "prometheus_client", "psutil"),
     *("pynvml", "starlette", "uvicorn", "matplotlib", "sklearn", "hypothesis", "open_clip", "xformers", "torchvision"),
 )
 RUNNER = """

@@ -29,7 +29,7 @@ result = "stdout"
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """aiosqlite runs on asyncio only."""
+    """uvicorn runs on asyncio only."""
     return "asyncio"
 
 

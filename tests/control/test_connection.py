@@ -43,6 +43,7 @@ from control_server import (
 )
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from boundd.api.constants import BODY_LIMIT_BYTES, IMPORT_LIMIT_BYTES
 from boundd.control import api, connection, streams
 from boundd.control import request_parsing as bodies
 
@@ -239,7 +240,7 @@ def test_what_a_client_does_wrong_is_not_in_the_log(
 
 
 @pytest.mark.parametrize(
-    ("path", "limit_bytes"), [(b"/v1/retry", bodies.BODY_LIMIT_BYTES), (b"/v1/import", bodies.IMPORT_LIMIT_BYTES)]
+    ("path", "limit_bytes"), [(b"/v1/retry", BODY_LIMIT_BYTES), (b"/v1/import", IMPORT_LIMIT_BYTES)]
 )
 def test_a_body_that_says_it_is_too_large_is_not_asked_for(running: Running, path: bytes, limit_bytes: int) -> None:
     """413 in place of 100: a client that asks first sends none of it. A body of just the limit is asked for."""

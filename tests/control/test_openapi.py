@@ -1,10 +1,10 @@
 """The API's document is true: requests made from it are taken, ones that break it are refused, answers are as it says.
 
 For each operation, Hypothesis makes requests from the document alone and sends them to a real server. Seen to fail:
-- with `minLength` taken out of `requests.Term`, `requests.Name`, `operations.QUERY` or the plan's `devices`: an empty
-  string is allowed by the document and refused by the daemon;
+- with `minLength` taken out of `requests.Term`, of `operations.QUERY` or of the plan's `devices`: an empty string is
+  allowed by the document and refused by the daemon;
 - with "text/csv" taken out of the export's media types;
-- with `maximum` taken out of `operations.NATURAL`: 2^62 + 1 is allowed and refused;
+- with a larger `maximum` in `operations.NATURAL`: 2^63 is allowed and refused;
 - with a key of `answers.DeviceInfo` renamed: the answer has a key that the document doesn't;
 - with `"extra": "forbid"` taken out of `requests.Request`: an unknown key is forbidden and taken.
 """
