@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo demo-gpus test check install docs soak train-digits bench-gpu bench-search clean campaign-sim campaign-faults campaign-devices bench-packing bench-planner bench-dispatch bench-shim bench-recovery
+.PHONY: demo demo-gpus test check install docs soak train-digits bench-gpu bench-search clean campaign-sim campaign-faults campaign-devices bench-packing bench-planner bench-dispatch bench-shim bench-recovery bench-libraries
 
 demo: $(STAMP) ## Measure the built-in digits models to the end and print the table of bounds
 	$(BIN)/boundd run --config examples/digits.toml --until-idle
@@ -65,6 +65,9 @@ bench-dispatch: $(STAMP) ## 300 cells of no length, beside a bare subprocess loo
 
 bench-shim: $(STAMP) ## What starting a shim takes, and the memory of one, beside peers
 	$(BIN)/python -m benchmarks.shim
+
+bench-libraries: $(STAMP) ## What a library would cost in place of a few lines of boundd's own
+	$(BIN)/python -m benchmarks.libraries
 
 bench-recovery: $(STAMP) ## A start with 10,000 cells and 50,000 attempts in the store, until it answers
 	$(BIN)/python -m benchmarks.recovery
