@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from anyio.streams.memory import MemoryObjectReceiveStream
 
@@ -102,6 +102,9 @@ class LaunchSpec:
     timeout_s: float
     grace_s: float
     log_limit_bytes: int = 16 * 1024**2
+    kept_lines: tuple[Mapping[str, Any], ...] = ()
+    """What is kept of an output that outgrows its log, kind by kind: lines that hold one of the texts in `needles`, or
+    in which the regular expression `pattern` finds something, and so many lines after each as `following` says."""
     memory_max_bytes: int = 0
     """Of the host's memory, for all of its processes; 0 for no limit."""
     pids_max: int = 0

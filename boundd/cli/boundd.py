@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 import click
 
@@ -15,6 +15,9 @@ from boundd import __version__
 from boundd.cli.service_commands import install_service, uninstall_service
 from boundd.cli.text import safe
 from boundd.core.model.devices import DeviceReading
+
+if TYPE_CHECKING:
+    from boundd.config import Settings
 
 LogFormat = Literal["json", "console"]
 Probe = Callable[..., "list[DeviceReading]"]
@@ -85,12 +88,18 @@ def _run_command(run: Callable[[RunOptions], int]) -> click.Command:
 def _check_config_command() -> click.Command:
     @click.command("check-config")
     @click.argument("file", type=click.Path(path_type=Path))
-    def check_config(file: Path) -> None:
+    @click.option(
+        "--sample",
+        type=click.File("rb"),
+        help='What your script printed once (- for stdin): says what is read from it with result = "stdout".',
+    )
+    def check_config(file: Path, sample: BinaryIO | None) -> None:
         """Print every error of a config with its key path (exit 2), or what it comes to.
 
         \b
         Example:
           boundd check-config config.toml
+          python traversal_search.py | boundd check-config own-script.toml --sample -
         """
         from boundd.config import load
         from boundd.control.peers import AccessRules, SocketError
@@ -117,8 +126,35 @@ def _check_config_command() -> click.Command:
         click.echo(safe(f"access: {rules.who_may_change()} may change things{reading}"))
         if unreachable := rules.unreachable(settings.socket):
             click.echo(safe(f"{file}: {unreachable}"), err=True)
+        if not _says_what_is_read(settings, sample):
+            sys.exit(EXIT_USAGE)
 
     return check_config
+
+
+def _says_what_is_read(settings: Settings, sample: BinaryIO | None) -> bool:
+    """Print what would be read from a sample of a script's output; false where that is nothing, or malformed."""
+    from boundd.protocol.printed import PrintedReader
+
+    if settings.worker_result != "stdout":
+        if sample is not None:
+            click.echo('--sample: result = "protocol": nothing is read from what the worker prints', err=True)
+        return sample is None
+    if sample is None and not settings.worker_sample:
+        if settings.worker_pattern:
+            click.echo("result: no sample to try the pattern on: give --sample FILE, or worker.sample")
+        return True
+    reader = PrintedReader(settings.worker_pattern)
+    reader.feed(settings.worker_sample.encode() if sample is None else sample.read())
+    found = reader.finish()
+    if found.malformed or found.line is None:
+        why = found.malformed or found.unread or "it has no line that the pattern or `speedup: X` finds"
+        click.echo(safe(f"result: nothing is read from the sample: {why}"), err=True)
+        return False
+    others = f"; {found.count - 1} other lines have one" if found.count > 1 else ""
+    where = f"line {found.line.number} of the sample: {found.line.text}"
+    click.echo(safe(f"result: {found.largest:g}x, from {where}{others}"))
+    return True
 
 
 def _doctor_command(probe: Probe) -> click.Command:

@@ -229,6 +229,7 @@ def cell_text(cell: answers.CellDetails) -> str:
                 ("within tolerance", ratio(measured.get("max_speedup_within_tolerance")) if measured else None),
                 ("imported bound", measured.get("imported_upper_bound")),
                 ("isolation", measured.get("isolation")),
+                ("read from", _read_from(measured.get("details") or {})),
                 ("best", ", ".join(f"{name}={value}" for name, value in (best.get("parameters") or {}).items())),
                 ("error", f"{error['type']}: {error['message']}" if error else None),
                 ("in the matrix", None if cell["in_matrix"] else "no; it is of a config before this one"),
@@ -256,6 +257,15 @@ def cell_text(cell: answers.CellDetails) -> str:
         if first > 1:
             lines.append(f"{first - 1} earlier: --before {first}")
     return "\n".join(lines)
+
+
+def _read_from(details: dict[str, Any]) -> str | None:
+    """The line of an attempt's log that a result was read from, and how many others have one."""
+    if "line_text" not in details:
+        return None
+    others = details["other_lines"]
+    beside = "no other line has one" if not others else f"{others} other line{'s have' if others > 1 else ' has'} one"
+    return f"line {details['line']} of its log ({beside}): {details['line_text']}"
 
 
 def explain_text(answer: answers.ExplainReply) -> str:

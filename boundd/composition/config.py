@@ -45,6 +45,7 @@ def config_loaded(settings: Settings) -> ConfigLoaded:
         patience_s=settings.patience_s,
         disk_reserve_bytes=settings.disk_reserve_bytes,
         result_is_printed=settings.worker_result == "stdout",
+        result_pattern=settings.worker_pattern,
     )
     return ConfigLoaded(settings.cells, rules, settings)
 

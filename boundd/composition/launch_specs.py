@@ -13,6 +13,7 @@ from boundd.core.model.state import State
 from boundd.ports import LaunchSpec
 from boundd.protocol.environment import WorkerEnvironment
 from boundd.protocol.lease import lease_use
+from boundd.service.reading import kept_lines
 
 LEASES_NAME = "leases"
 """The folder of the devices' leases, in the state folder: a RuntimeDirectory is made anew at each restart."""
@@ -34,6 +35,7 @@ def launch_spec(environ: Mapping[str, str], attempt: Attempt, cell: Cell, state:
         cwd=settings.config_folder,
         timeout_s=attempt.timeout_s,
         grace_s=attempt.grace_s,
+        kept_lines=kept_lines(from_stdout=settings.worker_result == "stdout", pattern=settings.worker_pattern),
         memory_max_bytes=state.cells[attempt.key].policy.memory_max_bytes,
         pids_max=state.cells[attempt.key].policy.pids_max,
         device=attempt.device,

@@ -17,6 +17,7 @@ from boundd.config.reading import Reading, key_path, nearest
 from boundd.config.schema import Config
 from boundd.core.model.cells import canonical_json
 from boundd.protocol.environment import CUDA_DEVICE_ORDER, VARIABLES
+from boundd.protocol.printed import Printed, pattern_problem
 from boundd.protocol.strict_json import INT_MAX, INT_MIN
 
 Check: TypeAlias = Callable[[Config], Iterator[str]]
@@ -116,6 +117,23 @@ def _command(config: Config) -> Iterator[str]:
                 yield f"{path}: {{{name}}} is no axis and no constant: {hint} ('{{{{' is a brace itself)"
 
 
+def _pattern(config: Config) -> Iterator[str]:
+    """A pattern is one, is used, and reads the sample."""
+    worker = config.worker
+    if worker.sample and worker.result != "stdout":
+        yield 'worker.sample: is tried with result = "stdout" alone: set that, or take the sample out'
+    if worker.pattern and worker.result != "stdout":
+        yield 'worker.pattern: is used with result = "stdout" alone: set that, or take the pattern out'
+    elif worker.pattern:
+        if problem := pattern_problem(worker.pattern, worker.sample):
+            yield f"worker.pattern: {problem}"
+    elif worker.sample:
+        found = Printed.of(worker.sample)
+        if found.malformed or found.largest is None:
+            why = found.malformed or found.unread or "it has no `speedup: X`"
+            yield f"worker.sample: nothing is read from it ({why}): say with worker.pattern where the result is"
+
+
 def _environment(config: Config) -> Iterator[str]:
     """Variable names that a process can be given, and that boundd does not set itself."""
     for name in config.worker.env:
@@ -181,6 +199,7 @@ CHECKS: tuple[tuple[Check, frozenset[str]], ...] = (
     (_patterns, frozenset({"matrix"})),
     (_rules, frozenset({"matrix", "rule"})),
     (_command, frozenset({"matrix", "worker"})),
+    (_pattern, frozenset({"worker"})),
     (_environment, frozenset({"worker"})),
     (_simulated, frozenset({"devices"})),
     (_models, frozenset({"models"})),

@@ -199,6 +199,8 @@ class WorkerTable(Table):
     command: list[Text] = list(DEFAULT_COMMAND)
     wrapper: list[Text] = []
     result: Literal["protocol", "stdout"] = "protocol"
+    pattern: Text = ""
+    sample: Text = ""
     timeout: PositiveDuration = 3600.0
     fetch_timeout: Duration = 3600.0
     grace: Duration = 10.0

@@ -50,6 +50,8 @@ class Settings:
         accept_unknown: whether what nobody attests to have had its device alone makes a bound too.
         max_cells: attempts at a time on one device; 0 where memory alone decides.
         simulated_devices: (name, bytes of memory) each.
+        worker_pattern: where the result is in what a worker prints; '' for `speedup: X`.
+        worker_sample: some of what it prints, which the pattern has been tried on; '' for none.
         cells: the matrix with the rules applied, in the order of the axes.
         worker_python: the interpreter for `{python}`, or '' for the daemon's own.
         scorer_source: None where the config doesn't say, '' for none.
@@ -85,6 +87,8 @@ class Settings:
     cells: tuple[tuple[Cell, CellPolicy], ...]
     worker_command: tuple[str, ...]
     worker_result: str
+    worker_pattern: str
+    worker_sample: str
     worker_timeout_s: float
     worker_grace_s: float
     worker_fetch_timeout_s: float
@@ -230,6 +234,8 @@ def _settings(
         cells=_with_policies(config, cells, paths.program(folder, config.worker.python, environ)),
         worker_command=(*config.worker.wrapper, *config.worker.command),
         worker_result=config.worker.result,
+        worker_pattern=config.worker.pattern,
+        worker_sample=config.worker.sample,
         worker_timeout_s=config.worker.timeout,
         worker_grace_s=config.worker.grace,
         worker_fetch_timeout_s=config.worker.fetch_timeout,

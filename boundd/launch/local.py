@@ -458,6 +458,7 @@ def _spec_document(spec: LaunchSpec, env: dict[str, str], cgroup: str) -> dict[s
         "grace_s": spec.grace_s,
         "cgroup": cgroup,
         "log_limit_bytes": spec.log_limit_bytes,
+        "kept_lines": [dict(kind) for kind in spec.kept_lines],
     }
 
 

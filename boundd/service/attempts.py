@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -118,6 +119,7 @@ class AttemptWatcher:
         *,
         from_stdout: bool,
         attest: Callable[[str], Awaitable[str]],
+        pattern: str = "",
     ) -> None:
         self._launcher = launcher
         self._clock = clock
@@ -126,6 +128,7 @@ class AttemptWatcher:
         self._tell = tell
         self._from_stdout = from_stdout
         self._attest = attest
+        self._pattern = pattern
 
     async def run(self, attempt_id: str, make_spec: Callable[[], LaunchSpec]) -> None:
         """Start an attempt and see it to its end. `make_spec` may raise an OSError: it makes folders.
@@ -269,6 +272,7 @@ class AttemptWatcher:
             host_memory=end.host_memory,
             host_memory_own=end.host_memory_own,
             from_stdout=self._from_stdout,
+            tolerance=_tolerance_of(attempt) if self._from_stdout else None,
             ran_alone=not attempt.had_company,
             foreign_seen=attempt.foreign_seen,
             unattested=unattested,
@@ -279,7 +283,9 @@ class AttemptWatcher:
         if asks_for_output(evidence):
             log = await reading.read_log(self._launcher, attempt_id)
             # The lines of somebody's own script, where they are the result.
-            printed = await reading.read_printed(self._launcher, attempt_id) if self._from_stdout else None
+            printed = (
+                await reading.read_printed(self._launcher, attempt_id, self._pattern) if self._from_stdout else None
+            )
             evidence = replace(evidence, log_text=log, printed=printed)
         verdict = classify(evidence, self._clock.now().unix_s)
         if verdict.host_peak_bytes is None:
@@ -308,6 +314,12 @@ def _ended_by_others(end: ProcessEnd, attempt: Attempt) -> str:
     if end.ended_on_request and attempt.end_reason is None:
         return "somebody else told its shim to end, as a machine that is shut down does"
     return ""
+
+
+def _tolerance_of(attempt: Attempt) -> float | None:
+    """The score loss that the attempt's cell allows, where one of its parameters says so."""
+    told = json.loads(attempt.key).get("tolerance")
+    return float(told) if isinstance(told, (int, float)) and not isinstance(told, bool) else None
 
 
 def _host_peak_bytes(memory: lines.Memory | None) -> int | None:

@@ -355,6 +355,7 @@ class Daemon:
             lambda attempt_id: self.state.attempts[attempt_id],
             self.tell,
             from_stdout=self.state.rules.result_is_printed,
+            pattern=self.state.rules.result_pattern,
             attest=self._attest,
         )
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from boundd.protocol.lines import Error, ErrorKind
+from boundd.protocol.out_of_memory import says_out_of_memory
 
 EXIT_CODES: Mapping[ErrorKind, int] = {
     "other": 1,
@@ -28,11 +29,6 @@ EXIT_CODES: Mapping[ErrorKind, int] = {
 
 _MESSAGE_CHARACTERS = 4000
 
-_OUT_OF_MEMORY = re.compile(
-    r"CUDA out of memory|HIP out of memory|CUDA error: out of memory|cudaErrorMemoryAllocation"
-    r"|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
-    r"|DefaultCPUAllocator: (?:can't allocate memory|not enough memory)"
-)
 _REQUESTED = re.compile(r"[Tt]ried to allocate (\d+(?:\.\d+)?) ?(bytes|[KMGT]iB)")
 _FREE = re.compile(r"(\d+(?:\.\d+)?) ?(bytes|[KMGT]iB) (?:is )?free")
 _UNIT_BYTES = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -82,12 +78,12 @@ class Shortage:
 
 
 def shortage_of(error: BaseException) -> Shortage | None:
-    """What ran short, when `error` says that memory did; None for any other error."""
-    text = str(error)
-    named = {"OutOfMemoryError", "MemoryError"} & {parent.__name__ for parent in type(error).__mro__}
-    if not named and not (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(text)):
+    """What ran short, when `error` says that memory did, or was raised from one that does; None for any other error."""
+    short = None if isinstance(error, WorkerError) else says_out_of_memory(error)
+    if short is None:
         return None
-    message = printable(text) or type(error).__name__
+    text = str(short)
+    message = printable(text) or type(short).__name__
     return Shortage(message, _size_bytes(_REQUESTED, text), _size_bytes(_FREE, text))
 
 

@@ -42,6 +42,29 @@ def test_the_largest_speedup_counts(box: Box) -> None:
     assert box.export()[CELLS[0]]["attempts"] == 1, "nothing was run again"
 
 
+def test_show_names_the_line_of_the_result(box: Box) -> None:
+    """By a pattern, in a run of the real daemon, within the cell's tolerance; a malformed one is quoted instead."""
+    box.write(
+        "print('theoretical max speedup: 8.00')\n"
+        "print('final speedup: 3.5e+00 loss 0.5'); print('final \\x1b[32mspeedup: 2.31\\x1b[0m loss 0.01')\n"
+        "if arguments.search_targets == 'tgate': print('final speedup: 2,31 loss 0.01')\n",
+        axes=TWO_METHODS,
+    )
+    pattern = r"pattern = 'final speedup: (?P<speedup>\S+) loss (?P<score_loss>\S+)'"
+    text = box.config.read_text()
+    box.config.write_text(text.replace('result = "stdout"', f'result = "stdout"\n{pattern}'))
+    daemon = box.start()
+    box.wait_for(lambda: '"run-idle"' in (box.folder / "daemon.log").read_text())
+    shown = box.ctl("show", CELLS[0]).stdout
+    assert "line 2 of its log (1 other line has one): final speedup: 3.5e+00 loss 0.5" in shown
+    daemon.send_signal(signal.SIGINT)
+    assert daemon.wait(30) == 0
+    cells = box.export()
+    assert (cells[CELLS[0]]["max_speedup"], cells[CELLS[0]]["max_speedup_within_tolerance"]) == (3.5, 2.31)
+    assert cells[CELLS[1]]["error"]["type"] == "malformed_result"
+    assert "2,31" in cells[CELLS[1]]["error"]["message"]
+
+
 def test_the_shipped_example_runs(box: Box, pytestconfig: pytest.Config) -> None:
     """examples/own-script.toml with examples/traversal_search.py, on the CPU."""
     examples = pytestconfig.rootpath / "examples"

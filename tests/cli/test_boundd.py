@@ -122,3 +122,40 @@ def test_doctor_does_not_import_torch() -> None:
 def test_every_help_has_an_example(name: str) -> None:
     """And names the command in it."""
     assert f"boundd {name}" in boundd(name, "--help")[1].split("Example:")[1]
+
+
+OWN_SCRIPT = """
+[daemon]
+state_dir = "state"
+[matrix.axes]
+n = [1]
+[worker]
+command = ["python", "search.py"]
+result = "stdout"
+"""
+PATTERN = "pattern = 'final speedup: (\\S+)'\n"
+
+
+def test_check_config_tries_what_a_script_prints(tmp_path: Path) -> None:
+    """From the config or from a file; a sample that nothing is read from, or something wrong, is exit 2."""
+    path, sample = tmp_path / "config.toml", tmp_path / "sample"
+    path.write_text(OWN_SCRIPT + PATTERN)
+    assert "no sample to try the pattern on" in boundd("check-config", str(path))[1]
+    sample.write_bytes(b"theoretical max speedup: 8.00\nfinal \x1b[1mspeedup: 2.31\x1b[0m\nfinal speedup: 1.5\n")
+    code, output, _ = boundd("check-config", str(path), "--sample", str(sample))
+    assert code == 0
+    assert "result: 2.31x, from line 2 of the sample: final speedup: 2.31; 1 other lines have one" in output
+    sample.write_text("speedup: 2.31")
+    code, output, _ = boundd("check-config", str(path), "--sample", str(sample))
+    assert (code, "nothing is read from the sample" in output) == (2, True)
+    path.write_text(OWN_SCRIPT + PATTERN + 'sample = "final speedup: 2.31"\n')
+    assert "result: 2.31x, from line 1" in boundd("check-config", str(path))[1]
+    path.write_text(OWN_SCRIPT + 'sample = "speedup: 2,31"\n')
+    code, output, _ = boundd("check-config", str(path))
+    assert (code, "worker.sample: nothing is read from it" in output) == (2, True)
+    for pattern, words in (("(", "not a regular expression"), ("x", "0 groups"), ("(?P<a>x)", "the group 'a'")):
+        path.write_text(OWN_SCRIPT + f"pattern = '{pattern}'\n")
+        code, output, _ = boundd("check-config", str(path))
+        assert (code, f"worker.pattern: {words}" in output or words in output) == (2, True)
+    path.write_text(OWN_SCRIPT.replace("stdout", "protocol") + PATTERN)
+    assert 'used with result = "stdout" alone' in boundd("check-config", str(path))[1]

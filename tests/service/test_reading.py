@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from boundd.core.lifecycle.classification import Printed
 from boundd.launch.local import LocalLauncher
+from boundd.launch.shim import CappedLog
+from boundd.protocol.out_of_memory import ran_out
 from boundd.protocol.plain_file import NotAFileError
+from boundd.protocol.printed import Printed
 from boundd.service import reading
 from boundd.service.attempts import POINTS_LIMIT, RESULTS_LIMIT_BYTES, Collected
 
@@ -74,21 +76,113 @@ async def test_a_log_is_read_by_its_head_and_its_tail(launcher: LocalLauncher) -
     tracemalloc.stop()
     assert text.startswith("first\n")
     assert text.endswith("last\n")
-    assert "the middle is not looked at" in text
+    assert "of the middle only lines that tell of a failure" in text
     assert peak_bytes < 4 * MIB
 
 
-@pytest.mark.parametrize("gap", [b"x\n", b"x"])
+@pytest.mark.parametrize("gap", [b"x\n", b"x", b"x\r"])
 @pytest.mark.anyio
 async def test_speed_ups_are_found_wherever_they_are(launcher: LocalLauncher, gap: bytes) -> None:
-    """On both sides of a chunk's end, in lines or one long one, each once; digits without end are none."""
+    """On both sides of a chunk's end, in lines or one long one, each once."""
     path = launcher.log_path("1")
     start = b"speedup: 1.5\n" + gap * (reading.CHUNK_BYTES // len(gap) - 10)
     for shift in range(24):
-        path.write_bytes(start + b"\n" * shift + b"speedup: 2.25\n" + gap * reading.CHUNK_BYTES + b"\nspeedup: 1.75")
-        assert await reading.read_printed(launcher, "1") == Printed(3, 2.25)
-    path.write_bytes(b"speedup: " + b"9" * 500 + b".0\nspeedup: 0.0\n")
-    assert await reading.read_printed(launcher, "1") == Printed()
+        path.write_bytes(start + b" " * shift + b" speedup: 2.25\n" + gap * reading.CHUNK_BYTES + b"\nspeedup: 1.75")
+        found = await reading.read_printed(launcher, "1")
+        assert (found.count, found.largest, found.malformed) == (3, 2.25, "")
+
+
+@pytest.mark.anyio
+async def test_what_tells_of_a_failure_is_found_in_the_middle(launcher: LocalLauncher) -> None:
+    """Whatever stands around it; and where there is too much of it, the last."""
+    path = launcher.log_path("1")
+    gap = b"step 3 of 50\n" * 100_000
+    path.write_bytes(gap + b"Traceback (most recent call last):\n  x\nRuntimeError: CUDA error: out of memory\n" + gap)
+    assert ran_out(await reading.read_log(launcher, "1")) == "RuntimeError: CUDA error: out of memory"
+    path.write_bytes(gap + b"KeyError: 'a'\n" * 50_000 + b"RuntimeError: HIP error: out of memory\n" + gap)
+    text = await reading.read_log(launcher, "1")
+    assert ran_out(text) == "RuntimeError: HIP error: out of memory"
+    assert len(text) < 512 * 1024
+
+
+LIMIT = 64 * 1024
+
+
+def write_log(path: Path, output: bytes, *, pattern: str = "", chunk: int = 4000) -> None:
+    """Have a shim leave an output in a small log."""
+    log = CappedLog(str(path), LIMIT, [dict(kind) for kind in reading.kept_lines(from_stdout=True, pattern=pattern)])
+    for at in range(0, len(output), chunk):
+        log.write(output[at : at + chunk])
+    assert log.close()
+    assert path.stat().st_size <= LIMIT
+
+
+@pytest.mark.parametrize("chunk", [4000, 7, 100_000])
+@pytest.mark.anyio
+async def test_a_cut_log_still_has_the_result(launcher: LocalLauncher, chunk: int) -> None:
+    """What was left out is kept where it is a result or tells why there is none, by the names and by a pattern."""
+    path, best = launcher.log_path("1"), r"best: (\S+)"
+    gap, failure = b"step 3 of 50\n" * 8_000, b"RuntimeError: CUDA error: out of memory\n"
+    output = gap + b"best: 2.31 speedup: 1.25\n" + gap + failure + gap + b"speedup: 1.5"
+    write_log(path, output, chunk=chunk)
+    found = await reading.read_printed(launcher, "1")
+    assert (found.count, found.largest, found.malformed) == (2, 1.5, "")
+    assert found.line is not None
+    assert path.read_bytes().split(b"\n")[found.line.number - 1] == b"speedup: 1.5"
+    assert ran_out(await reading.read_log(launcher, "1")) == "RuntimeError: CUDA error: out of memory"
+    write_log(path, output, pattern=best, chunk=chunk)
+    assert (await reading.read_printed(launcher, "1", best)).largest == 2.31
+    bar = b"\r 10%|#" * 40_000
+    write_log(path, bar + b"\rspeedup: 2.5" + bar, chunk=chunk)
+    assert (await reading.read_printed(launcher, "1")).largest == 2.5
+
+
+def printed_in(content: bytes, chunk: int = 100) -> Printed:
+    """The results in a log."""
+    reader = reading.LogReader()
+    for at in range(0, len(content), chunk):
+        reader.feed(content[at : at + chunk])
+    return reader.finish()
+
+
+def test_half_a_line_at_a_cut_is_no_result(tmp_path: Path) -> None:
+    """Wherever the head or the tail breaks off: neither half a name nor half a number is read."""
+    path, lines = tmp_path / "log", [b"min_required_speedup: 9.75\n", b"speedup: 1.25\n"]
+    for shift in range(60):
+        output = b"x" * shift + b"\n" + lines[0] * 5 + (b"x" * 40 + b"\n") * 700 + (lines[0] + lines[1]) * 20
+        output += (b"y" * 40 + b"\n") * 3000 + (lines[0] + lines[1]) * 20
+        write_log(path, output)
+        found = printed_in(path.read_bytes(), 1000 + shift)
+        assert (found.largest, found.malformed, found.count) == (1.25, "", 40)
+    # A shim of the release before keeps no lines, and its marks break lines too.
+    mark = b"speedup: 1.2\nspeedup: 9\n[boundd: 99 bytes left out here]\n"
+    for chunk in range(1, 40):
+        assert printed_in(mark + b"_speedup: 8\nspeedup: 1.3\n", chunk).largest == 1.3
+        assert printed_in(mark + b"speedup: 8", chunk).largest == 1.2
+
+
+def test_more_results_than_there_is_room_for_are_none(tmp_path: Path) -> None:
+    """The largest could be among what was left out: that is said, and nothing is taken for the result."""
+    for output in (b"speedup: 1.25\n" * 20_000, b"a\n" * 40_000 + b"x" * 100_000 + b" speedup: 2 " + b"x" * 100_000):
+        write_log(tmp_path / "log", output)
+        assert "found no room" in printed_in((tmp_path / "log").read_bytes()).malformed
+
+
+@pytest.mark.parametrize("behind_bytes", [64 * MIB, pytest.param(1024 * MIB, marks=pytest.mark.campaign, id="1 GiB")])
+@pytest.mark.anyio
+async def test_a_gigabyte_behind_the_cause(launcher: LocalLauncher, behind_bytes: int) -> None:
+    """It hides neither the cause nor the result; 64 MiB are four times what the log holds."""
+    wanted = [dict(kind) for kind in reading.kept_lines(from_stdout=True)]
+    log = CappedLog(str(launcher.log_path("1")), 16 * MIB, wanted)
+    noise = b"[rank0]: step 3 of 50, loss 0.12345\n" * 1800
+    for _ in range(200):
+        log.write(noise)
+    log.write(b"speedup: 2.5\n[rank0]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 4.00 GiB\n")
+    for _ in range(behind_bytes // len(noise)):
+        log.write(noise)
+    log.close()
+    assert (await reading.read_printed(launcher, "1")).largest == 2.5
+    assert ran_out(await reading.read_log(launcher, "1")).startswith("torch.OutOfMemoryError: CUDA out of memory")
 
 
 def collect(data: bytes, *, times: int = 1) -> tuple[Collected, int]:

@@ -7,36 +7,24 @@ memory, since it is the host that kills so.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from boundd.core.lifecycle.environment_evidence import hub_told_by, kind_of_start, told_by
 from boundd.core.model.outcomes import AT_START, AttemptError, ErrorKind, Isolation, Measurement, Outcome, Verdict
+from boundd.protocol.out_of_memory import last_exception, ran_out
+from boundd.protocol.printed import Printed, plain
 
 MESSAGE_LIMIT = 1000
 SIGKILL = 9
 _MAY_BE_ENVIRONMENT = frozenset({ErrorKind.OTHER, ErrorKind.MODEL_UNAVAILABLE})
 SHELL_SIGNAL_BASE = 128
 
-OUT_OF_MEMORY = re.compile(
-    r"CUDA out of memory|OutOfMemoryError|CUDA error: out of memory|CUDA_ERROR_OUT_OF_MEMORY|CUBLAS_STATUS_ALLOC_FAILED"
-    r"|cudaErrorMemoryAllocation|CUDNN_STATUS_ALLOC_FAILED|HIP out of memory|hipErrorOutOfMemory"
-    r"|DefaultCPUAllocator: can't allocate memory|^MemoryError\b",
-    re.MULTILINE,
-)
 MODEL_UNAVAILABLE = re.compile(
     r"is not a local folder and is not a valid model identifier|RepositoryNotFoundError|LocalEntryNotFoundError"
     r"|GatedRepoError|We couldn't connect to|Error no file named .* found in directory|Cannot load model"
 )
-EXCEPTION_LINE = re.compile(
-    r"^(?:terminate called after throwing an instance of '[^']+'|(?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt)\b.*"
-    r"|(?:\w+\.)+\w*(?:Timeout|error)(?::.*)?)$",
-    re.MULTILINE,
-)
-WRAPPERS = ("CalledProcessError", "subprocess.CalledProcessError", "ChildFailedError")
-"""Exceptions that only say that an inner process failed: what it said itself stands above them."""
-SPEEDUP = re.compile(r"speedup: (\d+\.\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +38,6 @@ class WorkerError:
     free_bytes: int | None = None
     subject: str = ""
     """Of the environment's failures: what is to be seen to."""
-
-
-@dataclass(frozen=True, slots=True)
-class Printed:
-    """The lines `speedup: x.xx` of an output: how many there are, and the largest that can be a speed-up."""
-
-    count: int = 0
-    largest: float | None = None
-
-    @classmethod
-    def of(cls, text: str) -> Printed:
-        """Those of a text."""
-        # Digits without end make an infinite number, and 0.0 is no speed-up.
-        found = [value for match in SPEEDUP.findall(text) if 0 < (value := float(match)) < math.inf]
-        return cls(len(found), max(found, default=None))
-
-    def __add__(self, other: Printed) -> Printed:
-        known = [value for value in (self.largest, other.largest) if value is not None]
-        return Printed(self.count + other.count, max(known, default=None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +69,11 @@ class Evidence:
     malformed: str = ""
     log_text: str = ""
     from_stdout: bool = False
-    """The result is the largest `speedup: x.xx` of the output."""
+    """The result is the largest `speedup: X` of the output."""
     printed: Printed | None = None
-    """Those of the whole output, where `log_text` isn't all of it."""
+    """The results of the whole output, where `log_text` isn't all of it."""
+    tolerance: float | None = None
+    """The score loss that the cell allows; None where it says nothing of it."""
     ran_alone: bool = False
     """No other attempt was on the device: what boundd can attest for a worker that doesn't attest it itself."""
     foreign_seen: bool = False
@@ -134,16 +105,28 @@ def _success(evidence: Evidence) -> Measurement | None:
     return measurement if ended_well and not evidence.malformed and evidence.worker_error is None else None
 
 
+def _printed(evidence: Evidence) -> Printed:
+    return evidence.printed if evidence.printed is not None else Printed.of(evidence.log_text)
+
+
 def stdout_measurement(evidence: Evidence) -> Measurement | None:
-    """The largest speed-up in an output; None where there is none."""
-    found = evidence.printed if evidence.printed is not None else Printed.of(evidence.log_text)
-    if found.largest is None:
+    """The largest speed-up in an output; None where there is none, or a result in it is malformed."""
+    found = _printed(evidence)
+    if found.largest is None or found.malformed:
         return None
     isolation, reasons = _isolation(evidence)
-    details: dict[str, object] = {"points": found.count, "read_from": "stdout", "isolation_attested_by": "boundd"}
+    details: dict[str, Any] = {"points": found.count, "read_from": "stdout", "isolation_attested_by": "boundd"}
     if reasons:
         details["isolation_reasons"] = reasons
-    return Measurement(found.largest, None, None, isolation, details=details)
+    if found.line is not None:
+        details |= {"line": found.line.number, "line_text": found.line.text, "other_lines": found.count - 1}
+    if not found.scored or evidence.tolerance is None:
+        # Without a tolerance a score loss says nothing about the bound: it stands in the line, and that is all.
+        return Measurement(found.largest, None, None, isolation, details=details)
+    within = found.fastest_within(evidence.tolerance)
+    fastest, loss = max((pair for pair in found.scored if pair[0] == within), default=max(found.scored))
+    best = {"parameters": {}, "speedup": fastest, "score_loss": loss}
+    return Measurement(found.largest, within, best, isolation, details=details)
 
 
 def _isolation(evidence: Evidence) -> tuple[Isolation, list[str]]:
@@ -200,13 +183,24 @@ def _failure(evidence: Evidence, at_unix_s: float) -> tuple[Outcome, AttemptErro
     if evidence.malformed:
         return error(Outcome.FAILED, ErrorKind.MALFORMED_RESULT, evidence.malformed)
     if evidence.exit_status == 0:
-        where = "its output has no `speedup: x.xx`" if evidence.from_stdout else "it wrote no result line"
-        return error(Outcome.FAILED, ErrorKind.NO_RESULT, f"the worker exited 0, but {where}")
+        return error(Outcome.FAILED, *_no_result(evidence))
     outcome, kind, message = _from_output(evidence)
     told = told_by(last_exception(evidence.log_text)) if kind in _MAY_BE_ENVIRONMENT else None
     if told is not None:
         return outcome, AttemptError(told.kind, message[:MESSAGE_LIMIT], at_unix_s, subject=told.subject)
     return error(outcome, kind, message)
+
+
+def _no_result(evidence: Evidence) -> tuple[ErrorKind, str]:
+    """What a worker that exited 0 left in the place of a result."""
+    if not evidence.from_stdout:
+        return ErrorKind.NO_RESULT, "the worker exited 0, but it wrote no result line"
+    found = _printed(evidence)
+    if found.malformed:
+        cure = "print it as `speedup: 2.31`, or say with [worker] pattern where the result is"
+        return ErrorKind.MALFORMED_RESULT, f"{found.malformed}; {cure}"
+    near = f"; nearest to one is {found.unread}" if found.unread else ""
+    return ErrorKind.NO_RESULT, f"the worker exited 0, but its output has no `speedup: X`{near}"
 
 
 def _reported(reported: WorkerError, at_unix_s: float) -> tuple[Outcome, AttemptError]:
@@ -234,9 +228,9 @@ def _from_output(evidence: Evidence) -> tuple[Outcome, ErrorKind, str]:
             ErrorKind.KILLED_BY_SIGNAL,
             "killed by SIGKILL: the host ran out of memory, or somebody did",
         )
-    words, said = last_exception(evidence.log_text), _last_words(evidence.log_text)
-    if OUT_OF_MEMORY.search(words or evidence.log_text):
-        return Outcome.OUT_OF_MEMORY, ErrorKind.OUT_OF_MEMORY, words or said
+    words, said = last_exception(evidence.log_text)[:MESSAGE_LIMIT], _last_words(evidence.log_text)
+    if why := ran_out(evidence.log_text):
+        return Outcome.OUT_OF_MEMORY, ErrorKind.OUT_OF_MEMORY, why
     if signal is not None:
         return (
             Outcome.FAILED,
@@ -249,17 +243,6 @@ def _from_output(evidence: Evidence) -> tuple[Outcome, ErrorKind, str]:
     return Outcome.FAILED, ErrorKind.OTHER, message
 
 
-def last_exception(log_text: str) -> str:
-    """The last exception of an output, from its name to the end of its message; empty where there is none."""
-    found = [match for match in EXCEPTION_LINE.finditer(log_text) if not match.group().startswith(WRAPPERS)]
-    if not found:
-        return ""
-    first = found[-1].group()
-    if first.startswith("terminate called"):
-        return log_text[found[-1].start() :].strip()[:MESSAGE_LIMIT]
-    return first.strip()[:MESSAGE_LIMIT]
-
-
 def _last_words(log_text: str) -> str:
-    lines = [line.strip() for line in log_text.splitlines() if line.strip()]
+    lines = [line.strip() for line in plain(log_text).splitlines() if line.strip()]
     return f"its last line was: {lines[-1][:200]}" if lines else "it printed nothing"

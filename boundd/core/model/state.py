@@ -44,6 +44,8 @@ class Rules:
     disk_reserve_bytes: int = 0
     """Free bytes where the state folder is, below which no attempt is started; 0 where that isn't looked at."""
     result_is_printed: bool = False
+    result_pattern: str = ""
+    """Where a printed result is; empty for `speedup: X`."""
     """Whether a worker's result is what it prints, as that of somebody's own script is, or comes by the protocol."""
 
 

@@ -71,6 +71,7 @@ class Shim:
         self._lock = lock
         self._worker = worker
         self._log_limit_bytes: int = spec["log_limit_bytes"]
+        self._kept_lines: list[dict[str, Any]] = spec.get("kept_lines", [])
         self._cgroup: str = spec.get("cgroup", "")
         self._lease_folder = self._env.get("BOUNDD_LEASE", "")
         self._lease: LeaseWatch | None = None
@@ -97,7 +98,7 @@ class Shim:
         call_itself(NAME)
         self._wake = self._take_signals()
         reserve_outcome()
-        self._log = CappedLog(LOG, self._log_limit_bytes)
+        self._log = CappedLog(LOG, self._log_limit_bytes, self._kept_lines)
         self._introduce()
 
     def see_through(self) -> None:

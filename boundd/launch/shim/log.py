@@ -1,15 +1,23 @@
-"""The capped log: what the worker said, its head and its tail."""
+"""The capped log: what the worker said, its head and its tail, and between them what tells of results and failures."""
 # pathlib and contextlib would cost each shim memory and start-up time:
 # ruff: noqa: SIM105
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
+from .kept import KeptLines
 from .kernel import now_s
 
 _MARK_ROOM_BYTES = 96
+_LEFT_OUT = b"\n[boundd: %d bytes left out here; the lines of them that tell of a result or a failure:]\n"
+_GOES_ON = b"[boundd: %d more such lines found no room; the last of the output:]\n"
+_KEPT_SHARE = 16
+"""One part in so many of the log is for lines that are kept."""
+_MARKS_ROOM_BYTES = 256
 _UNWRITTEN_BYTES = 256 * 1024
+_CUT_LINE_BYTES = 4096
 _TAIL_PERIOD_S = 2.0
 
 
@@ -22,11 +30,15 @@ class CappedLog:
     the log may lose output, but not the last of it, and the worker is never held up.
     """
 
-    def __init__(self, path: str, limit_bytes: int) -> None:
+    def __init__(self, path: str, limit_bytes: int, wanted: list[dict[str, Any]] | None = None) -> None:
+        """A log at `path`; `wanted` says which lines are kept of what is left out (`KeptLines`)."""
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         self._limit_bytes = limit_bytes
         self._head_bytes = limit_bytes // 2
-        self._tail_bytes = max(0, limit_bytes - self._head_bytes - _MARK_ROOM_BYTES)
+        kept_bytes = limit_bytes // _KEPT_SHARE if wanted else 0
+        marks_bytes = _MARKS_ROOM_BYTES if wanted else _MARK_ROOM_BYTES
+        self._tail_bytes = max(0, limit_bytes - self._head_bytes - kept_bytes - marks_bytes)
+        self._kept = KeptLines(wanted, kept_bytes) if wanted else None
         self._ring: bytearray | None = None
         self._ring_at = 0
         self._written_bytes = 0
@@ -61,6 +73,8 @@ class CappedLog:
         if self._ring is None:
             return
         mark = b"\n[boundd: %d bytes left out here]\n" % self._cut_bytes
+        if self._kept is not None:
+            mark = _LEFT_OUT % self._cut_bytes + self._kept.text() + _GOES_ON % self._kept.left_out
         ring = memoryview(self._ring)
         offset = self._head_bytes
         try:
@@ -89,6 +103,8 @@ class CappedLog:
         Returns:
             Whether the last of what was said is in the file.
         """
+        if self._kept is not None:
+            self._kept.finish()
         whole = self.catch_up()
         if not whole and self._unwritten and self.has_room_of_its_own:
             offset = self._written_bytes - len(self._unwritten) - _MARK_ROOM_BYTES
@@ -136,11 +152,20 @@ class CappedLog:
         # Less than the limit was written where the disk filled up on the way.
         last = os.pread(self._descriptor, self._tail_bytes, max(0, self._written_bytes - self._tail_bytes))
         self._cut_bytes = max(0, self._written_bytes - self._head_bytes - self._tail_bytes)
+        if self._kept is not None:
+            # With the beginning of the line that the head breaks off in, which is not looked at in the head.
+            head = os.pread(self._descriptor, _CUT_LINE_BYTES, max(0, self._head_bytes - _CUT_LINE_BYTES))
+            self._kept.feed(head.rpartition(b"\n")[2])
+            for offset in range(self._head_bytes, self._written_bytes, _UNWRITTEN_BYTES):
+                size = min(_UNWRITTEN_BYTES, self._written_bytes - offset)
+                self._kept.feed(os.pread(self._descriptor, size, offset))
         return bytearray(last.rjust(self._tail_bytes, b"\n"))
 
     def _push(self, ring: bytearray, data: bytes) -> None:
         size = self._tail_bytes
         self._cut_bytes += len(data)
+        if self._kept is not None:
+            self._kept.feed(data)
         if len(data) >= size:
             ring[:] = data[len(data) - size :]
             self._ring_at = 0

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from boundd.core.lifecycle.classification import Evidence, Printed, WorkerError, asks_for_output, classify
+from boundd.core.lifecycle.classification import Evidence, WorkerError, asks_for_output, classify
 from boundd.core.model.outcomes import ErrorKind, Isolation, Measurement, Outcome
+from boundd.protocol.printed import Printed
 
 MEASURED = Measurement(2.0, 1.5, None, Isolation.EXCLUSIVE)
 
@@ -178,3 +179,37 @@ def test_a_timeout_says_what_was_spent_waiting() -> None:
         plain = classify(Evidence(timed_out=True, timeout_s=60.0, lease_waited_s=waited_s), 0.0)
         assert plain.error is not None
         assert "lease" not in plain.error.message
+
+
+def test_a_script_is_told_what_it_printed_wrongly() -> None:
+    """A malformed number is quoted with the cure, also beside a good one; so is what is nearest to a result."""
+    log = "speedup: 1.20\nspeedup: nan\n"
+    verdict = classify(Evidence(exit_status=0, log_text=log, from_stdout=True), 0.0)
+    assert verdict.error is not None
+    assert verdict.error.kind is ErrorKind.MALFORMED_RESULT
+    assert "line 2 of its log" in verdict.error.message
+    assert "'speedup: nan'" in verdict.error.message
+    assert "[worker] pattern" in verdict.error.message
+    near = classify(Evidence(exit_status=0, log_text="speedup: soon", from_stdout=True), 0.0)
+    assert near.error is not None
+    assert near.error.kind is ErrorKind.NO_RESULT
+    assert "nearest to one is line 1 of its log: 'speedup: soon'" in near.error.message
+
+
+def test_a_script_says_which_line_its_result_is_from() -> None:
+    """Its number, its text, and how many others there are; and what lies within the cell's tolerance."""
+    log = "speedup: 3.0, score_loss: 0.3\nspeedup: 2.0, score_loss: 0.01\n"
+    evidence = Evidence(exit_status=0, log_text=log, from_stdout=True)
+    measured = classify(evidence, 0.0).measurement
+    assert measured is not None
+    told = {name: measured.details[name] for name in ("line", "line_text", "other_lines")}
+    assert told == {"line": 1, "line_text": "speedup: 3.0, score_loss: 0.3", "other_lines": 1}
+    assert (measured.max_speedup, measured.max_speedup_within_tolerance, measured.best) == (3.0, None, None)
+    scored = classify(replace(evidence, tolerance=0.02), 0.0).measurement
+    assert scored is not None
+    assert (scored.max_speedup, scored.max_speedup_within_tolerance) == (3.0, 2.0)
+    assert scored.best == {"parameters": {}, "speedup": 2.0, "score_loss": 0.01}
+    none = classify(replace(evidence, tolerance=0.001), 0.0).measurement
+    assert none is not None
+    assert none.max_speedup_within_tolerance is None
+    assert none.best is not None, "it was scored, so its fastest makes no bound"
