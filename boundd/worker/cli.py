@@ -130,7 +130,9 @@ def _run(settings: Settings, environment: WorkerEnvironment, reporter: Reporter)
 
     search = Search(settings, environment, reporter)
     try:
-        search.run()
+        warned = search.run().extra["warnings"]
+        for remark in warned if isinstance(warned, list) else ():
+            print(f"boundd.worker: {remark}", file=sys.stderr, flush=True)
         return 0
     except OutOfMemoryError as error:
         line = error.shortage.line(search.phase)

@@ -22,10 +22,11 @@ class LoopWatch:
         self._device = device
         self._began: Instant | None = None
         self._ended: Instant | None = None
+        self._timesteps: list[Any] = []
         self.latents: torch.Tensor | None = None
         """The latents of the last call, as the VAE was given them: (images, channels, height, width)."""
         self.on_decode: Callable[[], None] | None = None
-        pipe.unet.register_forward_pre_hook(self._note_begin)
+        pipe.unet.register_forward_pre_hook(self._note_call, with_kwargs=True)
         decode = pipe.vae.decode
 
         def watched(latents: torch.Tensor, *arguments: Any, **options: Any) -> Any:
@@ -37,6 +38,11 @@ class LoopWatch:
     def reset(self) -> None:
         """Before a call."""
         self._began = self._ended = self.latents = None
+        self._timesteps = []
+
+    def timesteps(self) -> tuple[float, ...]:
+        """Those that the last call's UNet was called at, in order; waits for the device."""
+        return tuple(float(timestep) for timestep in self._timesteps)
 
     def loop_s(self) -> float | None:
         """Seconds of the last call's loop, once the device is done; None where it was not seen."""
@@ -44,7 +50,8 @@ class LoopWatch:
             return None
         return self._device.between(self._began, self._ended)
 
-    def _note_begin(self, *_: Any) -> None:
+    def _note_call(self, _: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        self._timesteps.append(arguments[1] if len(arguments) > 1 else options["timestep"])
         if self._began is None:
             self._began = self._device.now()
 

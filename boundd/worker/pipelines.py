@@ -14,6 +14,8 @@ from boundd.worker.errors import BadDataError, ModelUnavailableError
 from boundd.worker.fit import check_fit
 from boundd.worker.methods.base import ModelContext
 from boundd.worker.model_folder import INDEX, ModelFolder, not_a_model_folder, read_model_folder, with_weights
+from boundd.worker.rehearsal import see_first_call
+from boundd.worker.sampling import Batch, Sampler
 from boundd.worker.schedulers import OwnScheduler, build_scheduler, read_own_scheduler, rehearse
 from boundd.worker.settings import BUILTIN, RANDOM, Settings
 
@@ -87,7 +89,9 @@ def _own_scheduler(settings: Settings) -> OwnScheduler | None:
 
 
 def describe(pipe: Pipeline, settings: Settings) -> ModelContext:
-    """What the methods may depend on, read off the UNet's structure rather than the model's name."""
+    """What the methods may depend on, read off the UNet's structure rather than the model's name, and off what the
+    pipeline was seen to do up to its first UNet call."""
+    first = see_first_call(pipe, Sampler(settings, str(pipe.device)), Batch(("an image",), (settings.seed,)))
     blocks = list(pipe.unet.down_blocks)
     attending = tuple(2**level for level, block in enumerate(blocks) if getattr(block, "attentions", None))
     # DeepCache counts the skip connections of the down path: one a resnet, one a downsampler.
@@ -100,6 +104,8 @@ def describe(pipe: Pipeline, settings: Settings) -> ModelContext:
         attention_downsamples=attending,
         cache_branches=branches,
         attention=settings.attention,
+        timesteps=first.timesteps,
+        is_guided=first.is_guided,
     )
 
 

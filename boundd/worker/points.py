@@ -61,7 +61,10 @@ class Bench:
     loop: LoopWatch
     memory: MemoryLog
     seed: int
+    is_guided: bool
     images_made: int = field(default=0, init=False)
+    remarks: list[str] = field(default_factory=list, init=False)
+    """What whoever reads the result should know of it, a sentence each."""
 
     @property
     def samples(self) -> int:
@@ -105,6 +108,8 @@ class Baseline:
         self.scores: dict[int, list[float]] = {}
         self.warm_up_s: list[float] = []
         self.a_a: Timing | None = None
+        self.timesteps: tuple[float, ...] = ()
+        """Those that the UNet was called at for a batch, in order."""
 
     @property
     def all_scores(self) -> list[float]:
@@ -170,6 +175,7 @@ class Baseline:
         """
         bench = self._bench
         made, watch = bench.run(bench.pipe, index, "the baseline")
+        self.timesteps = self.timesteps or bench.loop.timesteps()
         drift = float((made.images - self._made.setdefault(index, made).images).abs().mean())
         if drift > MAX_MEAN_DRIFT:
             raise WorkerError(

@@ -76,6 +76,20 @@ def score_all(scorer: Scorer | None, images: torch.Tensor, prompts: Sequence[str
     return scores
 
 
+BLANK_DEVIATION = 1 / 255
+"""Of an image's pixels in [0, 1], channel by channel: no more than rounding leaves of one colour."""
+
+
+def blank_images(images: torch.Tensor) -> list[str | None]:
+    """For each image, (n, 3, height, width) in [0, 1], the colour that is all it shows; None where it shows more."""
+    deviations = images.flatten(2).std(dim=2, correction=0).amax(dim=1).tolist()
+    means = images.flatten(1).mean(dim=1).tolist()
+    return [
+        None if deviation > BLANK_DEVIATION else "black" if mean < 0.02 else "white" if mean > 0.98 else "of one colour"
+        for deviation, mean in zip(deviations, means, strict=True)
+    ]
+
+
 def compare_images(
     baseline: torch.Tensor,
     variant: torch.Tensor,

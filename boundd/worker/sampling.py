@@ -65,12 +65,16 @@ class Sampler:
         if settings.resolution is not None:
             self._options |= {"height": settings.resolution, "width": settings.resolution}
 
-    def generate(self, call: Call, batch: Batch) -> torch.Tensor:
-        """The batch's images on the device: (images, 3, height, width) in [0, 1]."""
+    def call(self, call: Call, batch: Batch) -> Any:
+        """The batch's output, as the pipeline gives it."""
         import torch
 
         generators = [torch.Generator(self._device_name).manual_seed(seed) for seed in batch.seeds]
-        images: torch.Tensor = call(list(batch.prompts), generator=generators, **self._options).images
+        return call(list(batch.prompts), generator=generators, **self._options)
+
+    def generate(self, call: Call, batch: Batch) -> torch.Tensor:
+        """The batch's images on the device: (images, 3, height, width) in [0, 1]."""
+        images: torch.Tensor = self.call(call, batch).images
         return images
 
 

@@ -131,15 +131,28 @@ class OwnScheduler:
     config: Mapping[str, Any]
 
 
+NOTED_START_SIGNAL: Final = 0.1
+"""Share of signal, in power, expected where a schedule begins, from which on it is said."""
+
+
 @dataclass(frozen=True)
 class Rehearsal:
     """What a scheduler does in a run of some steps.
 
     Attributes:
         timesteps: those that the denoiser is called at, in order; one call each.
+        start_signal: the share of signal, in power, that the model expects at the first of them; there is none.
     """
 
     timesteps: tuple[float, ...]
+    start_signal: float
+
+    def remarks(self) -> list[str]:
+        """What whoever reads a result should know of it."""
+        if self.start_signal < NOTED_START_SIGNAL:
+            return []
+        begins = f"the scheduler begins at timestep {self.timesteps[0]:g}, where the model expects an image that is"
+        return [f"{begins} {self.start_signal:.0%} there, and is given noise: images lack contrast"]
 
 
 def read_own_scheduler(folder: Path) -> OwnScheduler | None:
@@ -263,7 +276,7 @@ def rehearse(scheduler: Scheduler, steps: int) -> Rehearsal:
             f"{what} does not arrive: with a model that predicts rightly, it misses latents between -3.5 and 3.5 by"
             f" {error:.2g} (root mean square); its config does not fit the model"
         )
-    return Rehearsal(timesteps)
+    return Rehearsal(timesteps, signal)
 
 
 def describe_timesteps(timesteps: Sequence[float]) -> str:

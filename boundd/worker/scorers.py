@@ -48,6 +48,16 @@ class Scorer(Protocol):
             (n,) float32, 0 to 100.
         """
 
+    @property
+    def most_tokens(self) -> int | None:
+        """How many tokens of a prompt are read; None where all are."""
+
+    def count_tokens(self, prompt: str) -> int:
+        """How many tokens a prompt has, all of them counted."""
+
+    def reason_against(self, prompt: str) -> str | None:
+        """Why no image can be judged by this prompt; None where it can."""
+
 
 class ClipScorer:
     """CLIP score (Hessel et al., 2021, arXiv:2104.08718): 100 x the cosine of image and text, not below 0.
@@ -72,6 +82,20 @@ class ClipScorer:
         if free_bytes is None or free_bytes >= size_bytes * SCORER_ROOM_PERCENT // 100:
             self._model.to(device_name)
             self.device_name = device_name
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The places of the text encoder."""
+        return int(self._model.config.text_config.max_position_embeddings)
+
+    def count_tokens(self, prompt: str) -> int:
+        """With those that mark its ends."""
+        return len(self._tokenizer(prompt, verbose=False).input_ids)
+
+    def reason_against(self, prompt: str) -> str | None:
+        """A prompt of nothing but characters that the tokenizer has no tokens for says nothing."""
+        tokens = set(self._tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids)
+        return None if tokens - {self._tokenizer.unk_token_id} else "its tokenizer has no token for anything in it"
 
     def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """One score an image; prompts are cut to what the text encoder reads."""

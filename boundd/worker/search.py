@@ -14,9 +14,10 @@ from boundd.protocol.strict_json import Json, dumps
 from boundd.worker.contact_sheet import save_sheet, thumbnails
 from boundd.worker.devices import Device, open_device
 from boundd.worker.earlier import read_earlier
-from boundd.worker.errors import BadDataError, Shortage, shortage_of
+from boundd.worker.errors import BadDataError, Shortage, WorkerError, shortage_of
 from boundd.worker.explore import Explorer, Instrument
 from boundd.worker.fingerprint import fingerprint
+from boundd.worker.image_checks import check_baseline, check_dependence, check_losses, check_prompts
 from boundd.worker.isolation import CpuWitness, GpuWitness, Witness, worst
 from boundd.worker.loop import LoopWatch
 from boundd.worker.memory import MemoryLog, meter_for
@@ -28,6 +29,7 @@ from boundd.worker.pipelines import describe, load_pipeline
 from boundd.worker.points import Baseline, Bench
 from boundd.worker.report import Reporter
 from boundd.worker.sampling import Sampler, cut_batches, read_prompts
+from boundd.worker.schedulers import describe_timesteps, rehearse
 from boundd.worker.scorers import ClipScorer, load_scorer
 from boundd.worker.settings import Settings
 from boundd.worker.timing import PairTimer, StopRule
@@ -55,6 +57,7 @@ class Search:
         self._done = 0
         self._total = BASE_STEPS  # the points are added once the grid is known
         self._memory: MemoryLog | None = None
+        self._dependence: float | None = None
         self.phase = "load"
 
     def run(self) -> Result:
@@ -73,6 +76,7 @@ class Search:
             traversal = self._traversal(bench, context)
             self._phase("baseline", lease, 1)
             baseline = run_baseline(bench, self._environment.memory_cap_bytes)
+            self._check(bench, context, baseline, traversal)
         except Exception as error:
             if shortage := shortage_of(error):
                 raise OutOfMemoryError(shortage) from error
@@ -85,6 +89,7 @@ class Search:
             explorer.explore_lazily()
         if not explorer.lines:
             raise OutOfMemoryError(explorer.starved[-1].shortage)
+        check_losses(point.score_loss for point in explorer.lines)
         best = _best(traversal, explorer)
         extra = self._extra(bench, baseline, traversal, explorer, best)
         self._progress(lease, self._total)
@@ -112,7 +117,10 @@ class Search:
         with lease.shared():
             pipe = load_pipeline(settings, device)
             scorer = load_scorer(settings.scorer)
-        context = describe(pipe, settings)
+            context = describe(pipe, settings)
+        remarks = check_prompts(pipe, scorer, batches) + rehearse(pipe.scheduler, settings.steps).remarks()
+        if settings.guidance_scale > 1 and not context.is_guided:
+            remarks.append("the U-Net is distilled: it takes the guidance scale as an input, and is never guided")
         if reason := method.requires(context):
             raise BadDataError(f"{method.name} can't be measured on {settings.model}: {reason}")
         rule = StopRule(settings.repeats, settings.max_repeats, settings.precision, settings.budget_s)
@@ -128,8 +136,21 @@ class Search:
             loop=LoopWatch(pipe, device),
             memory=self._memory,
             seed=settings.seed,
+            is_guided=context.is_guided,
         )
+        bench.remarks += remarks
         return bench, context
+
+    def _check(self, bench: Bench, context: ModelContext, baseline: Baseline, traversal: Traversal) -> None:
+        """Whether what was seen of the baseline, and an accelerated image made alone, allows to conclude anything."""
+        if baseline.timesteps != context.timesteps:
+            raise WorkerError(
+                f"the U-Net was called at {describe_timesteps(baseline.timesteps)}, and the scheduler had announced"
+                f" {describe_timesteps(context.timesteps)}"
+            )
+        bench.remarks += check_baseline(self._settings, bench, baseline)
+        self._dependence, remarks = check_dependence(bench, baseline, traversal.points[-1])
+        bench.remarks += remarks
 
     def _traversal(self, bench: Bench, context: ModelContext) -> Traversal:
         settings = self._settings
@@ -141,7 +162,7 @@ class Search:
         return Traversal(points, orders_of(bench.method, context))
 
     def _explorer(self, bench: Bench, baseline: Baseline, traversal: Traversal, context: ModelContext) -> Explorer:
-        digest = self._instrument_digest(bench)
+        digest = self._instrument_digest(bench, baseline)
         return Explorer(
             bench,
             baseline,
@@ -153,10 +174,10 @@ class Search:
             {} if self._settings.is_fresh else read_earlier(self._environment.earlier_results, digest),
         )
 
-    def _instrument_digest(self, bench: Bench) -> str:
+    def _instrument_digest(self, bench: Bench, baseline: Baseline) -> str:
         """Of everything that a point's figures depend on: another digest, another measurement."""
         subject = {
-            **_describe_run(self._settings, bench),
+            **_describe_run(self._settings, bench, baseline),
             "boundd": __version__,
             "precision": self._settings.precision,
             "repeats": self._settings.repeats,
@@ -193,7 +214,9 @@ class Search:
         ]
         contributions = self._contributions(bench, traversal, explorer, best)
         return {
-            **_describe_run(self._settings, bench),
+            **_describe_run(self._settings, bench, baseline),
+            "batch_dependence": self._dependence,
+            "warnings": list(bench.remarks),
             **_noise(baseline),
             "search": "exhaustive" if self._settings.is_exhaustive else "lazy",
             "best_speedup_low": chosen.extra["speedup_low"],
@@ -313,8 +336,9 @@ def _noise(baseline: Baseline) -> dict[str, Json]:
     }
 
 
-def _describe_run(settings: Settings, bench: Bench) -> dict[str, Json]:
-    """What was measured, so that a result can be read without its cell."""
+def _describe_run(settings: Settings, bench: Bench, baseline: Baseline) -> dict[str, Json]:
+    """What was measured, so that a result can be read without its cell: as it was used, not as it was asked for."""
+    height_px, width_px = baseline.made(0).images.shape[-2:]
     return {
         "label": f"{settings.model}/{settings.scheduler_class}/{settings.steps}/{bench.method.name}",
         "model": settings.model,
@@ -324,10 +348,12 @@ def _describe_run(settings: Settings, bench: Bench) -> dict[str, Json]:
         "methods": list(settings.methods),
         "steps": settings.steps,
         "num_samples": settings.num_samples,
-        "batch_size": settings.batch_size,
+        "batch_size": len(bench.batches[0].seeds),
         "seed": settings.seed,
         "guidance_scale": settings.guidance_scale,
-        "resolution": settings.resolution,
+        "guidance": "on" if bench.is_guided else "off",
+        "timesteps": [int(timestep) if timestep.is_integer() else timestep for timestep in baseline.timesteps],
+        "resolution": height_px if height_px == width_px else [height_px, width_px],
         "dtype": bench.device.dtype_for(settings),
         "grid": settings.grid,
         "weights": settings.weights,

@@ -32,7 +32,7 @@ class GuidanceInterval:
 
     def requires(self, context: ModelContext) -> str | None:
         """Guidance, and one UNet call a step."""
-        if context.guidance_scale <= 1:
+        if context.guidance_scale <= 1 or not context.is_guided:
             return f"there is no guidance to leave out at a guidance scale of {context.guidance_scale:g}"
         if context.scheduler_order != 1:
             return f"steps are counted by a callback, and this scheduler makes {context.scheduler_order} calls a step"

@@ -242,14 +242,17 @@ def judge(own_class: str, config: dict[str, Any], name: str, steps: int) -> bool
     compatible = getattr(diffusers, own_class)._compatibles
     assert class_name in compatible, f"{own_class} and {class_name} don't go together"
     assert scheduler.config.prediction_type == config.get("prediction_type", "epsilon")
-    # Few steps can't shape a distribution, but must find a point.
-    asked, mean, deviation = sample_gaussian(scheduler, steps, DEVIATION if steps >= 10 else 1e-6)
+    # Few steps, or from noise of thousands as in a cosine schedule, can't shape a distribution, but must find a point.
+    is_coarse = steps < 10 or config.get("beta_schedule") == "squaredcos_cap_v2"
+    asked, mean, deviation = sample_gaussian(scheduler, steps, 1e-6 if is_coarse else DEVIATION)
     assert list(rehearsal.timesteps) == asked
     assert len(asked) >= steps
     assert all(0 <= timestep < scheduler.config.num_train_timesteps for timestep in asked)
     if not any(config.get(f"use_{kind}_sigmas") for kind in ("karras", "exponential", "beta")):
         assert len(set(asked)) >= steps
-    assert mean == pytest.approx(MEAN, abs=0.5)
+    # The signal that the model expects to be there at the start, and that noise does not have, is missing in the end.
+    missing = float(scheduler.alphas_cumprod[min(round(asked[0]), len(scheduler.alphas_cumprod) - 1)]) ** 0.5
+    assert mean == pytest.approx(MEAN, abs=0.4 + 0.7 * MEAN * missing)
     assert deviation < 3 * DEVIATION
     return True
 

@@ -64,6 +64,23 @@ class DigitsScorer(nn.Module):
         of_images = F.normalize(self.image_encoder(2.0 * images - 1.0), dim=-1)
         return of_images @ F.normalize(self.digit_vectors, dim=-1).T
 
+    @property
+    def most_tokens(self) -> int | None:
+        """All of a prompt is read."""
+        return None
+
+    def count_tokens(self, prompt: str) -> int:
+        """Its words."""
+        return len(prompt.split())
+
+    def reason_against(self, prompt: str) -> str | None:
+        """Why no image can be judged by this prompt: it names no digit, or two."""
+        try:
+            digit_in(prompt)
+        except ValueError as error:
+            return str(error)
+        return None
+
     @torch.no_grad()
     def score(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """How well each image matches its prompt: float32 (n,), 0 (not at all) to 100.

@@ -32,6 +32,9 @@ class ModelContext:
             blocks, in rising order: (1, 2, 4) for SD1.5, (2, 4) for SDXL.
         cache_branches: the skip connections DeepCache can cache at: 11 for SD, 8 for SDXL.
         attention: how the model computes it: 'sdpa', 'eager', 'sliced' or 'xformers'.
+        timesteps: those that the UNet will be called at, in order, one call each; as the pipeline was seen to set them.
+        is_guided: whether the UNet was seen to be given each image twice, with its prompt and without. A scale above 1
+            does not do it: a distilled UNet is never guided.
     """
 
     steps: int
@@ -41,6 +44,13 @@ class ModelContext:
     attention_downsamples: tuple[int, ...]
     cache_branches: int
     attention: str = "sdpa"
+    timesteps: tuple[float, ...] = ()
+    is_guided: bool = True
+
+    @property
+    def repeated_timestep(self) -> float | None:
+        """The first timestep that the UNet is called at more than once; None where there is none."""
+        return next((each for at, each in enumerate(self.timesteps) if each in self.timesteps[:at]), None)
 
 
 class Method(Protocol):

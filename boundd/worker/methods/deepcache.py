@@ -26,11 +26,16 @@ class DeepCacheMethod:
     faster: ClassVar[Mapping[str, int]] = lossier
 
     def requires(self, context: ModelContext) -> str | None:
-        """It finds the step it is at by its timestep, which a second-order scheduler visits twice."""
+        """It finds the step it is at by its timestep, which must not be visited twice."""
         if context.scheduler_order != 1:
             return (
                 "DeepCache tells steps apart by their timestep, and this scheduler visits each one "
                 f"{context.scheduler_order} times"
+            )
+        if (timestep := context.repeated_timestep) is not None:
+            return (
+                "DeepCache tells steps apart by their timestep, and this scheduler visits timestep "
+                f"{timestep:g} more than once"
             )
         if context.cache_branches < 1:
             return "DeepCache needs a UNet with down blocks to cache at"

@@ -35,8 +35,18 @@ class TGateMethod:
         """Guidance, which is what it gates, a scheduler that counts steps as it does, and its own attention."""
         if context.guidance_scale <= 1:
             return f"T-GATE gates guidance, and a guidance scale of {context.guidance_scale:g} (at most 1) has none"
+        if not context.is_guided:
+            return (
+                "T-GATE gates guidance, and this UNet is not guided whatever the scale (a distilled one takes the scale"
+                " as an input): T-GATE would mix pairs of images"
+            )
         if context.scheduler_order != 1:
             return f"T-GATE counts UNet calls as steps, and this scheduler makes {context.scheduler_order} a step"
+        if context.timesteps and len(context.timesteps) != context.steps:
+            return (
+                f"T-GATE counts UNet calls as steps, and this scheduler makes {len(context.timesteps)} calls in"
+                f" {context.steps} steps"
+            )
         if context.attention != "sdpa":
             return (
                 f"T-GATE computes attention by SDPA whatever the model does, so beside a baseline with "
