@@ -65,11 +65,11 @@ def check_prompts(pipe: Any, scorer: Scorer | None, batches: Sequence[Batch]) ->
     return remarks
 
 
-def check_baseline(settings: Settings, bench: Bench, baseline: Baseline) -> list[str]:
+def check_images(settings: Settings, bench: Bench, baseline: Baseline) -> list[str]:
     """What is to be said of the unaccelerated images.
 
     Raises:
-        BadDataError: when they show nothing, all the same, or no more of their prompts than noise does.
+        BadDataError: when they show nothing, or all the same.
     """
     made = [baseline.made(index).images for index in range(len(bench.batches))]
     blank = [colour for images in made for colour in blank_images(images)]
@@ -86,7 +86,6 @@ def check_baseline(settings: Settings, bench: Bench, baseline: Baseline) -> list
         remarks.append(f"all {len(blank)} unaccelerated images are the same, though their seeds differ")
         if settings.weights != RANDOM:
             raise BadDataError(f"{remarks[-1]}: the model does not draw what it is given, so nothing can be concluded")
-    _check_scores(bench, baseline)
     return remarks
 
 
@@ -153,8 +152,12 @@ def check_losses(losses: Iterable[float | None]) -> None:
         )
 
 
-def _check_scores(bench: Bench, baseline: Baseline) -> None:
-    """Refuse scores that are no more than those of noise."""
+def check_scores(bench: Bench, baseline: Baseline) -> None:
+    """Refuse scores that are no more than those of noise.
+
+    Raises:
+        BadDataError: with both.
+    """
     import torch
 
     if bench.scorer is None:

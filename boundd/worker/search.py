@@ -17,7 +17,7 @@ from boundd.worker.earlier import read_earlier
 from boundd.worker.errors import BadDataError, Shortage, WorkerError, shortage_of
 from boundd.worker.explore import Explorer, Instrument
 from boundd.worker.fingerprint import fingerprint
-from boundd.worker.image_checks import check_baseline, check_dependence, check_losses, check_prompts
+from boundd.worker.image_checks import check_dependence, check_images, check_losses, check_prompts, check_scores
 from boundd.worker.isolation import CpuWitness, GpuWitness, Witness, worst
 from boundd.worker.loop import LoopWatch
 from boundd.worker.memory import MemoryLog, meter_for
@@ -75,7 +75,7 @@ class Search:
             bench, context = self._load(lease)
             traversal = self._traversal(bench, context)
             self._phase("baseline", lease, 1)
-            baseline = run_baseline(bench, self._environment.memory_cap_bytes)
+            baseline = run_baseline(bench, self._environment.memory_cap_bytes, self._settings)
             self._check(bench, context, baseline, traversal)
         except Exception as error:
             if shortage := shortage_of(error):
@@ -148,7 +148,6 @@ class Search:
                 f"the U-Net was called at {describe_timesteps(baseline.timesteps)}, and the scheduler had announced"
                 f" {describe_timesteps(context.timesteps)}"
             )
-        bench.remarks += check_baseline(self._settings, bench, baseline)
         self._dependence, remarks = check_dependence(bench, baseline, traversal.points[-1])
         bench.remarks += remarks
 
@@ -291,21 +290,23 @@ class Search:
         save_sheet(torch.cat([run.thumbnails[index] for index in sorted(run.thumbnails)]), folder / "best.png")
 
 
-def run_baseline(bench: Bench, memory_cap_bytes: int | None) -> Baseline:
+def run_baseline(bench: Bench, memory_cap_bytes: int | None, settings: Settings) -> Baseline:
     """Warm up, make every sample without acceleration, time the baseline against itself, and score.
 
     The scorer is placed on the device only now, when the pipeline's peak is known, and only if both fit.
 
     Raises:
-        BadDataError: when images or scores are not finite, or the images score nothing.
+        BadDataError: when images or scores are not finite, or the images show or score nothing.
     """
     baseline = Baseline(bench)
     baseline.warm_up()
     baseline.time_against_itself()
     baseline.complete()
+    bench.remarks += check_images(settings, bench, baseline)
     if isinstance(bench.scorer, ClipScorer):
         bench.scorer.place(bench.device.name, bench.device.free_bytes(memory_cap_bytes))
     baseline.score()
+    check_scores(bench, baseline)
     return baseline
 
 
