@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-COMMON = frozenset({"model", "ports", "protocol", "text", "__init__"})
+COMMON = frozenset({"api", "catalogue", "model", "ports", "protocol", "text", "__init__"})
 COMPOSITION = frozenset({"composition", "main", "wiring", "start", "__main__"})
 FLAT_CORE = {
     **dict.fromkeys(
@@ -52,7 +52,7 @@ FLAT_CORE = {
 CHANGES = {
     "a built-in method": r"\btome\b|ToMeMethod",
     "a remote launcher": r"results_path|log_path|LocalLauncher|\bpids_of\b|read_chunk|open_plain",
-    "another kind of GPU": r"nvml|CUDA_VISIBLE_DEVICES|CUDA_DEVICE_ORDER",
+    "another kind of GPU": r"backend [!=]= \"|\"nvml\"|NvmlProbe",
     "another form of report": r"\bprint_bounds\b|\bFORMATS\b|ExportFormat|search-params",
     "a matrix id in the state": r"\bstate\.order\b|ConfigLoaded|\.matrix\(\)|\bRules\(",
 }

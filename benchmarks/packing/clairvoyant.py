@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from benchmarks.packing.starting import Policy, Starting
+from boundd.core.memory.footprint import CONTEXT_BYTES
 from boundd.core.model.attempts import Attempt
 from boundd.core.model.devices import Device
 from boundd.core.model.events import Now
@@ -118,7 +119,7 @@ class Clairvoyant:
                     record,
                     device,
                     known.peak_bytes,
-                    cap_bytes=cap_of(known.peak_bytes),
+                    cap_bytes=cap_of(known.peak_bytes, CONTEXT_BYTES),
                     exclusive=known.alone,
                     batch_size=known.batch_size,
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
+from boundd.catalogue.backends import BACKENDS
 from boundd.composition.config import settings_of
 from boundd.config import Settings, command_for, model_value, scorer_value
 from boundd.core.model.attempts import Attempt, attempt_id
@@ -44,9 +45,9 @@ def launch_spec(environ: Mapping[str, str], attempt: Attempt, cell: Cell, state:
 
 
 def worker_environment(settings: Settings, attempt: Attempt, cell: Cell, state: State) -> Mapping[str, str]:
-    """The protocol's variables for an attempt. A worker on the CPU sees no GPU at all."""
+    """The protocol's variables for an attempt, and those that name its device."""
     device = state.devices.get(attempt.device)
-    backend = device.reading.backend if device is not None else "nvml"
+    kind = device.reading.kind if device is not None else BACKENDS["nvml"]
     environment = WorkerEnvironment(
         cell=dict(cell.parameters),
         attempt=attempt.id,
@@ -54,9 +55,8 @@ def worker_environment(settings: Settings, attempt: Attempt, cell: Cell, state: 
         batch_size=attempt.batch_size,
         model=model_value(settings, cell),
         scorer=scorer_value(settings),
-        visible_devices=attempt.device if backend == "nvml" else "",
     )
-    return {**environment.to_environ(), "PYTHONUNBUFFERED": "1"}
+    return {**environment.to_environ(), **kind.environment(attempt.device), "PYTHONUNBUFFERED": "1"}
 
 
 def is_timed(settings: Settings, device: str) -> bool:

@@ -417,7 +417,7 @@ class Daemon:
         device to itself, empty where that was seen from before its start to now."""
         uuid = self.state.attempts[attempt_id].device
         device = self.state.devices.get(uuid)
-        if device is not None and device.reading.backend != "nvml":
+        if device is not None and not device.reading.kind.lists_processes:
             return ""
         while True:
             try:

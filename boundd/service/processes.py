@@ -69,7 +69,7 @@ def look_at(
     unattested: dict[str, str] = {}
     holders: dict[str, str] = {}
     for reading in readings:
-        if reading.backend != "nvml" or reading.unavailable:
+        if not reading.kind.lists_processes or reading.unavailable:
             continue
         if reading.process_bytes is None and not reading.unreadable:
             continue  # not asked for

@@ -10,7 +10,6 @@ from immutables import Map
 from boundd.core.lifecycle.patience import given_up_with, without_charge
 from boundd.core.lifecycle.retry import cut_siblings, decide
 from boundd.core.memory.diagnosis import diagnose
-from boundd.core.memory.footprint import CONTEXT_BYTES
 from boundd.core.model import wording
 from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, EndReason
 from boundd.core.model.devices import Device
@@ -66,7 +65,7 @@ def _without(state: State, attempt: Attempt) -> Map[str, Device]:
     """
     device = state.devices.get(attempt.device)
     held = device.observed_bytes.get(attempt.id) if device is not None else None
-    if device is None or not held or device.reading.free_bytes is None or device.reading.backend == "cpu":
+    if device is None or not held or device.reading.free_bytes is None or device.reading.kind.is_host:
         return state.devices
     total = device.reading.total_bytes or 0
     reading = replace(device.reading, free_bytes=min(total, device.reading.free_bytes + held))
@@ -132,7 +131,7 @@ def observed(state: State, attempt: Attempt, verdict: Verdict) -> Observation | 
     if device is None or not (censored or (peak and verdict.outcome is Outcome.SUCCEEDED)):
         return None
     # torch's counters do not see the CUDA context; the CPU's peak is of the whole process.
-    context = 0 if device.reading.backend == "cpu" else CONTEXT_BYTES
+    context = device.reading.kind.context_bytes
     work = workload_of(state.cells[attempt.key], attempt.batch_size)
     return Observation(
         subject_on(work, device.reading.name),

@@ -163,7 +163,7 @@ def _grown(state: State) -> tuple[State, list[Note]]:
     for _, attempt in sorted(state.attempts.items()):
         device = state.devices.get(attempt.device)
         held = device.observed_bytes.get(attempt.id) if device is not None else None
-        if device is None or held is None or held <= attempt.observed_peak_bytes or device.reading.backend == "cpu":
+        if device is None or held is None or held <= attempt.observed_peak_bytes or device.reading.kind.is_host:
             continue
         grown = replace(attempt, observed_peak_bytes=held)
         attempts = attempts.set(attempt.id, grown)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from boundd.catalogue.backends import BACKENDS
 from boundd.catalogue.models import MIB, MODELS, MemoryPrior
 from boundd.core.memory.raising import RAISED_PERCENT
 from boundd.core.model.attempts import CellRecord
@@ -20,8 +21,8 @@ from boundd.core.model.workload import Workload, native_pixels, subject_on, work
 GIB = 1024**3
 MEGAPIXEL = 1_000_000
 
-CONTEXT_BYTES = GIB // 2
-"""CUDA context with lazy loading, about 300 MB, and what the libraries take beside it."""
+CONTEXT_BYTES = BACKENDS["nvml"].context_bytes
+"""Of a GPU that isn't known yet: priors are for NVIDIA's."""
 FEW_PERCENT = 110
 FEW_BYTES = 256 * MIB
 """What other batches and sizes say: x 1.10 + 256 MiB."""

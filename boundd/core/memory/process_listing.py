@@ -50,7 +50,7 @@ def _is_old(reading: DeviceReading, attempts: frozenset[str], last: Listed | Non
 
 def is_for_one(reading: DeviceReading) -> bool:
     """Whether a device's compute mode lets one process have it, so that whoever else has it shuts us out."""
-    return reading.backend == "nvml" and reading.max_cells == 1
+    return reading.kind.lists_processes and reading.max_cells == 1
 
 
 def held_by(reading: DeviceReading, holder: str) -> DeviceReading:

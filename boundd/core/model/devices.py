@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from boundd.catalogue.backends import BACKENDS, Backend
 from boundd.core.model.quarantines import Quarantine
 
 UNKNOWN_PREFIX = "UNKNOWN-"
@@ -61,6 +62,11 @@ class DeviceReading:
     """Of a MIG instance, the UUID of the device that it is a part of."""
     slot: int | None = None
     """Of a MIG instance, its number there."""
+
+    @property
+    def kind(self) -> Backend:
+        """What differs between kinds of devices."""
+        return BACKENDS[self.backend]
 
     @property
     def is_simulated(self) -> bool:

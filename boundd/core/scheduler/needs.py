@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from boundd.catalogue.backends import BACKENDS
 from boundd.core.memory.footprint import CONTEXT_BYTES, LARGEST_PERCENT, Estimate, estimate_of
 from boundd.core.memory.raising import LEVELS
 from boundd.core.model.devices import DeviceReading
@@ -114,7 +115,8 @@ def _worked_out(state: State, needs: Requirement, kind: Kind) -> Need:
     size = expected.size_bytes
     raised = needs.memory_level > LEVELS and not expected.learned
     alone = must_be_alone(needs) or raised or size is None or size >= largest
-    host = ON_THE_HOST if kind.backend == "cpu" else host_need(policy, work, kind.name, state.observations)
+    is_host = BACKENDS[kind.backend].is_host
+    host = ON_THE_HOST if is_host else host_need(policy, work, kind.name, state.observations)
     # Nobody knows how much it takes: it gets what there is, once the device is its own.
-    least = 1 if kind.backend == "cpu" else min(LEAST_BYTES, largest)
+    least = 1 if is_host else min(LEAST_BYTES, largest)
     return Need(expected, least if size is None else max(least, min(size, largest)), alone, host)

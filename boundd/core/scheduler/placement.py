@@ -10,7 +10,6 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 
-from boundd.core.memory.footprint import CONTEXT_BYTES
 from boundd.core.model.attempts import Attempt, CellRecord
 from boundd.core.model.devices import Device
 from boundd.core.model.reasons import Choice
@@ -176,12 +175,13 @@ class Search:
         whole = need.alone or kind.single
         reservation = room if whole else need.needed_bytes
         largest = largest_bytes(kind, self.ledger.state.rules)
+        backend = device.reading.kind
         return Placement(
             device.uuid,
             reservation_bytes=reservation,
-            cap_bytes=None if kind.backend == "cpu" else cap_of(reservation),
+            cap_bytes=None if backend.is_host else cap_of(reservation, backend.context_bytes),
             exclusive=need.alone,
-            whole_device=whole and (reservation >= largest or kind.backend == "cpu"),
+            whole_device=whole and (reservation >= largest or backend.is_host),
             left_bytes=left,
             estimate_bytes=need.expected.size_bytes,
             host_memory_bytes=need.host.memory_bytes,
@@ -190,6 +190,6 @@ class Search:
         )
 
 
-def cap_of(reservation_bytes: int) -> int:
+def cap_of(reservation_bytes: int, context_bytes: int) -> int:
     """What the caching allocator may take of a reservation: less the context, which it doesn't see."""
-    return max(reservation_bytes - CONTEXT_BYTES, reservation_bytes // 2)
+    return max(reservation_bytes - context_bytes, reservation_bytes // 2)
