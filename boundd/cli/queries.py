@@ -6,6 +6,7 @@ import codecs
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -15,7 +16,6 @@ from boundd.cli.options import EXIT_NOTHING, Talk, talking
 
 WATCH_S = 2.0
 PLAN_ROWS = 40
-CLEAR = "\x1b[H\x1b[2J"
 
 query_argument = click.argument("query", nargs=-1)
 cell_argument = click.argument("cell")
@@ -23,7 +23,7 @@ cell_argument = click.argument("cell")
 
 @click.command()
 @query_argument
-@click.option("--watch", is_flag=True, help="Again every 2 seconds, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Every 2 seconds, until Ctrl-C; on a terminal, on a screen of its own.")
 @talking
 def status(talk: Talk, query: tuple[str, ...], watch: bool) -> None:
     """The daemon, its devices, the cells by state, what runs, and when it would end.
@@ -32,14 +32,26 @@ def status(talk: Talk, query: tuple[str, ...], watch: bool) -> None:
     Example:
       boundctl status model=SDXL --watch
     """
+    if watch and not talk.as_json and sys.stdout.isatty():
+        _watch(talk, query)
     while True:
         answer = talk.client.status(*query)
-        if watch and not talk.as_json and sys.stdout.isatty():
-            click.echo(CLEAR, nl=False)
         talk.say(answer, "" if talk.as_json else text.status_text(answer))
         if not watch:
             return
         time.sleep(WATCH_S)
+
+
+def _watch(talk: Talk, query: tuple[str, ...]) -> NoReturn:
+    """Show the status on a screen of its own until Ctrl-C, and give the terminal back as it was."""
+    from rich.live import Live  # not at the top: it is most of what a `status` may take
+    from rich.text import Text
+
+    with Live(screen=True, auto_refresh=False) as live:
+        while True:
+            shown = Text(text.status_text(talk.client.status(*query)), no_wrap=True, overflow="ellipsis")
+            live.update(shown, refresh=True)
+            time.sleep(WATCH_S)
 
 
 @click.command()

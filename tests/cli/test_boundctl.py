@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +48,38 @@ def test_status_for_people_and_programs(running: Running) -> None:
     assert json.loads(boundctl(running, "status", "--json").stdout) == running.client.get("/v1/status")
     assert json.loads(boundctl(running, "status", "model=SDXL", "--json").stdout)["cells"]["total"] == 3
     assert isinstance(json.loads(boundctl(running, "devices", "--json").stdout), list)
+
+
+def test_status_is_watched_on_a_screen_of_its_own(running: Running) -> None:
+    """What changes is shown; Ctrl-C gives the terminal back as it was, and so does the daemon's end.
+
+    Seen to fail with the `with` of `queries._watch` entered and not left.
+    """
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "boundd.cli.boundctl", "status", "--watch"]
+    env = {**os.environ, "BOUNDD_SOCKET": str(running.socket), "TERM": "xterm", "COLUMNS": "160", "LINES": "40"}
+    watching = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env, start_new_session=True)
+    os.close(theirs)
+    seen = b""
+
+    def read_until(wanted: bytes) -> None:
+        nonlocal seen
+        while wanted not in seen:
+            assert select.select([ours], [], [], 30)[0], seen
+            seen += os.read(ours, 65536)
+
+    try:
+        read_until(b"6 cells")
+        assert seen.startswith(b"\x1b[?1049h")
+        running.client.pause()
+        read_until(b"paused")
+        watching.send_signal(signal.SIGINT)
+        read_until(b"\x1b[?1049l")
+        assert watching.wait(30) == 130
+    finally:
+        watching.kill()
+        watching.wait()
+        os.close(ours)
 
 
 def test_status_answers_at_once(running: Running) -> None:
