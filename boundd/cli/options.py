@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from boundd import __version__
 from boundd.cli.text import safe
 from boundd.client import Client, DamagedAnswerError, NoDaemonError, RefusedError
 from boundd.client.sockets import find_socket
@@ -55,6 +56,23 @@ class Talk:
             sys.exit(EXIT_NOTHING)
 
 
+def _complain_of_another_release(client: Client, missing: KeyError) -> None:
+    """Say that the daemon's answers lack what this release shows, where it is of another one.
+
+    Raises:
+        KeyError: it is of this one, so that the error is ours.
+    """
+    version = client.status()["daemon"]["version"]
+    if version == __version__:
+        raise missing
+    click.echo(
+        f"boundctl: the daemon is boundd {safe(version)}, and its answer has no {missing}, which boundd {__version__} "
+        "shows: restart the daemon (its workers go on), or use its own boundctl",
+        err=True,
+    )
+    sys.exit(EXIT_NOTHING)
+
+
 def talking(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command --socket and --json, a `Talk` for its first argument, and the exit codes."""
 
@@ -64,7 +82,10 @@ def talking(function: Callable[..., None]) -> Callable[..., None]:
     def command(*arguments: Any, socket_path: str | None, as_json: bool, **options: Any) -> None:
         try:
             client = Client(find_socket(socket_path, os.environ, Path.cwd()))
-            function(Talk(client, as_json=as_json), *arguments, **options)
+            try:
+                function(Talk(client, as_json=as_json), *arguments, **options)
+            except KeyError as missing:
+                _complain_of_another_release(client, missing)
         except (NoDaemonError, DamagedAnswerError) as error:
             click.echo(f"boundctl: {safe(error)}", err=True)
             sys.exit(EXIT_NO_DAEMON)

@@ -7,10 +7,13 @@ import os
 import pty
 import select
 import signal
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -96,6 +99,37 @@ def test_status_answers_at_once(running: Running) -> None:
         bare.append(time.monotonic() - began)
     print(f"status: {min(times) * 1000:.0f} ms, a Python with an HTTP client: {min(bare) * 1000:.0f} ms")
     assert min(times) < 5 * min(bare)
+
+
+class OlderDaemon(BaseHTTPRequestHandler):
+    """Answers everything as a release before this one might."""
+
+    def do_GET(self) -> None:
+        """Say the version, and little else."""
+        content = json.dumps({"daemon": {"version": "0.0.1", "pid": 1, "started_at": "then"}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def address_string(self) -> str:
+        """A unix socket has no address."""
+        return ""
+
+
+def test_an_older_daemon_is_told_and_no_traceback(tmp_path: Path) -> None:
+    """After an upgrade the old daemon may still run.
+
+    Seen to fail without the `except KeyError` in `options.talking`.
+    """
+    path = tmp_path / "s"
+    with socketserver.ThreadingUnixStreamServer(str(path), OlderDaemon) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        shown = boundctl(None, "status", "--socket", str(path))
+        server.shutdown()
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert "the daemon is boundd 0.0.1" in shown.stderr
+    assert "Traceback" not in shown.stderr
 
 
 def test_cells_and_their_errors_are_one_line_each(running: Running) -> None:
