@@ -20,7 +20,7 @@ from boundd.core.model.outcomes import ErrorKind, MemoryCause, Outcome, Verdict
 from boundd.core.model.records import Record, SaveCell, SaveDuration, SaveEnd, SaveObservation
 from boundd.core.model.state import State
 from boundd.core.model.transitions import GIVE_UP, AttemptTrigger, Trigger, next_attempt_state, next_cell_state
-from boundd.core.model.workload import subject_on, workload_of
+from boundd.core.model.workload import subject_on
 from boundd.core.scheduler import environment
 from boundd.core.scheduler.durations import duration_of
 from boundd.core.scheduler.quarantine import impose_for_deaths, lift_after
@@ -112,7 +112,7 @@ def _learned(state: State, attempt: Attempt, verdict: Verdict) -> tuple[State, l
         records.append(SaveObservation(observation))
     device = state.devices.get(attempt.device)
     if device is not None and verdict.outcome is Outcome.SUCCEEDED and verdict.wall_s is not None:
-        work = workload_of(state.cells[attempt.key], attempt.batch_size)
+        work = state.memo.workload_of(state.cells[attempt.key], attempt.batch_size)
         duration = duration_of(work, device.reading.name, verdict.wall_s)
         state = replace(state, durations=state.durations.add(duration))
         records.append(SaveDuration(duration))
@@ -132,7 +132,7 @@ def observed(state: State, attempt: Attempt, verdict: Verdict) -> Observation | 
         return None
     # torch's counters do not see the CUDA context; the CPU's peak is of the whole process.
     context = device.reading.kind.context_bytes
-    work = workload_of(state.cells[attempt.key], attempt.batch_size)
+    work = state.memo.workload_of(state.cells[attempt.key], attempt.batch_size)
     return Observation(
         subject_on(work, device.reading.name),
         work.batch_size,

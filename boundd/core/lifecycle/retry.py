@@ -23,7 +23,7 @@ from boundd.core.model.outcomes import ErrorKind, MemoryCause, Verdict
 from boundd.core.model.reasons import RetryReason, RetryRule
 from boundd.core.model.records import SaveCell
 from boundd.core.model.state import Rules, State
-from boundd.core.model.workload import subject_on, workload_of
+from boundd.core.model.workload import subject_on
 
 FREE_LIMIT = 10
 """Free attempts are bounded too, so that a cell that kills its machine ends."""
@@ -77,7 +77,7 @@ def cut_siblings(state: State, attempt: Attempt) -> tuple[State, list[SaveCell]]
     They differ in what leaves memory alone, such as steps and scheduler: each of them would fail in the same way, alone
     on a device. Nothing is charged to them.
     """
-    work = workload_of(state.cells[attempt.key], attempt.batch_size)
+    work = state.memo.workload_of(state.cells[attempt.key], attempt.batch_size)
     totals = {device.uuid: device.reading.total_bytes or 0 for device in state.devices.values()}
     smaller = [batch for batch in state.rules.batch_ladder if batch < work.batch_size]
     if not smaller or attempt.batch_size is None or totals.get(attempt.device, 0) < max(totals.values(), default=0):
@@ -98,7 +98,7 @@ def cut_siblings(state: State, attempt: Attempt) -> tuple[State, list[SaveCell]]
 
 def _seen_too_big(state: State, record: CellRecord, batch_size: int) -> bool:
     """Whether that batch, or less work, has run out of as much memory as any device has to give."""
-    work = workload_of(record, batch_size)
+    work = state.memo.workload_of(record, batch_size)
     readings = [device.reading for device in state.devices.values() if device.reading.total_bytes]
     most = max((reading.total_bytes or 0 for reading in readings), default=0) - state.rules.margin_bytes
     seen = (o for name in {r.name for r in readings} for o in state.observations.about(subject_on(work, name)))

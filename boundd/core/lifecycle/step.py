@@ -108,9 +108,10 @@ def _devices_read(state: State, event: ev.DevicesRead, now: Now) -> Step:
         if last is None and reading.parent in state.devices:
             read, saved, _ = impose_as_on_whole(read, reading, now)
             records += saved
-        read, saved, told = impose_for_fault(read, None if last is None else last.reading, reading, now)
-        records += saved
-        notes += told
+        if reading.ailment:
+            read, saved, told = impose_for_fault(read, None if last is None else last.reading, reading, now)
+            records += saved
+            notes += told
     notes += _disk_notes(state, read)
     joined = [a for a in read.attempts.values() if a.device in event.foreign and not a.foreign_seen]
     for attempt in sorted(joined, key=lambda attempt: attempt.id):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from boundd.core.model.attempts import CellRecord
 from boundd.core.model.requirements import Requirement
@@ -32,8 +32,9 @@ class Memo:
 
     def workload_of(self, record: CellRecord, batch_size: int | None = None) -> Workload:
         """The work of the cell's next attempt, or of one with another batch."""
-        batch = batch_size if batch_size is not None else record.batch_size
-        return self._workload(record.cell, record.policy.dtype, record.policy.architecture, batch)
+        policy = record.policy
+        batch = record.batch_size if batch_size is None else batch_size
+        return self._workload(record.cell, policy.dtype, policy.architecture, batch)
 
     def requirement_of(self, record: CellRecord) -> Requirement:
         """What a cell's next attempt needs."""
@@ -42,7 +43,7 @@ class Memo:
 
     def table(self, kind: Callable[[], Table]) -> Table:
         """A table of the caller's own, by its type: empty at first. The caller bounds its size."""
-        found = self._tables.get(kind)
+        found: Table | None = self._tables.get(kind)
         if found is None:
             found = self._tables[kind] = kind()
-        return cast("Table", found)
+        return found

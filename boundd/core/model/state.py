@@ -138,7 +138,7 @@ class State:
 
     def quarantine_of(self, uuid: str) -> Quarantine | None:
         """Why a device is out of service; None where it isn't."""
-        return self.quarantines.get(device_subject(uuid))
+        return self.quarantines.get(device_subject(uuid)) if self.quarantines else None
 
     @property
     def disk_shortage(self) -> DiskShort | None:

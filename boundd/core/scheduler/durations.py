@@ -39,7 +39,7 @@ class Expectation:
 
 def expected_duration_s(state: State, record: CellRecord, device_name: str) -> float:
     """Seconds that the cell's next attempt is expected to take on a device of this name; never 0."""
-    return expectations(state, device_name).of(state.memo.workload_of(record)).wall_s
+    return expectations(state, device_name).of(state.cells.memo.workload_of(record)).wall_s
 
 
 def expected_left_s(state: State, attempt: Attempt, boot_s: float) -> float:
@@ -65,7 +65,7 @@ def expectations(state: State, device_name: str) -> Expectations:
 
     A plan asks for every queue's and every attempt's, and little was learned since the last one.
     """
-    latest = state.memo.table(_Latest)
+    latest = state.cells.memo.table(_Latest)
     known = latest.get(device_name)
     # The same object holds the same values: it is never changed.
     if known is None or known.durations is not state.durations:
@@ -82,7 +82,7 @@ class Expectations:
         self.durations = durations
         self._device_name = device_name
         self._found: dict[tuple[object, ...], Expectation] = {}
-        self._rates: dict[tuple[str, str, Source], float] = {}
+        self._rates: dict[tuple[object, ...], tuple[float, Source]] = {}
         self._by_model: dict[str, list[tuple[list[Duration], bool]]] = {}
         self._correction: tuple[float, Source] | None = None
 
@@ -103,8 +103,8 @@ class Expectations:
                 return Expectation(_median(d.wall_s for d in same), source)
             for found, kind in ((same_method, DurationSource.SAME_METHOD), (known, DurationSource.SAME_MODEL)):
                 if found:
-                    source = Source(kind, len(found), elsewhere=elsewhere)
-                    return Expectation(self._rate(work, found, source) * work.steps * work.samples, source)
+                    rate, source = self._rate(work, found, kind, elsewhere)
+                    return Expectation(rate * work.steps * work.samples, source)
         prior_s = _prior_s(work.architecture, work.steps, work.samples)
         correction, source = self._corrected()
         return Expectation(prior_s * correction, source)
@@ -118,13 +118,15 @@ class Expectations:
             found = self._by_model[model] = [(here, False), (anywhere, True)]
         return found
 
-    def _rate(self, work: Workload, found: Iterable[Duration], source: Source) -> float:
-        """Seconds a step and sample."""
-        method = work.method if source.kind is DurationSource.SAME_METHOD else ""
-        kind = (work.model, method, source)
-        rate = self._rates.get(kind)
+    def _rate(
+        self, work: Workload, found: Sequence[Duration], kind: DurationSource, elsewhere: bool
+    ) -> tuple[float, Source]:
+        """Seconds a step and sample, and where they are from."""
+        about = (work.model, work.method if kind is DurationSource.SAME_METHOD else "", kind, elsewhere)
+        rate = self._rates.get(about)
         if rate is None:
-            rate = self._rates[kind] = _median(d.wall_s / max(1, d.steps * d.samples) for d in found)
+            seconds = _median(d.wall_s / max(1, d.steps * d.samples) for d in found)
+            rate = self._rates[about] = seconds, Source(kind, len(found), elsewhere=elsewhere)
         return rate
 
     def _corrected(self) -> tuple[float, Source]:

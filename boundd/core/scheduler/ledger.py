@@ -7,8 +7,9 @@ is best (`placement`), nor what is told to people (`refusals`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from boundd.core.memory.headroom import foreign_bytes, headroom_bytes
 from boundd.core.model.attempts import Attempt
@@ -68,6 +69,8 @@ class Ledger:
         self._on: dict[str, list[Attempt]] = {uuid: [] for uuid in state.devices}
         for attempt in sorted(self.live.values(), key=lambda attempt: (attempt.started_boot_s, attempt.id)):
             self._on.setdefault(attempt.device, []).append(attempt)
+        self._closed: dict[str, Refusal | None] = {}
+        """What was found of a device since something was placed on it last: each queue asks."""
         self._host = None if state.host is None else HostLedger.of(state.host, self.live.values())
         self._kind_of = {uuid: kind_of(device.reading, state.memo) for uuid, device in state.devices.items()}
         self._usable = [
@@ -76,7 +79,8 @@ class Ledger:
             if device.state is DeviceState.READY and self.model in (None, device.reading.name)
         ]
         self._kinds = {self._kind_of[device.uuid] for device in self._usable}
-        self._known = state.memo.table(KnownNeeds)
+        self.need: Callable[[Requirement, Kind], Need] = partial(need_of, state, state.memo.table(KnownNeeds))
+        """What cells need on devices of a kind."""
         self._needs: dict[Requirement, list[Need]] = {}
 
     # Who holds what
@@ -85,10 +89,15 @@ class Ledger:
         """The live attempts on a device, oldest first."""
         return tuple(self._on.get(uuid, ()))
 
+    def is_empty(self, uuid: str) -> bool:
+        """Whether no live attempt is on a device."""
+        return not self._on[uuid]
+
     def add(self, attempt: Attempt) -> None:
         """One more attempt is on its device."""
         self.live[attempt.id] = attempt
         self._on[attempt.device].append(attempt)
+        self._closed.pop(attempt.device, None)
         if self._host is not None:
             self._host.add(attempt)
 
@@ -141,6 +150,12 @@ class Ledger:
 
     def closed(self, device: Device) -> Refusal | None:
         """Why a device takes nothing at all now, whatever the cell; None where it may."""
+        uuid = device.uuid
+        if uuid not in self._closed:
+            self._closed[uuid] = self._why_closed(device)
+        return self._closed[uuid]
+
+    def _why_closed(self, device: Device) -> Refusal | None:
         attempts = self._on[device.uuid]
         if device.state is not DeviceState.READY:
             held = device.quarantine
@@ -174,10 +189,6 @@ class Ledger:
         return bool(uuid) and any(device.uuid != uuid for device in self._usable)
 
     # What cells need
-
-    def need(self, needs: Requirement, kind: Kind) -> Need:
-        """What such cells need on devices of a kind."""
-        return need_of(self.state, self._known, needs, kind)
 
     def needs_of(self, needs: Requirement) -> Sequence[Need]:
         """What such cells need on each kind of device that takes cells of the matrix."""

@@ -33,8 +33,8 @@ class Kind:
     backend: str
 
 
-class _Kinds(dict[Kind, Kind]):
-    """Each kind once, so that comparing two is a look at one address."""
+class _Kinds(dict[tuple[str, int, bool, str], Kind]):
+    """Each kind once, by its fields, so that comparing two is a look at one address."""
 
 
 KINDS_KEPT = 1024
@@ -42,11 +42,14 @@ KINDS_KEPT = 1024
 
 def kind_of(reading: DeviceReading, memo: Memo) -> Kind:
     """What a device is, for placement."""
-    kind = Kind(reading.name, reading.total_bytes or 0, reading.max_cells == 1, reading.backend)
     kinds = memo.table(_Kinds)
-    if len(kinds) >= KINDS_KEPT:
-        kinds.clear()
-    return kinds.setdefault(kind, kind)
+    fields = (reading.name, reading.total_bytes or 0, reading.max_cells == 1, reading.backend)
+    kind = kinds.get(fields)
+    if kind is None:
+        if len(kinds) >= KINDS_KEPT:
+            kinds.clear()
+        kind = kinds[fields] = Kind(*fields)
+    return kind
 
 
 @dataclass(frozen=True, slots=True)

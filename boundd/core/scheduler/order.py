@@ -43,7 +43,8 @@ def passed_over(state: State) -> frozenset[Requirement]:
 def ranked(state: State, ledger: Ledger, passed: frozenset[Requirement]) -> list[Requirement]:
     """The queues, in the order in which they are served; `passed` are those that were passed over for too long."""
     name = matrix_device_model(state) or next((d.reading.name for d in state.devices_by_index()), "")
-    warm = {state.memo.workload_of(state.cells[attempt.key]).model for attempt in state.attempts.values()}
+    work_of, cells = state.memo.workload_of, state.cells
+    warm = {work_of(cells[attempt.key]).model for attempt in state.attempts.values()}
     warm.add(state.last_model)
     durations = expectations(state, name)
     waiting = []

@@ -116,7 +116,7 @@ class Search:
             room = min(room, ledger.kept(uuid).spare_bytes)
         self._room[uuid] = room
         shelf = self._shelves.setdefault(ledger.kind(uuid), Shelf())
-        insort(shelf.joinable if ledger.attempts_on(uuid) else shelf.empty, (room, uuid))
+        insort(shelf.empty if ledger.is_empty(uuid) else shelf.joinable, (room, uuid))
 
     def _unshelve(self, device: Device) -> None:
         self._is_full = None
@@ -159,7 +159,7 @@ class Search:
         kind = ledger.kind(uuid)
         need = ledger.need(needs, kind)
         room = ledger.headroom_bytes(uuid)
-        crowded = (need.alone or kind.single) and ledger.attempts_on(uuid)
+        crowded = (need.alone or kind.single) and not ledger.is_empty(uuid)
         if crowded or room < max(1, need.needed_bytes) or ledger.host_refusal(need.host) is not None:
             return None
         if ledger.held[uuid] != record.cell.key:

@@ -11,7 +11,7 @@ emptied for it: it drains one rather than starving.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -98,7 +98,8 @@ def plan(state: State, now: Now) -> Plan:
     queues = [needs for needs in ranked(state, filling.ledger, overdue) if not filling.holds_back(needs)]
     # Where a device takes one cell at a time, nobody waits to know how much another needs.
     crowded = not all(kind.single for kind in filling.ledger.kinds())
-    scouts = scouted(state, queues) if crowded else []
+    running = _subjects(state)
+    scouts = scouted(state, queues, running) if crowded else []
     for needs in queues:
         if needs in overdue:
             filling.fill(needs)
@@ -108,7 +109,7 @@ def plan(state: State, now: Now) -> Plan:
     # kinds that are being learned, the shortest: they leave room when the sizes of the rest are known.
     names = device_names(state)
     guessed = [needs for needs in queues if is_guessed(state, needs, names)]
-    learning = _subjects(state) | {needs.work.subject for needs in scouts}
+    learning = running | {needs.work.subject for needs in scouts}
     unknown = frozenset(guessed)
     # For the first that finds no place a device is kept, or what fits at any instant would be in its way for ever.
     first = True
@@ -136,20 +137,19 @@ def is_guessed(state: State, needs: Requirement, names: frozenset[str]) -> bool:
     )
 
 
-def scouted(state: State, queues: Sequence[Requirement]) -> list[Requirement]:
+def scouted(state: State, queues: Sequence[Requirement], running: Collection[str]) -> list[Requirement]:
     """The shortest queue of each kind of work whose memory is guessed, and of which nothing runs.
 
     One of its cells goes ahead of all others, and has a device emptied for it: what it takes is learned once and early,
     and not by ten that fail together, and the rest is packed with known sizes. What has a single cell teaches nobody.
     """
-    seen = _subjects(state)
     found: dict[str, Requirement] = {}
     names = device_names(state)
     waiting = Counter[str]()
     for needs in queues:
         waiting[needs.work.subject] += len(state.cells.queues[needs])
     for needs in queues:
-        if waiting[needs.work.subject] > 1 and needs.work.subject not in seen and is_guessed(state, needs, names):
+        if waiting[needs.work.subject] > 1 and needs.work.subject not in running and is_guessed(state, needs, names):
             before = found.get(needs.work.subject)
             if before is None or _amount(needs) < _amount(before):
                 found[needs.work.subject] = needs
@@ -158,7 +158,8 @@ def scouted(state: State, queues: Sequence[Requirement]) -> list[Requirement]:
 
 def _subjects(state: State) -> set[str]:
     """The kinds of work that run."""
-    return {state.memo.workload_of(state.cells[attempt.key]).subject for attempt in state.attempts.values()}
+    work_of, cells = state.memo.workload_of, state.cells
+    return {work_of(cells[attempt.key]).subject for attempt in state.attempts.values()}
 
 
 def _amount(needs: Requirement) -> int:
