@@ -114,6 +114,8 @@ def _unaccounted(lists: Lists) -> str:
     if lists.used_bytes is None or None in sizes:
         return "in a container the driver may leave processes out, and it doesn't tell what each one holds"
     left = lists.used_bytes - sum(size for size in sizes if size is not None)
+    if left <= -UNACCOUNTED_BYTES:
+        return f"the driver lists {-left / 1024**3:.1f} GiB more than are in use on the device"
     if left < UNACCOUNTED_BYTES:
         return ""
     return f"{left / 1024**3:.1f} GiB of the device are held by nobody that the driver lists in this container"

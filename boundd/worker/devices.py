@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from boundd.worker.errors import BadDataError
+from boundd.worker.errors import BadDataError, DeviceFailedError, PackageError
 from boundd.worker.settings import BUILTIN, Settings
 
 
@@ -140,17 +140,32 @@ class Device:
         return str(torch.cuda.get_device_name(self.name)) if self.is_cuda else _cpu_model()
 
 
-def open_device(settings: Settings, memory_cap_bytes: int | None) -> Device:
+def open_device(settings: Settings, memory_cap_bytes: int | None, visible_devices: str | None = None) -> Device:
     """The device to run on: the one asked for, else the GPU if there is one, else the CPU.
+
+    A worker that was given a GPU by its UUID (`visible_devices`, as boundd sets CUDA_VISIBLE_DEVICES) never takes the
+    CPU instead: its figures would pass for the GPU's.
 
     On the CPU one thread computes, unless more were asked for: with more, waiting for a core looks like work
     (the threads spin), a neighbour slows every step, and small models get slower, not faster.
 
     Raises:
         BadDataError: when the device asked for isn't there.
+        PackageError: it was given a GPU, and torch is built for none.
+        DeviceFailedError: it was given a GPU, and torch can't use it.
     """
     import torch
 
+    if not settings.device and _is_uuid(visible_devices) and not torch.cuda.is_available():
+        if torch.version.cuda is None:
+            raise PackageError(
+                f"torch {torch.__version__} is built without CUDA, and the worker was given {visible_devices}: install "
+                "a build with CUDA (pytorch.org), or set the backend to cpu"
+            )
+        raise DeviceFailedError(
+            f"torch {torch.__version__} (CUDA {torch.version.cuda}) sees no GPU, and the worker was given "
+            f"{visible_devices}: see `boundd doctor` and `nvidia-smi` for the driver and its device files"
+        )
     name = settings.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
     if name == "cuda":
         name = "cuda:0"
@@ -167,6 +182,11 @@ def open_device(settings: Settings, memory_cap_bytes: int | None) -> Device:
         total_bytes = torch.cuda.get_device_properties(name).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, memory_cap_bytes / total_bytes), name)
     return device
+
+
+def _is_uuid(visible_devices: str | None) -> bool:
+    """Whether it names one GPU or MIG instance by its UUID."""
+    return visible_devices is not None and visible_devices.startswith(("GPU-", "MIG-"))
 
 
 def _cpu_model() -> str:

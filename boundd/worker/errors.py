@@ -58,6 +58,18 @@ class BadDataError(WorkerError):
     kind: ErrorKind = "bad_data"
 
 
+class DeviceFailedError(WorkerError):
+    """The GPU that the worker was given can't be used from here; nothing of the cell is to blame."""
+
+    kind: ErrorKind = "device_failed"
+
+
+class PackageError(WorkerError):
+    """A package that is installed can't do what is needed, whatever the cell."""
+
+    kind: ErrorKind = "package"
+
+
 @dataclass(frozen=True)
 class Shortage:
     """Memory that ran out: the library's own words, and the sizes they name (None where they name none)."""

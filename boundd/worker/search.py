@@ -111,7 +111,7 @@ class Search:
         settings = self._settings
         batches = cut_batches(read_prompts(settings), settings.num_samples, settings.batch_size, settings.seed)
         method = combine(settings.methods)
-        device = open_device(settings, self._environment.memory_cap_bytes)
+        device = open_device(settings, self._environment.memory_cap_bytes, self._environment.visible_devices)
         self._memory = MemoryLog(meter_for(device, device.uuid(self._environment.visible_devices)))
         self._memory.enter("load")
         with lease.shared():

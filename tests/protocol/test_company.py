@@ -77,7 +77,7 @@ def test_in_a_container_memory_tells_whether_somebody_is_left_out() -> None:
 def test_in_a_container_one_process_with_just_our_memory_is_ours() -> None:
     """By a pid of the machine's: it holds all that is in use, and we hold some of that."""
     assert verdict({7: GIB}, {7: Whose.ABSENT}, every_pid=False, used=GIB, own=GIB // 2).isolation == "exclusive"
-    for used, own in ((GIB, None), (GIB, 2 * GIB), (2 * GIB, GIB // 2), (None, GIB // 2)):
+    for used, own in ((GIB, None), (GIB, 2 * GIB), (2 * GIB, GIB // 2), (GIB // 2, GIB // 4), (None, GIB // 2)):
         assert verdict({7: GIB}, {7: Whose.ABSENT}, every_pid=False, used=used, own=own).isolation == "unknown"
     two = verdict({7: GIB, 8: GIB}, {7: Whose.ABSENT}, every_pid=False, used=2 * GIB, own=MIB)
     assert two.isolation == "unknown", "8 may be another's pid here: nothing is concluded from it"
@@ -127,7 +127,13 @@ class Box:
         return not self.refused and self.lists_us and (not self.is_container or (told and recognised))
 
     def judged(self) -> Company:
-        """The verdict by what the driver tells."""
+        """The verdict on what the driver tells before and after a timed section. What has ended is no longer listed
+        then."""
+        before, after = self.look(lists_ended=True), self.look(lists_ended=False)
+        return before if before.isolation != "exclusive" else after
+
+    def look(self, *, lists_ended: bool) -> Company:
+        """The verdict on one pass."""
         me = Process(ME, self.own_size)
         owners: dict[int, Whose] = {}
         processes: dict[int, int | None] = {}
@@ -135,6 +141,7 @@ class Box:
         for each in (me, *self.others):
             used += 0 if each.has_ended else each.size
             listed = each.kind not in self.refused and (each is not me or self.lists_us)
+            listed = listed and (lists_ended or not each.has_ended)
             if self.is_container and not self.lists_machine_pids and not each.is_inside:
                 listed = False
             pid = each.pid

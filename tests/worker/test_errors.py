@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from boundd.worker.errors import EXIT_CODES, BadDataError, ModelUnavailableError, WorkerError, printable, shortage_of
+from boundd.worker.errors import (
+    EXIT_CODES,
+    BadDataError,
+    DeviceFailedError,
+    ModelUnavailableError,
+    PackageError,
+    WorkerError,
+    printable,
+    shortage_of,
+)
 
 CUDA = (
     "CUDA out of memory. Tried to allocate 4.00 GiB. GPU 0 has a total capacity of 31.74 GiB of which 2.76 GiB is free."
@@ -58,11 +67,12 @@ def test_other_errors_are_not(error: BaseException) -> None:
 
 
 def test_every_kind_has_its_exit_code() -> None:
-    """Kinds map to distinct codes, none of them 0 or click's 2."""
-    codes = list(EXIT_CODES.values())
-    assert len(set(codes)) == len(codes)
-    assert not {0, 2} & set(codes)
-    for kind in (WorkerError, ModelUnavailableError, BadDataError):
+    """The cell's own kinds map to distinct codes, none of them 0 or click's 2, and not to that of the environment's."""
+    own = [EXIT_CODES[kind] for kind in ("other", "out_of_memory", "model_unavailable", "bad_data")]
+    assert len(set(own)) == len(own)
+    assert not {0, 2} & set(EXIT_CODES.values())
+    assert EXIT_CODES["package"] == EXIT_CODES["device_failed"] not in own
+    for kind in (WorkerError, ModelUnavailableError, BadDataError, PackageError, DeviceFailedError):
         line = kind("why \udc80").line("load")
         assert line.error in EXIT_CODES
         assert line.message == "why ?"

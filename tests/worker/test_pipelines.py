@@ -16,7 +16,7 @@ from boundd.worker.architectures import ARCHITECTURES
 from boundd.worker.devices import open_device
 from boundd.worker.digits import PROMPTS as DIGIT_PROMPTS
 from boundd.worker.digits import model_folder
-from boundd.worker.errors import BadDataError, ModelUnavailableError
+from boundd.worker.errors import BadDataError, DeviceFailedError, ModelUnavailableError, PackageError
 from boundd.worker.pipelines import build_scheduler, load_pipeline
 from boundd.worker.prompts import PROMPTS
 from boundd.worker.sampling import Sampler, cut_batches, read_prompts, to_host
@@ -83,6 +83,19 @@ def test_a_device_that_is_not_there(device: str, reason: str, make_settings: Mak
         pytest.skip("there is a GPU")
     with pytest.raises(BadDataError, match=reason):
         open_device(make_settings(device=device), None)
+
+
+@pytest.mark.parametrize("given", ["GPU-8a2f", "MIG-1"])
+def test_a_gpu_that_torch_cannot_use_is_never_replaced_by_the_cpu(given: str, make_settings: MakeSettings) -> None:
+    """The figures would pass for the GPU's. Who is to blame is the installation, or the device, and not the cell."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    kind = PackageError if torch.version.cuda is None else DeviceFailedError
+    with pytest.raises(kind, match=f"the worker was given {given}"):
+        open_device(make_settings(device=None), None, given)
+    assert not open_device(make_settings(device="cpu"), None, given).is_cuda, "who asks for the CPU gets it"
+    assert not open_device(make_settings(device=None), None, "").is_cuda
+    assert not open_device(make_settings(device=None), None, "0").is_cuda, "a shell's, on a machine without a GPU"
 
 
 def test_on_the_cpu_one_thread_computes(make_settings: MakeSettings) -> None:
