@@ -1,8 +1,7 @@
-"""The daemon: drives the core's loop with a real store, real processes and the real clock.
+"""The daemon: its life from recovery to stop, and what it does with the effects of the loop.
 
 Whoever has something to say (a device probe, a worker's watcher, a person over HTTP) submits an event. What becomes of
-it, and in which order, is `boundd.core.lifecycle.loop`'s to say; here its commits are made and its effects are done,
-one event at a time.
+it, and in which order, is `boundd.core.lifecycle.loop`'s to say; `driver.py` drives that with the store.
 """
 
 from __future__ import annotations
@@ -18,13 +17,12 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream
 
-from boundd.core.lifecycle.loop import STORE_RETRY_S, Loop, NotStored, Planner, restored
+from boundd.core.lifecycle.loop import Loop, Planner, restored
 from boundd.core.model import wording
 from boundd.core.model.attempts import Attempt
 from boundd.core.model.cells import Cell
 from boundd.core.model.effects import (
     Action,
-    Commit,
     Effect,
     EndWorker,
     Note,
@@ -33,26 +31,26 @@ from boundd.core.model.effects import (
     Spawn,
     WakeAt,
 )
-from boundd.core.model.events import ConfigLoaded, DevicesUnreadable, Event, Now, ShutdownRequested, Wake
+from boundd.core.model.events import ConfigLoaded, Event, Now, ShutdownRequested, Wake
 from boundd.core.model.host import HostReading
 from boundd.core.model.state import State
 from boundd.ports import (
     Clock,
     ConfigError,
-    DeviceError,
     DeviceProbe,
     Keep,
     Launcher,
     LaunchSpec,
     Observer,
     Store,
-    StoreBusyError,
     keep_nothing,
 )
-from boundd.service import device_reader, stuck
+from boundd.service import stuck
 from boundd.service.attempts import DISK_RETRY_S, AttemptWatcher
+from boundd.service.device_reader import DeviceReader
+from boundd.service.device_watch import DeviceWatch
+from boundd.service.driver import Driver
 from boundd.service.listeners import Listeners
-from boundd.service.processes import Seen
 
 EXPORT_RETRY_S = 5.0
 """How long after an export that failed the next one is tried, whether or not there are new results."""
@@ -61,10 +59,6 @@ EXPORT_REST = 19.0
 would be most of what the daemon does."""
 STOP_PATIENCE_S = 10.0
 """How long a stop waits for a store that takes nothing, before it leaves the rest to the next daemon."""
-WRITABLE = "writable"
-"""The fact that is written to see whether the store takes records again: when that was, UTC seconds."""
-ALIVE = "alive"
-"""The fact that is asked for to see whether the store answers; there is none of that name."""
 UNWATCHED = "no daemon watched its device all the while it ran"
 """Why an attempt is not attested that an earlier daemon began."""
 
@@ -82,7 +76,7 @@ class Hooks:
     """What the composition root adds to the parts behind the ports."""
 
     spec_of: Callable[[Attempt, Cell, State], LaunchSpec]
-    """How the worker of an attempt is started, by the settings of the state. May raise an OSError: it makes folders."""
+    """How the worker of an attempt is started, by the settings of the state."""
     reload: Callable[[], NewConfig]
     """Reads the config anew. Raises a ConfigError where it can't be taken up."""
     write_export: Callable[[State], Awaitable[bool]]
@@ -121,10 +115,7 @@ class Daemon:
         self._config = config
         self._planner = planner
         self._hooks = hooks
-        self._loop = Loop(State(rules=config.rules, settings=config.settings), planner)
-        self._lock = anyio.Lock()
         self._reload_lock = anyio.Lock()
-        self._reader = device_reader.DeviceReader(probe, launcher, hooks.read_host, hooks.read_disk)
         self._listeners = Listeners(observers, clock)
         self._group: TaskGroup | None = None
         self._stop_asked = anyio.Event()
@@ -133,38 +124,27 @@ class Daemon:
         self._nothing_runs = anyio.Event()
         self._export_wanted = anyio.Event()
         self._rescheduled = anyio.Event()
-        self._reading_wanted = anyio.Event()
-        self._reading_lock = anyio.Lock()
-        self._store_failed = anyio.Event()
+        loop = Loop(State(rules=config.rules, settings=config.settings), planner)
+        self._driver = Driver(loop, store, clock, self._perform, self._after_a_turn)
+        self._reader = DeviceReader(probe, launcher, hooks.read_host, hooks.read_disk)
+        self._devices = DeviceWatch(self._reader, self._driver)
 
     @property
     def state(self) -> State:
         """The committed state, as of now."""
-        return self._loop.state
+        return self._driver.state
 
     @property
     def store_problem(self) -> str:
         """Why nothing can be stored, or nothing is started for want of disk; empty where all is well."""
         short = self.state.disk_shortage
-        return self._loop.store_failure or ("" if short is None else wording.disk_short(short))
+        return self._driver.loop.store_failure or ("" if short is None else wording.disk_short(short))
 
     # What others ask of the daemon
 
     async def submit(self, event: Event, keep: Keep = keep_nothing) -> None:
         """Apply an event and plan, and keep what `keep` says with it; a cancelled caller doesn't split it."""
-        with anyio.CancelScope(shield=True):
-            async with self._lock:
-                await self._handle(event, keep)
-
-    async def submit_until_stored(self, event: Event) -> None:
-        """Apply an event that has happened whether the store likes it or not: try until it is stored."""
-        while True:
-            try:
-                await self.submit(event)
-            except StoreBusyError:
-                await anyio.sleep(STORE_RETRY_S)
-            else:
-                return
+        await self._driver.submit(event, keep)
 
     def request_stop(self, *, end_workers: bool) -> None:
         """Begin to shut down. A second request may add `end_workers`, never take it back."""
@@ -185,8 +165,7 @@ class Daemon:
             StoreBusyError: it answers that it can't.
             StoreError: so it does, for good.
         """
-        async with self._lock:
-            await self.store.recall(ALIVE)
+        await self._driver.prove_alive()
 
     async def _reload(self) -> str:
         try:
@@ -228,11 +207,10 @@ class Daemon:
             quarantines=known.quarantines,
             paused=known.paused,
         )
-        self._loop = Loop(state, self._planner)
-        reading, _ = await self._reader.read(state, host=self._loop.reads_host)
-        async with self._lock:
-            await self._handle(reading)
-            await self._handle(self._config)
+        self._driver.loop = Loop(state, self._planner)
+        reading, _ = await self._reader.read(state, host=self._driver.loop.reads_host)
+        await self.submit(reading)
+        await self.submit(self._config)
 
     async def run(self, *, until_idle: bool, serve: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Work until somebody asks for a stop, or, with `until_idle`, until nothing is left to do.
@@ -247,11 +225,11 @@ class Daemon:
                 for attempt in tuple(self.state.attempts.values()):
                     self.tell(_adopted(attempt, self._trouble(attempt.id)))
                     group.start_soon(self._watcher().adopt, attempt.id)
-                group.start_soon(self._read_regularly)
+                group.start_soon(self._devices.run)
                 group.start_soon(self._wake_on_time)
                 group.start_soon(self._look_out_for_stuck)
-                group.start_soon(self._try_the_store)
-                await self.submit_until_stored(Wake())
+                group.start_soon(self._driver.try_the_store)
+                await self._driver.submit_until_stored(Wake())
                 await self._until_stop(until_idle=until_idle)
                 await self._wind_down()
                 group.cancel_scope.cancel()
@@ -275,14 +253,14 @@ class Daemon:
     async def _wind_down(self) -> None:
         """Leave the workers for the next daemon, or end them and wait until nothing of them is alive."""
         with anyio.move_on_after(STOP_PATIENCE_S) as scope:
-            await self.submit_until_stored(ShutdownRequested(self._end_workers))
+            await self._driver.submit_until_stored(ShutdownRequested(self._end_workers))
         if scope.cancelled_caught:
             # To leave them running is the one way to stop of which nothing has to be stored.
-            await self.submit_until_stored(ShutdownRequested(end_workers=False))
+            await self._driver.submit_until_stored(ShutdownRequested(end_workers=False))
         while not scope.cancelled_caught and self._end_workers and self.state.attempts:
             with anyio.move_on_after(STOP_PATIENCE_S):
                 await self._nothing_runs.wait()
-            if self._loop.store_failure and not any(map(self._may_be_alive, self.state.attempts)):
+            if self._driver.loop.store_failure and not any(map(self._may_be_alive, self.state.attempts)):
                 return  # How they ended is in their folders; the next daemon stores it.
 
     def _may_be_alive(self, attempt_id: str) -> bool:
@@ -290,36 +268,6 @@ class Daemon:
             return self.launcher.is_alive(attempt_id)
         except OSError:
             return True
-
-    # Driving the loop
-
-    async def _handle(self, event: Event, keep: Keep = keep_nothing) -> None:
-        """Have the loop handle an event, and do its effects one by one.
-
-        Raises:
-            StoreBusyError: it could not be stored, so it did not happen.
-        """
-        turn = self._loop.handle(event, self.clock.now(), keep)
-        answer: NotStored | None = None
-        refusal: StoreBusyError | None = None
-        while True:
-            try:
-                effect = turn.send(answer)
-            except StopIteration as over:
-                happened = bool(over.value)
-                break
-            answer = None
-            if isinstance(effect, Commit):
-                try:
-                    await self.store.commit(effect.records)
-                except StoreBusyError as error:
-                    answer, refusal = NotStored(str(error)), error
-                    self._store_failed.set()
-            else:
-                self._perform(effect)
-        self._after_a_turn()
-        if not happened:
-            raise refusal or StoreBusyError("nothing was stored")
 
     def _perform(self, effect: Effect) -> None:
         match effect:
@@ -335,7 +283,7 @@ class Daemon:
             case WakeAt():
                 self._rescheduled.set()
             case ReadDevices(at_once=True):
-                self._reading_wanted.set()  # all others are what the regular readings are for
+                self._devices.want_reading()  # all others are what the regular readings are for
 
     def _after_a_turn(self) -> None:
         if self.state.idle and not self._idle.is_set():
@@ -351,12 +299,12 @@ class Daemon:
         return AttemptWatcher(
             self.launcher,
             self.clock,
-            self.submit_until_stored,
+            self._driver.submit_until_stored,
             lambda attempt_id: self.state.attempts[attempt_id],
             self.tell,
             from_stdout=self.state.rules.result_is_printed,
             pattern=self.state.rules.result_pattern,
-            attest=self._attest,
+            attest=self._devices.attest,
         )
 
     async def _end_worker(self, attempt_id: str) -> None:
@@ -371,69 +319,6 @@ class Daemon:
 
     # Background loops
 
-    async def _try_the_store(self) -> None:
-        """While nothing could be stored, see whether it can be again: there may be nothing that wants to be."""
-        while True:
-            await self._store_failed.wait()
-            self._store_failed = anyio.Event()
-            while self._loop.store_failure:
-                await anyio.sleep(STORE_RETRY_S)
-                async with self._lock:
-                    with suppress(StoreBusyError):
-                        if self._loop.store_failure:
-                            await self.store.remember(WRITABLE, str(self.clock.now().unix_s))
-                            for effect in self._loop.store_works():
-                                self._perform(effect)
-
-    async def _read_regularly(self) -> None:
-        while True:
-            await anyio.sleep(device_reader.REST_S)
-            with anyio.move_on_after(device_reader.INTERVAL_S - device_reader.REST_S):
-                await self._reading_wanted.wait()
-            self._reading_wanted = anyio.Event()
-            # What couldn't be stored has been told; what couldn't be read is read at the next pass.
-            with suppress(StoreBusyError, OSError):
-                try:
-                    await self._read_devices()
-                except DeviceError as error:
-                    await self.submit(DevicesUnreadable(str(error)))
-
-    async def _read_devices(self, *, lists: bool = False) -> Seen:
-        """Read all devices, and their processes where that is worth it, or asked for (`lists`).
-
-        Raises:
-            StoreBusyError: what follows from the reading could not be stored.
-            DeviceError: no device can be read.
-            OSError: the system refuses to tell of processes now.
-        """
-        # One at a time: a reading must not be taken up after a later one.
-        async with self._reading_lock:
-            reading, seen = await self._reader.read(self.state, host=self._loop.reads_host, lists=lists)
-            await self.submit(reading)
-            return seen
-
-    async def _attest(self, attempt_id: str) -> str:
-        """Look once more at who is on the GPU of an attempt that has just ended; why nobody can say whether it had the
-        device to itself, empty where that was seen from before its start to now."""
-        uuid = self.state.attempts[attempt_id].device
-        device = self.state.devices.get(uuid)
-        if device is not None and not device.reading.kind.lists_processes:
-            return ""
-        while True:
-            try:
-                seen = await self._read_devices(lists=True)
-                break
-            except StoreBusyError:
-                await anyio.sleep(STORE_RETRY_S)
-            except (OSError, DeviceError) as error:
-                return f"the driver could not be asked at its end: {error}"
-        attempt = self.state.attempts[attempt_id]
-        if attempt.unattested:
-            return attempt.unattested
-        if uuid not in seen.listed:
-            return "the driver did not list the processes of its device at its end"
-        return "" if attempt.witnessed else "none of its processes was seen in the driver's lists"
-
     def _trouble(self, attempt_id: str) -> str:
         """Why an attempt can only be waited for; a disk that doesn't tell now is told of by who watches it."""
         with suppress(OSError):
@@ -443,11 +328,11 @@ class Daemon:
     async def _wake_on_time(self) -> None:
         while True:
             self._rescheduled = anyio.Event()
-            wait_s = self._loop.wake_boot_s - self.clock.now().boot_s
+            wait_s = self._driver.loop.wake_boot_s - self.clock.now().boot_s
             with anyio.move_on_after(max(0.0, wait_s) if math.isfinite(wait_s) else None) as scope:
                 await self._rescheduled.wait()
-            if scope.cancelled_caught and self._loop.wake_boot_s <= self.clock.now().boot_s:
-                await self.submit_until_stored(Wake())
+            if scope.cancelled_caught and self._driver.loop.wake_boot_s <= self.clock.now().boot_s:
+                await self._driver.submit_until_stored(Wake())
 
     async def _look_out_for_stuck(self) -> None:
         watch = stuck.StuckWatch(self.launcher)
@@ -457,7 +342,7 @@ class Daemon:
             # In a thread: it walks through /proc.
             with suppress(OSError):
                 for event in await anyio.to_thread.run_sync(watch.look, ids, now):
-                    await self.submit_until_stored(event)
+                    await self._driver.submit_until_stored(event)
 
     async def _export_when_wanted(self) -> None:
         while True:

@@ -1,7 +1,6 @@
 """Reading the devices, the machine and the disk, as one event.
 
-Memory is read about once a second: a reading costs microseconds, but it holds a driver-wide lock. Lists of processes
-are read where `boundd.core.memory.process_listing` says that they are worth it.
+Lists of processes are read where `boundd.core.memory.process_listing` says that they are worth it.
 """
 
 from __future__ import annotations
@@ -18,12 +17,6 @@ from boundd.core.model.state import State
 from boundd.ports import DeviceProbe, Launcher
 from boundd.protocol.seeing import sees_every_pid
 from boundd.service.processes import Pids, Seen, attempts_by_device, look_at, observed_in
-
-INTERVAL_S = 1.0
-"""From one regular reading to the next."""
-REST_S = 0.25
-"""At least so long between readings: what an ended attempt held is seen at once, and not by a reading for each of many
-short ones, which walks through /proc and plans."""
 
 
 class DeviceReader:

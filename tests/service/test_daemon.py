@@ -364,7 +364,7 @@ def test_what_is_kept_is_made_of_the_state_that_the_event_is_applied_to(tmp_path
         return ()
 
     async def during(daemon: Daemon) -> None:
-        async with anyio.create_task_group() as group, daemon._lock:
+        async with anyio.create_task_group() as group, daemon._driver._lock:
             group.start_soon(daemon.submit, PauseRequested())
             group.start_soon(daemon.submit, ResumeRequested(), keep)
             await anyio.wait_all_tasks_blocked()
