@@ -100,6 +100,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "worker.wrapper": ("[[rule]]", '[worker]\nwrapper = ["nice"]\n[[rule]]'),
     "worker.result": ("[[rule]]", '[worker]\nresult = "stdout"\n[[rule]]'),
     "worker.timeout": ("[[rule]]", '[worker]\ntimeout = "2h"\n[[rule]]'),
+    "worker.fetch_timeout": ("[[rule]]", '[worker]\nfetch_timeout = "2h"\n[[rule]]'),
     "worker.grace": ("[[rule]]", '[worker]\ngrace = "20s"\n[[rule]]'),
     "worker.fetch_timeout": ("[[rule]]", '[worker]\nfetch_timeout = "2h"\n[[rule]]'),
     "worker.pattern": (
@@ -124,6 +125,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     "retry.backoff": ("[[rule]]", '[retry]\nbackoff = "1s"\n[[rule]]'),
     "retry.patience": ("[[rule]]", '[retry]\npatience = "1h"\n[[rule]]'),
     "retry.quick": ("[[rule]]", '[retry]\nquick = "5s"\n[[rule]]'),
+    "retry.patience": ("[[rule]]", '[retry]\npatience = "1h"\n[[rule]]'),
     "control.group": ("[[rule]]", '[control]\ngroup = "root"\n[[rule]]'),
     "control.others": ("[[rule]]", '[control]\nothers = "read"\n[[rule]]'),
 }
