@@ -104,15 +104,6 @@ CHANGES: dict[str, tuple[str, str]] = {
     "worker.timeout": ("[[rule]]", '[worker]\ntimeout = "2h"\n[[rule]]'),
     "worker.fetch_timeout": ("[[rule]]", '[worker]\nfetch_timeout = "2h"\n[[rule]]'),
     "worker.grace": ("[[rule]]", '[worker]\ngrace = "20s"\n[[rule]]'),
-    "worker.fetch_timeout": ("[[rule]]", '[worker]\nfetch_timeout = "2h"\n[[rule]]'),
-    "worker.pattern": (
-        "[[rule]]",
-        '[worker]\nresult = "stdout"\ncommand = ["true", "{model}"]\npattern = "final: (.*)"\n[[rule]]',
-    ),
-    "worker.sample": (
-        "[[rule]]",
-        '[worker]\nresult = "stdout"\nsample = "speedup: 2.31"\ncommand = ["true", "{model}"]\n[[rule]]',
-    ),
     "worker.python": ("[[rule]]", '[worker]\npython = "/usr/bin/python3"\n[[rule]]'),
     "worker.env": ("[[rule]]", '[worker.env]\nHF_HUB_OFFLINE = "1"\n[[rule]]'),
     "worker.memory_max": ("[[rule]]", '[worker]\nmemory_max = "8GiB"\n[[rule]]'),
@@ -125,7 +116,6 @@ CHANGES: dict[str, tuple[str, str]] = {
     "retry.batch_ladder": ("[[rule]]", "[retry]\nbatch_ladder = [4, 1]\n[[rule]]"),
     "retry.max_attempts": ("[[rule]]", "[retry]\nmax_attempts = 2\n[[rule]]"),
     "retry.backoff": ("[[rule]]", '[retry]\nbackoff = "1s"\n[[rule]]'),
-    "retry.patience": ("[[rule]]", '[retry]\npatience = "1h"\n[[rule]]'),
     "retry.quick": ("[[rule]]", '[retry]\nquick = "5s"\n[[rule]]'),
     "retry.patience": ("[[rule]]", '[retry]\npatience = "1h"\n[[rule]]'),
     "control.group": ("[[rule]]", '[control]\ngroup = "root"\n[[rule]]'),
