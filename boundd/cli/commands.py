@@ -11,6 +11,7 @@ import click
 from boundd.api.constants import BATCH_SIZE_LIMIT, CORDON_REASON
 from boundd.cli import text
 from boundd.cli.options import EXIT_USAGE, Talk, talking
+from boundd.text import count
 
 if TYPE_CHECKING:
     from boundd.api.requests import Selector
@@ -131,9 +132,7 @@ def import_(talk: Talk, file: Path, model: str | None) -> None:
         sys.exit(EXIT_USAGE)
     answer = talk.client.import_(content, model=model)
     if answer["kept"]:
-        talk.complain(
-            f"{len(answer['kept'])} cell(s) have ended or are running here already, and were left as they are"
-        )
+        talk.complain(f"{count(len(answer['kept']), 'cell')} ended or running here already: left as they are")
     for entry in answer["unmatched"]:
         talk.complain(f"no cell of the matrix is meant by {entry}")
     talk.affected(answer, "imported", "would import")
@@ -164,7 +163,7 @@ def shutdown(talk: Talk, end_workers: bool) -> None:
     """
     answer = talk.client.shutdown(end_workers=end_workers)
     fate = "being ended" if end_workers else "left for the next daemon"
-    talk.say(answer, f"stopping; {answer['live_attempts']} worker(s) {fate}")
+    talk.say(answer, f"stopping; {count(answer['live_attempts'], 'worker')} {fate}")
 
 
 COMMANDS = (retry, cancel, pause, resume, cordon, uncordon, import_, reload, shutdown)

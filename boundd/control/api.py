@@ -50,6 +50,7 @@ from boundd.control.streams import OpenFileResponse, events, log_size, read_log
 from boundd.core.model.attempts import CellRecord, CellState, attempt_id
 from boundd.core.model.queries import Query
 from boundd.ports import Service
+from boundd.text import count
 
 __all__ = ["ExportText", "ImportPreview", "create_app"]
 
@@ -158,7 +159,7 @@ class Reads:
         record = cell_of(self.service.state, request.path_params["id"])
         number = integer_of(request, "attempt", 1, LARGEST) or record.attempts
         if not 1 <= number <= record.attempts:
-            made = f"it has made {record.attempts} attempt(s)"
+            made = f"it has made {count(record.attempts, 'attempt')}"
             raise not_found(f"{record.cell.label} has no attempt {number}: {made}" if number else f"{made} so far")
         identifier = attempt_id(record.cell, number)
         launcher, follow = self.service.launcher, flag_of(request, "follow")

@@ -32,6 +32,7 @@ from boundd.sim.probe import Probe
 from boundd.sim.recorder import Recorder
 from boundd.sim.trace import Counts, Outcomes, Violation
 from boundd.sim.world import World
+from boundd.text import count
 
 START_UNIX_S = 1_700_000_000.0
 """What the virtual clock's 0 is in UTC seconds."""
@@ -145,7 +146,7 @@ class Engine:
             f"{record.cell.label} is {record.state}: {state.deferrals.get(record.cell.key, 'no reason')}"
             for record in state.pending()
         ]
-        return "; ".join(waiting) or f"{len(state.attempts)} attempt(s) live"
+        return "; ".join(waiting) or f"{count(len(state.attempts), 'attempt')} live"
 
     # The life of the daemon
 

@@ -24,6 +24,7 @@ import boundd
 from boundd.ports import StoreBusyError, StoreError
 from boundd.store import commit_mark as acknowledged
 from boundd.store import queries, seals
+from boundd.text import count
 
 APPLICATION_ID = 0x626F756E
 """'boun', as migration 1 sets it."""
@@ -145,7 +146,7 @@ def apply(connection: sqlite3.Connection, migration: Migration) -> None:
             seals.make(connection)
         broken = connection.execute(queries.FOREIGN_KEY_CHECK).fetchall()
         if broken:
-            raise StoreError(f"migration {migration.number} would leave {len(broken)} broken reference(s)")
+            raise StoreError(f"migration {migration.number} would leave {count(len(broken), 'broken reference')}")
         record = {"number": migration.number, "name": migration.name, "sha256": migration.sha256}
         connection.execute(queries.INSERT_MIGRATION, record)
         connection.execute(queries.COMMIT)

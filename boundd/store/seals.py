@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 from boundd.store import queries
+from boundd.text import count
 
 FUNCTION = "boundd_checksum"
 """What the triggers call: the table's name and the row's values, in the order of the columns."""
@@ -149,7 +150,7 @@ def _compared(what: str, expected: Sequence[int] | None, found: tuple[int, int])
     if expected == found:
         return []
     if expected[0] != found[0]:
-        return [f"{what}: {found[0]} row(s) where {expected[0]} were written"]
+        return [f"{what}: {count(found[0], 'row')} where {expected[0]} were written"]
     return [f"{what}: a value is not what was written"]
 
 

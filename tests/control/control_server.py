@@ -174,7 +174,7 @@ def make_state() -> State:
         {"state": CellState.RUNNING, "attempts": 1},
         {"state": CellState.SUCCEEDED, "attempts": 1, "measurement": MEASURED, "duration_s": 60.0},
         {"state": CellState.OUT_OF_MEMORY, "attempts": 2, "error": error(ErrorKind.OUT_OF_MEMORY, nasty)},
-        {"state": CellState.TIMED_OUT, "attempts": 1, "error": error(ErrorKind.TIMEOUT, "no end within 60 s")},
+        {"state": CellState.TIMED_OUT, "attempts": 1, "error": error(ErrorKind.TIMEOUT, "timed out after 60 s")},
         {"state": CellState.FAILED, "attempts": 1, "error": error(ErrorKind.NO_RESULT, "no result")},
     ]
     cells = state.cells

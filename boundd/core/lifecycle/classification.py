@@ -169,7 +169,7 @@ def _failure(evidence: Evidence, at_unix_s: float) -> tuple[Outcome, AttemptErro
     if evidence.timed_out:
         waited_s = evidence.lease_waited_s or 0.0
         beside = f" beside the {waited_s:.0f} s that it waited for the device's lease" if waited_s >= 1 else ""
-        message = f"no end within its {evidence.timeout_s:g} s{beside}; {_last_words(evidence.log_text)}"
+        message = f"timed out after {evidence.timeout_s:g} s{beside}; {_last_words(evidence.log_text)}"
         return error(Outcome.TIMED_OUT, ErrorKind.TIMEOUT, message)
     if evidence.ended_on_request:
         return error(Outcome.CANCELLED, ErrorKind.CANCELLED, "ended on request")

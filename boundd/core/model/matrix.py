@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 from boundd.core.model.cells import Cell, Parameters
+from boundd.text import count
 
 MAX_CELLS = 1_000_000
 """More cells than this are a typing error, not an experiment."""
@@ -73,4 +74,4 @@ def _why_empty(axes: Mapping[str, Sequence[Any]], size: int, excludes: Sequence[
         return "the matrix has no axes, so it has no cells"
     if empty:
         return f"the matrix has no cells: the axis {empty[0]!r} has no values"
-    return f"the matrix has no cells: its {size:,} are all excluded by {len(excludes)} exclude(s)"
+    return f"the matrix has no cells: its {size:,} are all excluded by {count(len(excludes), 'exclude')}"

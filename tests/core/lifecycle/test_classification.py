@@ -174,7 +174,7 @@ def test_a_timeout_says_what_was_spent_waiting() -> None:
     """The wait for the lease came on top of the timeout, and the message says so where there was one."""
     waited = classify(Evidence(timed_out=True, timeout_s=60.0, lease_waited_s=12.3), 0.0)
     assert waited.error is not None
-    assert "within its 60 s beside the 12 s that it waited for the device's lease" in waited.error.message
+    assert "timed out after 60 s beside the 12 s that it waited for the device's lease" in waited.error.message
     for waited_s in (None, 0.0, 0.4):
         plain = classify(Evidence(timed_out=True, timeout_s=60.0, lease_waited_s=waited_s), 0.0)
         assert plain.error is not None
