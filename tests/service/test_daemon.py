@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -86,8 +87,8 @@ class Witness(SqliteStore):
 
     refuse: Callable[[Sequence[Record]], bool] = staticmethod(lambda _: False)
 
-    def __init__(self, connection: object, path: Path) -> None:
-        super().__init__(connection, path)  # type: ignore[arg-type]
+    def __init__(self, *opened: Any) -> None:
+        super().__init__(*opened)
         self.commits: list[tuple[Record, ...]] = []
 
     async def commit(self, records: Sequence[Record]) -> None:
