@@ -24,7 +24,12 @@ device_argument = click.argument("device")
 @click.option("--oom", "selector", flag_value="oom", help="Cells that ran out of memory.")
 @click.option("--timeout", "selector", flag_value="timeout", help="Cells that timed out.")
 @click.option("--failed", "selector", flag_value="failed", help="Cells that failed, or whose worker was lost.")
-@click.option("--stale", "selector", flag_value="stale", help="Results that were measured with other versions.")
+@click.option(
+    "--stale",
+    "selector",
+    flag_value="stale",
+    help="Results of other versions, or another model, than today's.",
+)
 @click.option("--batch-size", type=click.IntRange(1, BATCH_SIZE_LIMIT), metavar="N", help="With this batch size.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen, and change nothing.")
 @talking

@@ -49,7 +49,7 @@ def control_app(
         render_export=export_text,
         render_metrics=lambda: metrics.render(state_view(service.state, dropped_lines(), service.store_problem)),
         import_legacy=preview,
-        is_stale=lambda record: is_stale(record, exporter.version_of(service.state)),
+        is_stale=lambda record: is_stale(record, exporter.today(service.state)),
         rules=rules,
     )
 

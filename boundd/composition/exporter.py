@@ -11,13 +11,14 @@ import anyio
 from boundd import __version__
 from boundd.catalogue.models import pipeline_classes
 from boundd.composition.config import settings_of
-from boundd.composition.versions import Versions, versions_of
+from boundd.composition.contents import Contents
+from boundd.composition.versions import Versions, source_of, versions_of
 from boundd.config import Settings
 from boundd.core.model.effects import Action, Note
 from boundd.core.model.state import State
 from boundd.ports import Clock, Observer, Store
 from boundd.results.export import CellTexts, ExportCell, Rendered, render_export
-from boundd.results.staleness import VersionOf, is_stale
+from boundd.results.staleness import Today, is_stale
 from boundd.telemetry.export_file import (
     ForeignExportError,
     check_may_write,
@@ -51,11 +52,12 @@ class Exporter:
         self._written_digest = ""
         self._failure = ""
         self._installed = Versions()
+        self._contents = Contents()
 
     def render(self, state: State, export_format: str, texts: CellTexts | None = None) -> Rendered:
         """The matrix as of this state, in a format; `texts` are those of the export before, where there was one."""
-        pipelines, version_of = pipelines_of(settings_of(state)), self.version_of(state)
-        cells = [ExportCell.of(record, pipelines, stale=is_stale(record, version_of)) for record in state.matrix()]
+        pipelines, today = pipelines_of(settings_of(state)), self.today(state)
+        cells = [ExportCell.of(record, pipelines, stale=is_stale(record, today)) for record in state.matrix()]
         return render_export(
             export_format,  # type: ignore[arg-type]
             cells,
@@ -65,9 +67,10 @@ class Exporter:
             texts=texts,
         )
 
-    def version_of(self, state: State) -> VersionOf:
-        """Today's versions of what the workers have, by the settings in force."""
-        return versions_of(settings_of(state), self._installed)
+    def today(self, state: State) -> Today:
+        """What the workers have today, by the settings in force."""
+        settings = settings_of(state)
+        return Today(versions_of(settings, self._installed), self._contents.is_changed, source_of(settings))
 
     async def check_may_write(self) -> None:
         """See at start, not after hours, that the export would overwrite nobody's file.

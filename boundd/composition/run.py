@@ -26,7 +26,6 @@ from boundd.composition.devices import ChosenDevices, backend_of, choice_of, pro
 from boundd.composition.disk import disk_free_bytes, prune_now_and_then
 from boundd.composition.exporter import Exporter
 from boundd.composition.launch_specs import LEASES_NAME, is_timed, launch_spec
-from boundd.composition.versions import versions_of
 from boundd.config import Settings, check_writable, find_config, load
 from boundd.control.peers import AccessRules
 from boundd.control.server import SocketError, serve
@@ -38,7 +37,7 @@ from boundd.devices.host import read_host
 from boundd.launch import cgroups
 from boundd.launch.local import LocalLauncher
 from boundd.ports import ConfigError, DeviceError, HeldError, Observer, StoreBusyError, StoreError
-from boundd.results.staleness import is_stale
+from boundd.results.staleness import Today, is_stale
 from boundd.results.table import print_bounds
 from boundd.service.clock import SystemClock
 from boundd.service.daemon import Daemon, Hooks
@@ -200,7 +199,7 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog, notifier
         return EXIT_FINE
     if nothing_to_do:
         print("everything is there already: no cell was waiting to be measured")
-    return _summary(daemon.state, settings)
+    return _summary(daemon.state, settings, exporter.today(daemon.state))
 
 
 def _progress() -> Progress:
@@ -210,11 +209,10 @@ def _progress() -> Progress:
     return Progress()
 
 
-def _summary(state: State, settings: Settings) -> int:
+def _summary(state: State, settings: Settings, today: Today) -> int:
     """Print the table and where the results are; the exit code says whether all cells succeeded."""
     simulated = [device.uuid for device in state.devices.values() if device.reading.is_simulated]
-    version_of = versions_of(settings_of(state))
-    stale = {record.cell.key for record in state.matrix() if is_stale(record, version_of)}
+    stale = {record.cell.key for record in state.matrix() if is_stale(record, today)}
     print_bounds(sys.stdout, state.matrix(), settings.bound_rules, simulated=simulated, stale=stale)
     if settings.export is not None:
         print(f"results: {settings.export}")

@@ -1,4 +1,4 @@
-"""Which versions of its libraries a worker would have today."""
+"""What a worker would have today: the versions of its libraries, and where its models are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import time
 
 from boundd.catalogue.libraries import installed_version
 from boundd.config import Settings
-from boundd.results.staleness import VersionOf
+from boundd.core.model.cells import Cell
+from boundd.results.staleness import SourceOf, VersionOf
 
 VERSIONS_KEPT_S = 10.0
 
@@ -20,6 +21,19 @@ def versions_of(settings: Settings, installed: VersionOf = installed_version) ->
     if settings.worker_python or settings.worker_result == "stdout":
         return lambda _library: None
     return installed
+
+
+def source_of(settings: Settings) -> SourceOf:
+    """Where each cell's model is loaded from today; not known of models that the config has no entry for."""
+
+    def source(cell: Cell) -> str | None:
+        own = cell.parameters.get("source")
+        if own is not None:
+            return str(own)
+        entry = settings.models.get(str(cell.parameters.get("model")))
+        return None if entry is None else entry.source or None
+
+    return source
 
 
 class Versions:

@@ -65,7 +65,7 @@ def bounds_table(
         width: columns of the terminal; None for plain text whose rows are never wrapped.
         color: whether to use a terminal's colours.
         simulated: UUIDs of devices that are simulated.
-        stale: keys of cells that were measured with other versions than today's.
+        stale: keys of cells that were measured with other versions, or another model, than today's.
     """
     from rich import box
     from rich.console import Console
@@ -134,7 +134,10 @@ def footnotes(
             "{} not scored: the upper bound is of the fastest point, whatever it does to the images.",
         ),
         (count(lambda r, _: of(r) == IMPORTED), "{} imported from an old file, which says nothing but its bound."),
-        (count(lambda r, _: r.cell.key in stale), "{} stale: measured with other versions than today's."),
+        (
+            count(lambda r, _: r.cell.key in stale),
+            "{} stale: of other versions, or another model, than today's.",
+        ),
         (
             count(lambda r, _: r.cell.parameters.get("model") in BUILTIN_MODELS),
             "{} measured on the built-in digits models, which are toys: no figure for any real model.",

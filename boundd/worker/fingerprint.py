@@ -8,26 +8,36 @@ from collections.abc import Sequence
 from typing import Any
 
 from boundd.catalogue.libraries import MEASURING, installed_version
-from boundd.protocol.strict_json import Json
+from boundd.protocol.content import text_digest
+from boundd.protocol.strict_json import Json, dumps
 from boundd.worker.devices import Device
+from boundd.worker.loading import Loaded
 
 
-def fingerprint(device: Device, pipe: Any, distributions: Sequence[str]) -> dict[str, Json]:
-    """Versions, the device model, and the weights' revision where the pipeline knows it.
+def fingerprint(device: Device, loaded: Loaded, distributions: Sequence[str]) -> dict[str, Json]:
+    """Versions, the device model, and what was loaded: the content of the model's and the scorer's files, the
+    scheduler's configuration, and the weights' revision where the folder tells it.
 
     Args:
         device: that it ran on.
-        pipe: the pipeline.
+        loaded: what was measured.
         distributions: the PyPI names of the libraries that the methods use.
     """
-    names = dict.fromkeys((*MEASURING, *distributions))
+    names = dict.fromkeys(("boundd", *MEASURING, *distributions))
     libraries: dict[str, Json] = {name: installed_version(name) for name in names}
     return {
         **libraries,
         "python": platform.python_version(),
         "device": device.label(),
-        "weights_revision": _revision(pipe),
+        "weights_revision": _revision(loaded.pipe),
+        "content": {**loaded.content(), "scheduler": _scheduler_digest(loaded.pipe.scheduler)},
     }
+
+
+def _scheduler_digest(scheduler: Any) -> str:
+    """Of its class and its configuration, but for what diffusers notes of its own there."""
+    config = {key: str(value) for key, value in scheduler.config.items() if not key.startswith("_")}
+    return text_digest(dumps({"class": type(scheduler).__name__, **dict(sorted(config.items()))}))
 
 
 def _revision(pipe: Any) -> str | None:

@@ -23,8 +23,13 @@ Pipeline: TypeAlias = Any
 """A diffusers text-to-image pipeline; diffusers is not typed."""
 
 
-def load_pipeline(settings: Settings, device: Device) -> Pipeline:
+def load_pipeline(settings: Settings, device: Device, folder: ModelFolder | None = None) -> Pipeline:
     """The pipeline on its device, in its dtype, with the scheduler asked for.
+
+    Args:
+        settings: what to load.
+        device: where to.
+        folder: the model's, where `find_model` has found it already.
 
     Raises:
         ModelUnavailableError: when it can't be had.
@@ -38,7 +43,7 @@ def load_pipeline(settings: Settings, device: Device) -> Pipeline:
     if settings.weights == RANDOM:
         pipe = build_pipeline(ARCHITECTURES[settings.source], device.name, dtype, settings.seed)
     else:
-        pipe = _from_pretrained(settings, getattr(torch, dtype))
+        pipe = _from_pretrained(settings, folder or find_model(settings), getattr(torch, dtype))
     if not hasattr(pipe, "unet"):
         raise BadDataError(
             f"{settings.model}: {type(pipe).__name__} has no UNet, and the methods here accelerate UNets"
@@ -109,10 +114,9 @@ def describe(pipe: Pipeline, settings: Settings) -> ModelContext:
     )
 
 
-def _from_pretrained(settings: Settings, dtype: Any) -> Pipeline:
+def _from_pretrained(settings: Settings, folder: ModelFolder, dtype: Any) -> Pipeline:
     import diffusers
 
-    folder = find_model(settings)
     unets = {name: architecture.unet for name, architecture in ARCHITECTURES.items()}
     parts = check_fit(folder, settings.model, unets)
     parts |= {part.name: build(part, dtype) for part in with_weights(folder)}

@@ -12,6 +12,7 @@ from boundd.worker.errors import ModelUnavailableError
 from boundd.worker.fit import check_tokenizer
 from boundd.worker.model_folder import (
     CONFIG,
+    TOKENIZER_FILES,
     TRANSFORMERS_STEM,
     Part,
     find_weights,
@@ -158,6 +159,29 @@ def load_scorer(source: str) -> Scorer | None:
     part = Part("tokenizer", type(tokenizer).__name__, folder, {}, None, ())
     check_tokenizer(tokenizer, part, model.config.text_config.to_dict(), where, needs_length=False)
     return ClipScorer(model.eval(), tokenizer)
+
+
+def scorer_files(source: str) -> tuple[Path, list[Path]] | None:
+    """The folder and the files of the scorer that `source` names; None for none, and for one that isn't here yet."""
+    if not source:
+        return None
+    named = scorer_folder() if source == BUILTIN else Path(source).expanduser()
+    folder = named if (named / CONFIG).is_file() else _cached_folder(source)
+    if folder is None:
+        return None
+    patterns = (CONFIG, *TOKENIZER_FILES, "*.safetensors", "*.safetensors.index*.json", "pytorch_model*.bin")
+    files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return folder, sorted(files)
+
+
+def _cached_folder(source: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        config = try_to_load_from_cache(source, CONFIG)
+    except ValueError:  # no id that a hub could have
+        return None
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def _load_builtin() -> Scorer:

@@ -19,18 +19,19 @@ from boundd.worker.explore import Explorer, Instrument
 from boundd.worker.fingerprint import fingerprint
 from boundd.worker.image_checks import check_dependence, check_images, check_losses, check_prompts, check_scores
 from boundd.worker.isolation import CpuWitness, GpuWitness, Witness, worst
+from boundd.worker.loading import Loaded, load
 from boundd.worker.loop import LoopWatch
 from boundd.worker.memory import MemoryLog, meter_for
 from boundd.worker.methods import combine, distributions
 from boundd.worker.methods.base import ModelContext
 from boundd.worker.methods.combination import Combination
 from boundd.worker.methods.ordering import orders_of
-from boundd.worker.pipelines import describe, load_pipeline
+from boundd.worker.pipelines import describe
 from boundd.worker.points import Baseline, Bench
 from boundd.worker.report import Reporter
 from boundd.worker.sampling import Sampler, cut_batches, read_prompts
 from boundd.worker.schedulers import describe_timesteps, rehearse
-from boundd.worker.scorers import ClipScorer, load_scorer
+from boundd.worker.scorers import ClipScorer
 from boundd.worker.settings import Settings
 from boundd.worker.timing import PairTimer, StopRule
 from boundd.worker.traversal import Traversal
@@ -58,6 +59,7 @@ class Search:
         self._total = BASE_STEPS  # the points are added once the grid is known
         self._memory: MemoryLog | None = None
         self._dependence: float | None = None
+        self._loaded: Loaded | None = None
         self.phase = "load"
 
     def run(self) -> Result:
@@ -115,8 +117,8 @@ class Search:
         self._memory = MemoryLog(meter_for(device, device.uuid(self._environment.visible_devices)))
         self._memory.enter("load")
         with lease.shared():
-            pipe = load_pipeline(settings, device)
-            scorer = load_scorer(settings.scorer)
+            self._loaded = load(settings, device)
+            pipe, scorer = self._loaded.pipe, self._loaded.scorer
             context = describe(pipe, settings)
         remarks = check_prompts(pipe, scorer, batches) + rehearse(pipe.scheduler, settings.steps).remarks()
         if settings.guidance_scale > 1 and not context.is_guided:
@@ -151,6 +153,10 @@ class Search:
         self._dependence, remarks = check_dependence(bench, baseline, traversal.points[-1])
         bench.remarks += remarks
 
+    def _fingerprint(self, bench: Bench) -> dict[str, Json]:
+        assert self._loaded is not None, "a bench is made of what was loaded"
+        return fingerprint(bench.device, self._loaded, distributions(bench.method))
+
     def _traversal(self, bench: Bench, context: ModelContext) -> Traversal:
         settings = self._settings
         grid = bench.method.grid(context, settings.grid)
@@ -181,7 +187,7 @@ class Search:
             "precision": self._settings.precision,
             "repeats": self._settings.repeats,
             "prompts": [list(batch.prompts) for batch in bench.batches],
-            "fingerprint": fingerprint(bench.device, bench.pipe, distributions(bench.method)),
+            "fingerprint": self._fingerprint(bench),
         }
         return hashlib.sha256(dumps(subject).encode()).hexdigest()[:16]
 
@@ -229,7 +235,8 @@ class Search:
             "points_skipped": skipped,
             "points_out_of_memory": [starved.as_json() for starved in explorer.starved],
             "images_generated": bench.images_made,
-            "fingerprint": fingerprint(bench.device, bench.pipe, distributions(bench.method)),
+            "fingerprint": self._fingerprint(bench),
+            "folders": {} if self._loaded is None else self._loaded.folders(),
             **({} if contributions is None else {"contributions": contributions}),
         }
 

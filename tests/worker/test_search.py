@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,18 +13,29 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, CLIPModel
 
+from boundd.catalogue.libraries import installed_version
+from boundd.protocol.content import content_of
 from boundd.protocol.environment import WorkerEnvironment
+from boundd.protocol.lease import NoLease
 from boundd.protocol.lines import Line, Memory, Point, Progress, Result, encode, name_of, parse_line
+from boundd.protocol.strict_json import dumps
+from boundd.worker import loading
 from boundd.worker import points as points_module
 from boundd.worker import search as search_module
-from boundd.worker.errors import BadDataError, WorkerError
+from boundd.worker.digits import model_folder, scorer_folder
+from boundd.worker.errors import BadDataError, ModelUnavailableError, WorkerError
 from boundd.worker.methods import load_method
 from boundd.worker.methods.base import Call, Method, ModelContext, Parameters
 from boundd.worker.sampling import Batch, Sampler
 from boundd.worker.search import OutOfMemoryError, Search
 from boundd.worker.settings import Settings
 from tests.worker.conftest import MakeSettings
+
+TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+"""A side of a small CLIP model."""
 
 
 class Recorder:
@@ -209,6 +222,82 @@ def test_an_earlier_attempt_is_read_back(make_settings: MakeSettings, tmp_path: 
     assert run(fresh, earlier_results=(results,))[1].extra["points_read_back"] == 0
     other = make_settings(num_samples=4, batch_size=2, exhaustive=True, seed=43, **QUICK)
     assert run(other, earlier_results=(results,))[1].extra["points_read_back"] == 0
+
+
+def test_another_model_in_the_folder_is_another_instrument(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """Points of the model before must not be read back: seen to be, and one that lost 0.062 made the bound.
+
+    The same for the scorer's weights, and for the scheduler's configuration.
+    """
+    model, scorer = tmp_path / "mine", tmp_path / "clip"
+    shutil.copytree(model_folder("digits-sd15"), model)
+    clip = CLIPConfig(
+        text_config={**TINY, "vocab_size": 768, "max_position_embeddings": 16, "eos_token_id": 767},
+        vision_config={**TINY, "image_size": 32, "patch_size": 8},
+    )
+    CLIPModel(clip).save_pretrained(scorer)
+    shutil.copytree(model / "tokenizer", scorer, dirs_exist_ok=True)
+    settings = make_settings(pipe="mine", source=str(model), scorer=str(scorer), **QUICK)
+
+    def instrument() -> str:
+        search = Search(settings, WorkerEnvironment(), Recorder())
+        bench, _ = search._load(NoLease())
+        return dumps(search._fingerprint(bench))
+
+    def retrained(weights: Path) -> None:
+        tensors = load_file(weights)
+        name = max(tensors)
+        tensors[name] = tensors[name] * 1.001
+        save_file(tensors, weights, metadata={"format": "pt"})
+
+    def rescheduled() -> None:
+        config = model / "scheduler" / "scheduler_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"beta_end": 0.013}))
+
+    seen = [instrument(), instrument()]
+    assert seen[0] == seen[1]
+    for change in (
+        lambda: retrained(model / "unet" / "diffusion_pytorch_model.safetensors"),
+        lambda: retrained(model / "vae" / "diffusion_pytorch_model.safetensors"),
+        lambda: retrained(model / "text_encoder" / "model.safetensors"),
+        lambda: retrained(scorer / "model.safetensors"),
+        rescheduled,
+    ):
+        change()
+        seen.append(instrument())
+    assert len(set(seen)) == len(seen) - 1
+
+
+def test_a_model_that_changes_while_it_is_loaded(
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy or a download that is still going on: nobody knows what was loaded."""
+    model = tmp_path / "mine"
+    shutil.copytree(model_folder("digits-sd15"), model)
+    load = loading.load_pipeline
+
+    def load_slowly(*arguments: Any) -> Any:
+        pipe = load(*arguments)
+        (model / "vae" / "config.json").write_text("{}")
+        return pipe
+
+    monkeypatch.setattr(loading, "load_pipeline", load_slowly)
+    with pytest.raises(ModelUnavailableError, match=r"vae/config.json changed while it was loaded"):
+        run(make_settings(pipe="mine", source=str(model), scorer="", **QUICK))
+
+
+def test_the_result_says_what_was_loaded(make_settings: MakeSettings) -> None:
+    """Every file of model and scorer, the scheduler's configuration, boundd's version, and where they lay."""
+    _, result = run(make_settings(num_samples=2, batch_size=1, **QUICK))
+    fingerprint, folders = result.extra["fingerprint"], result.extra["folders"]
+    assert isinstance(fingerprint, dict)
+    assert isinstance(folders, dict)
+    assert fingerprint["boundd"] == installed_version("boundd")
+    for name, folder in (("model", model_folder("digits-sd15")), ("scorer", scorer_folder())):
+        digests = fingerprint["content"][name]
+        assert digests == content_of(folder, [path for path in folder.rglob("*") if path.is_file()])
+        assert folders[name] == str(folder)
+    assert len(fingerprint["content"]["scheduler"]) == 16
 
 
 def test_a_lazy_search_goes_on_from_rough_timings(make_settings: MakeSettings, tmp_path: Path) -> None:
