@@ -67,10 +67,11 @@ class _Opened:
 class SqliteStore:
     """The `Store` of boundd.ports, in a SQLite file. Made by `open`."""
 
-    def __init__(self, opened: _Opened, path: Path, threads: anyio.CapacityLimiter) -> None:
+    def __init__(self, opened: _Opened, path: Path) -> None:
         self._opened: _Opened | None = opened
         self._path = path
-        self._threads = threads
+        self._threads = anyio.CapacityLimiter(1)
+        """Its own, so that a commit never waits for a thread that reads a log from a slow disk."""
         self._lock = anyio.Lock()
         self._closed = False
         self._distrusted = False
@@ -88,11 +89,9 @@ class SqliteStore:
             StoreBusyError: the disk is full or failing; it may be opened later.
             StoreError: it can't be used; the message says what is wrong and what to do. The file is untouched.
         """
-        # Its own, so that a commit never waits for a thread that reads a log from a slow disk.
-        threads = anyio.CapacityLimiter(1)
         with anyio.CancelScope(shield=True):
-            opened = await anyio.to_thread.run_sync(_connect, path, limiter=threads)
-        return cls(opened, path, threads)
+            opened = await anyio.to_thread.run_sync(_connect, path)
+        return cls(opened, path)
 
     async def _call(self, function: Callable[..., _T], *arguments: object) -> _T:
         """Call a function in a thread, and wait for it, cancelled or not."""
