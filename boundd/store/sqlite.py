@@ -1,19 +1,22 @@
 """The store: one connection, one lock, one short transaction at a time.
 
-Rules: the connection is used in worker threads, one call at a time, because a sync to the disk takes long. A call that
-has begun is waited for, whatever becomes of who asked. A transaction is one call, from BEGIN to COMMIT or ROLLBACK: one
-asked for statement by statement could be left open by a cancellation between two of them. All values are made into rows
-before the transaction begins.
+Rules: the connection has a thread of its own, which does what it is asked for in the order in which it was asked,
+whatever becomes of who asked. A transaction is one call, from BEGIN to COMMIT or ROLLBACK: one asked for statement by
+statement could be left open by a cancellation between two of them. Whoever waits for it is shielded, to hear what came
+of it. All values are made into rows before the transaction begins.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,8 +73,9 @@ class SqliteStore:
     def __init__(self, opened: _Opened, path: Path) -> None:
         self._opened: _Opened | None = opened
         self._path = path
-        self._threads = anyio.CapacityLimiter(1)
-        """Its own, so that a commit never waits for a thread that reads a log from a slow disk."""
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="boundd-store")
+        """One, and not any of anyio's: a task that asyncio cancels leaves its call running, and the next must not come
+        beside it, into its transaction."""
         self._lock = anyio.Lock()
         self._closed = False
         self._distrusted = False
@@ -94,8 +98,8 @@ class SqliteStore:
         return cls(opened, path)
 
     async def _call(self, function: Callable[..., _T], *arguments: object) -> _T:
-        """Call a function in a thread, and wait for it, cancelled or not."""
-        return await anyio.to_thread.run_sync(function, *arguments, limiter=self._threads)
+        """Call a function in the connection's thread, after all that were asked for before."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(function, *arguments))
 
     async def load(self) -> Snapshot:
         """Everything that a starting daemon needs. Policies are the defaults: the config's are laid over them.
@@ -241,6 +245,7 @@ class SqliteStore:
                         await self._mend()
                 self._closed = True
                 await self._disconnect()
+                self._thread.shutdown(wait=False)
 
     async def _disconnect(self) -> None:
         """Close the connection, if there is one."""
@@ -345,7 +350,7 @@ class SqliteStore:
                     raise InvariantError(f"a record can't be kept: {error}") from error
 
     def _transact(self, opened: _Opened, statements: Sequence[Statement]) -> None:
-        """One transaction, and the number of its commit to the mark beside the store. In a thread."""
+        """One transaction, and the number of its commit to the mark beside the store. In the connection's thread."""
         try:
             number = transaction(opened.connection, statements)
         except sqlite3.Error as error:
@@ -362,7 +367,7 @@ class SqliteStore:
     def _checkpoint(self, opened: _Opened) -> None:
         """Bring the log into the file. Where that fails nothing is lost yet: the log still has it, until it is mended.
 
-        In a thread.
+        In the connection's thread.
         """
         try:
             _fetch(opened.connection, queries.CHECKPOINT_SOME)
@@ -406,7 +411,7 @@ def _connect(path: Path) -> _Opened:
     """
     prepare(path)
     try:
-        # Threads take turns: the store's lock and its limiter see to that.
+        # It is opened in one thread and used in another, never in two at once.
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     except sqlite3.Error as error:
         raise cannot_open(path, error) from error
