@@ -101,6 +101,8 @@ class LaunchSpec:
     cwd: Path
     timeout_s: float
     grace_s: float
+    fetch_timeout_s: float = 0.0
+    """For how long the deadline may stand still while it fetches what it needs."""
     log_limit_bytes: int = 16 * 1024**2
     kept_lines: tuple[Mapping[str, Any], ...] = ()
     """What is kept of an output that outgrows its log, kind by kind: lines that hold one of the texts in `needles`, or
@@ -143,6 +145,8 @@ class ProcessEnd:
     """How long the results file was when the worker ended: what was appended later is not its word. None: not known."""
     lease_waited_s: float | None = None
     """About how long it waited for its device's lease, which put its deadline off; None where it had none."""
+    fetched_s: float | None = None
+    """About how long it fetched what it needs, which put its deadline off too; None where that isn't counted."""
     output_lost: bool = False
     """Whether the disk never took the last of what it said, in which its result may have been."""
 

@@ -37,6 +37,7 @@ def launch_spec(environ: Mapping[str, str], attempt: Attempt, cell: Cell, state:
         timeout_s=attempt.timeout_s,
         grace_s=attempt.grace_s,
         kept_lines=kept_lines(from_stdout=settings.worker_result == "stdout", pattern=settings.worker_pattern),
+        fetch_timeout_s=settings.worker_fetch_timeout_s,
         memory_max_bytes=state.cells[attempt.key].policy.memory_max_bytes,
         pids_max=state.cells[attempt.key].policy.pids_max,
         device=attempt.device,
@@ -55,6 +56,7 @@ def worker_environment(settings: Settings, attempt: Attempt, cell: Cell, state: 
         batch_size=attempt.batch_size,
         model=model_value(settings, cell),
         scorer=scorer_value(settings),
+        fetch_timeout_s=max(1, round(settings.worker_fetch_timeout_s)),
     )
     return {**environment.to_environ(), **kind.environment(attempt.device), "PYTHONUNBUFFERED": "1"}
 

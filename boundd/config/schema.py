@@ -202,7 +202,7 @@ class WorkerTable(Table):
     pattern: Text = ""
     sample: Text = ""
     timeout: PositiveDuration = 3600.0
-    fetch_timeout: Duration = 3600.0
+    fetch_timeout: PositiveDuration = 3600.0
     grace: Duration = 10.0
     python: Text = ""
     env: dict[str, Text] = {}

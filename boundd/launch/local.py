@@ -34,6 +34,7 @@ _REPORT_PATIENCE_S = 2.0
 _TOLD_BYTES = 2000
 _COMPLAINTS = "shim.log"
 _RESULTS = "results.jsonl"
+_FETCHING = "fetching"
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
@@ -283,6 +284,7 @@ class LocalLauncher:
             lease.mkdir(parents=True, exist_ok=True)
         files = WorkerEnvironment(
             results=self.results_path(spec.attempt_id),
+            fetching=self._folder(spec.attempt_id) / _FETCHING,
             lease_folder=lease,
             earlier_results=tuple(path for path in earlier if path.exists()),
         )
@@ -456,6 +458,7 @@ def _spec_document(spec: LaunchSpec, env: dict[str, str], cgroup: str) -> dict[s
         "cwd": str(spec.cwd),
         "timeout_s": spec.timeout_s,
         "grace_s": spec.grace_s,
+        "fetch_timeout_s": spec.fetch_timeout_s,
         "cgroup": cgroup,
         "log_limit_bytes": spec.log_limit_bytes,
         "kept_lines": [dict(kind) for kind in spec.kept_lines],

@@ -110,6 +110,7 @@ def _outcome_1(text: str, value: Mapping[str, Json]) -> ProcessEnd:
         raise RecordError(f"{shim.OUTCOME} lacks a field or has a wrong one: {_quoted(text)}")
     end = ProcessEnd(exit_status, signal, timed_out, on_request, start_error, wall_s=wall_s)
     number, about, subject = (value.get(f"start_{name}") for name in ("errno", "about", "subject"))
+    fetched_s = value.get("fetched_s")
     peak, waited_s = value.get("host_peak_bytes"), value.get("lease_waited_s")
     return replace(
         end,
@@ -121,6 +122,7 @@ def _outcome_1(text: str, value: Mapping[str, Json]) -> ProcessEnd:
         host_peak_bytes=peak if isinstance(peak, int) and peak >= 0 else None,
         results_bytes=_count(value.get("results_bytes")),
         lease_waited_s=waited_s if isinstance(waited_s, int | float) else None,
+        fetched_s=fetched_s if isinstance(fetched_s, int | float) else None,
         output_lost=value.get("output_lost") is True,
         host_memory=host_memory_text(
             end,

@@ -30,6 +30,10 @@ SCORER = "BOUNDD_SCORER"
 """The config's [scorer] table as JSON: source."""
 EARLIER_RESULTS = "BOUNDD_EARLIER_RESULTS"
 """The results files of this cell's earlier attempts, the oldest first, as a JSON array of absolute paths."""
+FETCHING = "BOUNDD_FETCHING"
+"""A file that is there while the worker fetches its model: its deadline stands still meanwhile."""
+FETCH_TIMEOUT_S = "BOUNDD_FETCH_TIMEOUT_S"
+"""For how many seconds at most it stands still."""
 CUDA_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 """The UUID of the device to work on; empty for the CPU."""
 CUDA_DEVICE_ORDER = "CUDA_DEVICE_ORDER"
@@ -45,6 +49,8 @@ VARIABLES = (
     MODEL,
     SCORER,
     EARLIER_RESULTS,
+    FETCHING,
+    FETCH_TIMEOUT_S,
     CUDA_VISIBLE_DEVICES,
 )
 
@@ -62,6 +68,8 @@ class WorkerEnvironment:
     model: Mapping[str, Json] | None = None
     scorer: Mapping[str, Json] | None = None
     earlier_results: tuple[Path, ...] = ()
+    fetching: Path | None = None
+    fetch_timeout_s: int | None = None
     visible_devices: str | None = None
 
     @classmethod
@@ -81,6 +89,8 @@ class WorkerEnvironment:
             model=_object(environ, MODEL),
             scorer=_object(environ, SCORER),
             earlier_results=_paths(environ, EARLIER_RESULTS),
+            fetching=_path(environ, FETCHING),
+            fetch_timeout_s=_positive(environ, FETCH_TIMEOUT_S),
             visible_devices=environ.get(CUDA_VISIBLE_DEVICES),
         )
 
@@ -97,6 +107,8 @@ class WorkerEnvironment:
             MODEL: None if self.model is None else dumps(self.model),
             SCORER: None if self.scorer is None else dumps(self.scorer),
             EARLIER_RESULTS: dumps([str(path) for path in self.earlier_results]) if self.earlier_results else None,
+            FETCHING: None if self.fetching is None else str(self.fetching),
+            FETCH_TIMEOUT_S: None if self.fetch_timeout_s is None else str(self.fetch_timeout_s),
             CUDA_VISIBLE_DEVICES: self.visible_devices,
         }
         if self.visible_devices is not None:

@@ -266,6 +266,7 @@ class AttemptWatcher:
             wall_s=end.wall_s,
             timeout_s=attempt.timeout_s,
             lease_waited_s=end.lease_waited_s,
+            fetched_s=end.fetched_s,
             measurement=collected.measurement,
             worker_error=collected.error,
             malformed=collected.malformed,

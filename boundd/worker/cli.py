@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,10 +21,13 @@ from boundd.catalogue.options import OPTIONS, Option
 from boundd.catalogue.schedulers import SCHEDULERS
 from boundd.protocol.environment import RESULTS, WorkerEnvironment
 from boundd.protocol.lines import Error, Line, ResultsWriter
-from boundd.worker.errors import EXIT_CODES, WorkerError, printable, shortage_of
+from boundd.worker.errors import EXIT_CODES, WorkerError, environment_of, printable, shortage_of
 from boundd.worker.plot import Plotter, check_plot
 from boundd.worker.report import JsonCollector, Reporter, ResultsReporter, Screen, SpeedupPrinter
 from boundd.worker.settings import Settings, resolve
+
+if TYPE_CHECKING:
+    from boundd.worker.search import Search
 
 EXIT_USAGE = 2
 
@@ -34,8 +37,9 @@ Example:
       --search_targets deepcache --num_samples 8 --grid coarse
 
 \b
-Exit codes: 0 done, 1 an error, 2 usage, 3 out of memory, 4 model not available,
-5 data that can't be measured.
+Exit codes: 0 done, 1 an error, 2 usage, 3 out of memory, 4 model or hub not
+available, 5 data that can't be measured, 6 this machine: a package, a file system,
+its memory or limits, a device that fails before it is used.
 """
 
 
@@ -125,9 +129,11 @@ def _reporters(stack: ExitStack, environment: WorkerEnvironment, as_json: bool) 
 
 def _run(settings: Settings, environment: WorkerEnvironment, reporter: Reporter) -> int:
     """Search, and turn whatever goes wrong into a line and an exit code."""
-    quieten()
-    from boundd.worker.search import OutOfMemoryError, Search
-
+    try:
+        quieten()
+        from boundd.worker.search import OutOfMemoryError, Search
+    except (ImportError, OSError) as error:
+        return _no_start(error, reporter)
     search = Search(settings, environment, reporter)
     try:
         warned = search.run().extra["warnings"]
@@ -140,14 +146,32 @@ def _run(settings: Settings, environment: WorkerEnvironment, reporter: Reporter)
         line = error.line(search.phase)
     except Exception as error:
         shortage = shortage_of(error)
+        if shortage is None and (lacking := environment_of(error)) is not None:
+            return _ended(search, lacking.line(search.phase), reporter)
         if shortage is None:
             logging.getLogger(__name__).exception("the worker failed while it was at: %s", search.phase)
         message = printable(f"{type(error).__name__}: {error}")
         line = shortage.line(search.phase) if shortage else Error(error="other", message=message, phase=search.phase)
+    return _ended(search, line, reporter)
+
+
+def _ended(search: Search, line: Error, reporter: Reporter) -> int:
     search.report_memory()
+    return _told(line, reporter)
+
+
+def _told(line: Error, reporter: Reporter) -> int:
     reporter.report(line)
     print(f"boundd.worker: {line.error} ({line.phase}): {line.message}", file=sys.stderr, flush=True)
     return EXIT_CODES[line.error]
+
+
+def _no_start(error: ImportError | OSError, reporter: Reporter) -> int:
+    """What the libraries lack is told as what it is, not as a worker that crashed."""
+    lacking = environment_of(error)
+    if lacking is None:
+        raise error
+    return _told(lacking.line("import"), reporter)
 
 
 def _report_usage(message: str) -> None:

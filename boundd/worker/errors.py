@@ -6,12 +6,15 @@ differ from one version of torch to the next.
 
 from __future__ import annotations
 
+import errno
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from boundd.protocol.lines import Error, ErrorKind
 from boundd.protocol.out_of_memory import says_out_of_memory
+from boundd.protocol.strict_json import Json
 
 EXIT_CODES: Mapping[ErrorKind, int] = {
     "other": 1,
@@ -39,9 +42,15 @@ class WorkerError(Exception):
 
     kind: ErrorKind = "other"
 
+    def __init__(self, message: str, subject: str = "") -> None:
+        super().__init__(message)
+        self.subject = subject
+        """What is to be seen to, where the environment failed: a hub's host, a package, a path."""
+
     def line(self, phase: str | None) -> Error:
         """The line that reports it."""
-        return Error(error=self.kind, message=printable(str(self)), phase=phase)
+        extra: dict[str, Json] = {"subject": printable(self.subject)} if self.subject else {}
+        return Error(error=self.kind, message=printable(str(self)), phase=phase, extra=extra)
 
 
 class ModelUnavailableError(WorkerError):
@@ -51,6 +60,42 @@ class ModelUnavailableError(WorkerError):
     kind: ErrorKind = "model_unavailable"
 
 
+class HubUnavailableError(WorkerError):
+    """The hub can't be reached or can't answer for now; nothing is wrong with the model, as far as anybody knows."""
+
+    kind: ErrorKind = "hub_unavailable"
+
+
+class PackageError(WorkerError):
+    """A package that is needed is missing or broken."""
+
+    kind: ErrorKind = "package"
+
+
+class FileSystemError(WorkerError):
+    """A disk or a share fails, is full, read-only or gone."""
+
+    kind: ErrorKind = "file_system"
+
+
+class HostLimitsError(WorkerError):
+    """No descriptors or processes are left on this machine."""
+
+    kind: ErrorKind = "host_limits"
+
+
+class HostMemoryError(WorkerError):
+    """This machine is out of memory; the device is not."""
+
+    kind: ErrorKind = "host_memory"
+
+
+class DeviceFailedError(WorkerError):
+    """The device failed before it was used."""
+
+    kind: ErrorKind = "device_failed"
+
+
 class BadDataError(WorkerError):
     """What was asked for can't be measured: NaN images, a method that does not fit the model, a file of no
     prompts."""
@@ -58,16 +103,35 @@ class BadDataError(WorkerError):
     kind: ErrorKind = "bad_data"
 
 
-class DeviceFailedError(WorkerError):
-    """The GPU that the worker was given can't be used from here; nothing of the cell is to blame."""
+ERRORS_BY_KIND: Mapping[str, type[WorkerError]] = {
+    error.kind: error
+    for error in (
+        ModelUnavailableError,
+        HubUnavailableError,
+        PackageError,
+        FileSystemError,
+        HostLimitsError,
+        HostMemoryError,
+        DeviceFailedError,
+        BadDataError,
+    )
+}
+_BY_ERRNO: Mapping[int, type[WorkerError]] = {
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), HostLimitsError),
+    errno.ENOMEM: HostMemoryError,
+    **dict.fromkeys((errno.EIO, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ESTALE), FileSystemError),
+    **dict.fromkeys((errno.ENOTCONN, errno.EHOSTDOWN, errno.EUCLEAN, errno.EBADMSG), FileSystemError),
+}
 
-    kind: ErrorKind = "device_failed"
 
-
-class PackageError(WorkerError):
-    """A package that is installed can't do what is needed, whatever the cell."""
-
-    kind: ErrorKind = "package"
+def environment_of(error: BaseException) -> WorkerError | None:
+    """The failure of the environment that an exception is, by its class and number; None where it may be anything."""
+    if isinstance(error, OSError) and (kind := _BY_ERRNO.get(error.errno or 0)) is not None:
+        return kind(f"{type(error).__name__}: {error}", str(error.filename or ""))
+    if isinstance(error, ImportError):
+        message = f"{type(error).__name__}: {error}. Install it for this interpreter, {sys.executable}"
+        return PackageError(message, (error.name or "").partition(".")[0])
+    return None
 
 
 @dataclass(frozen=True)

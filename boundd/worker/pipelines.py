@@ -11,12 +11,14 @@ from boundd.worker.completeness import attempt, build
 from boundd.worker.devices import Device
 from boundd.worker.digits import model_folder
 from boundd.worker.errors import BadDataError, ModelUnavailableError
+from boundd.worker.fetch import Fetcher, Wanted
 from boundd.worker.fit import check_fit
 from boundd.worker.methods.base import ModelContext
 from boundd.worker.model_folder import INDEX, ModelFolder, not_a_model_folder, read_model_folder, with_weights
 from boundd.worker.rehearsal import see_first_call
 from boundd.worker.sampling import Batch, Sampler
 from boundd.worker.schedulers import OwnScheduler, build_scheduler, read_own_scheduler, rehearse
+from boundd.worker.scorers import scorer_is_here
 from boundd.worker.settings import BUILTIN, RANDOM, Settings
 
 Pipeline: TypeAlias = Any
@@ -130,9 +132,7 @@ def _from_pretrained(settings: Settings, folder: ModelFolder, dtype: Any) -> Pip
 
 
 def find_model(settings: Settings) -> ModelFolder:
-    """The folder of pretrained weights, fetched from the hub if need be, read and found whole.
-
-    What is on this machine already is taken without a word to the hub; only else is it fetched.
+    """The folder of pretrained weights, read and found whole. The hub is not asked: `fetch_missing` has been, before.
 
     Raises:
         ModelUnavailableError: when it can't be had, or is damaged.
@@ -147,22 +147,50 @@ def find_model(settings: Settings) -> ModelFolder:
         if not (path / INDEX).exists() and not (path / INDEX).is_symlink():
             raise ModelUnavailableError(_not_found(settings, f"the folder {source} holds no {INDEX}"))
         return read_model_folder(path, settings.model, settings.pipeline_class)
+    return read_model_folder(_cached(settings), settings.model, settings.pipeline_class)
+
+
+def fetch_missing(settings: Settings, fetcher: Fetcher) -> list[str]:
+    """Fetch the model and the scorer where they are a hub's and not on this machine; what is to be said of that.
+
+    Raises:
+        WorkerError: one of them can't be had, or not now.
+    """
+    wanted = []
+    if settings.weights != RANDOM and settings.source != BUILTIN and not _is_path(settings.source):
+        wanted.append((Wanted("model", settings.source, settings.pipeline_class), lambda: _is_here(settings)))
+    scorer = settings.scorer
+    if scorer and scorer != BUILTIN and not _is_path(scorer):
+        wanted.append((Wanted("scorer", scorer), lambda: scorer_is_here(scorer)))
+    renamed = []
+    for each, is_here in wanted:
+        try:
+            renamed.append((each.source, fetcher.ensure(each, is_here)))
+        except ModelUnavailableError as error:
+            if each.what == "scorer":
+                raise
+            raise ModelUnavailableError(_not_found(settings, str(error))) from error
+    return [f'the hub calls {old} {new} by now: set source = "{new}"' for old, new in renamed if new]
+
+
+def _is_here(settings: Settings) -> bool:
     try:
-        return read_model_folder(_downloaded(settings, True), settings.model, settings.pipeline_class)
+        find_model(settings)
     except ModelUnavailableError:
-        return read_model_folder(_downloaded(settings, False), settings.model, settings.pipeline_class)
+        return False
+    except BadDataError:
+        return True  # it is here, and of another kind: loading says so
+    return True
 
 
-def _downloaded(settings: Settings, local_files_only: bool) -> Path:
+def _cached(settings: Settings) -> Path:
     """The folder of the hub's cache that holds the model."""
     import diffusers
 
     loader = getattr(diffusers, settings.pipeline_class or "DiffusionPipeline")
     left_out = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
     try:
-        return Path(
-            loader.download(settings.source, use_safetensors=True, local_files_only=local_files_only, **left_out)
-        )
+        return Path(loader.download(settings.source, use_safetensors=True, local_files_only=True, **left_out))
     except (OSError, ValueError, ImportError, TypeError, AttributeError, KeyError) as error:
         raise ModelUnavailableError(_not_found(settings, f"{type(error).__name__}: {error}")) from error
 

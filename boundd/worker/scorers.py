@@ -145,8 +145,10 @@ def load_scorer(source: str) -> Scorer | None:
             model, report = attempt(lambda: CLIPModel.from_pretrained(str(folder), **local), failure)
             tokenizer = attempt(lambda: AutoTokenizer.from_pretrained(str(folder), local_files_only=True), failure)
         else:
-            model, report = _cached_or_fetched(CLIPModel, source, output_loading_info=True)
-            tokenizer = _cached_or_fetched(AutoTokenizer, source)
+            # `fetch_missing` has asked the hub before.
+            loader: Any = CLIPModel
+            model, report = loader.from_pretrained(source, local_files_only=True, output_loading_info=True)
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError) as error:
         raise ModelUnavailableError(
             f"the scorer could not be loaded from {source!r} as a CLIP model. Looked in: the folder of that name, the"
@@ -223,13 +225,18 @@ def _check_kind(config: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _cached_or_fetched(loader: Any, source: str, **options: Any) -> Any:
+def scorer_is_here(source: str) -> bool:
+    """Whether the Hugging Face cache holds a whole scorer of this hub id."""
+    from huggingface_hub import try_to_load_from_cache
+
     try:
-        return loader.from_pretrained(source, local_files_only=True, **options)
-    except (OSError, ValueError):
-        if Path(source).is_dir():
-            raise
-        return loader.from_pretrained(source, **options)
+        config = try_to_load_from_cache(source, CONFIG)
+        if not isinstance(config, str):
+            return False
+        check_scorer_folder(Path(config).parent)
+    except (ModelUnavailableError, ValueError):
+        return False
+    return True
 
 
 def _as_clip_sees(images: torch.Tensor, side_px: int) -> torch.Tensor:

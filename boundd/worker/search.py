@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from boundd import __version__
@@ -16,6 +18,7 @@ from boundd.worker.devices import Device, open_device
 from boundd.worker.earlier import read_earlier
 from boundd.worker.errors import BadDataError, Shortage, WorkerError, shortage_of
 from boundd.worker.explore import Explorer, Instrument
+from boundd.worker.fetch import DEFAULT_TIMEOUT_S, Fetcher
 from boundd.worker.fingerprint import fingerprint
 from boundd.worker.image_checks import check_dependence, check_images, check_losses, check_prompts, check_scores
 from boundd.worker.isolation import CpuWitness, GpuWitness, Witness, worst
@@ -26,7 +29,7 @@ from boundd.worker.methods import combine, distributions
 from boundd.worker.methods.base import ModelContext
 from boundd.worker.methods.combination import Combination
 from boundd.worker.methods.ordering import orders_of
-from boundd.worker.pipelines import describe
+from boundd.worker.pipelines import describe, fetch_missing
 from boundd.worker.points import Baseline, Bench
 from boundd.worker.report import Reporter
 from boundd.worker.sampling import Sampler, cut_batches, read_prompts
@@ -113,6 +116,7 @@ class Search:
         settings = self._settings
         batches = cut_batches(read_prompts(settings), settings.num_samples, settings.batch_size, settings.seed)
         method = combine(settings.methods)
+        self._fetch(lease)
         device = open_device(settings, self._environment.memory_cap_bytes, self._environment.visible_devices)
         self._memory = MemoryLog(meter_for(device, device.uuid(self._environment.visible_devices)))
         self._memory.enter("load")
@@ -156,6 +160,20 @@ class Search:
     def _fingerprint(self, bench: Bench) -> dict[str, Json]:
         assert self._loaded is not None, "a bench is made of what was loaded"
         return fingerprint(bench.device, self._loaded, distributions(bench.method))
+
+    def _fetch(self, lease: Lease) -> None:
+        """Fetch what isn't here, before the device is opened: nobody else is to wait for it."""
+        timeout_s = self._environment.fetch_timeout_s
+        fetcher = Fetcher(
+            DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s,
+            self._environment.fetching,
+            lambda told: self._progress(lease, 0, told),
+        )
+        self.phase = "fetch"
+        remarks = fetch_missing(self._settings, fetcher)
+        self.phase = "load"
+        for remark in remarks:
+            print(f"boundd.worker: {remark}", file=sys.stderr, flush=True)
 
     def _traversal(self, bench: Bench, context: ModelContext) -> Traversal:
         settings = self._settings
@@ -278,9 +296,9 @@ class Search:
         if self._memory is not None:
             self._memory.enter(phase)
 
-    def _progress(self, lease: Lease, done: int) -> None:
+    def _progress(self, lease: Lease, done: int, more: Mapping[str, Json] | None = None) -> None:
         self._done = max(self._done, done)  # a point may be open again once a better one is known more exactly
-        extra: dict[str, Json] = {"phase": self.phase, "lease_waited_s": lease.waited_s}
+        extra: dict[str, Json] = {"phase": self.phase, "lease_waited_s": lease.waited_s, **(more or {})}
         self._reporter.report(Progress(done=self._done, total=self._total, extra=extra))
 
     def _save_sheets(self, baseline: Baseline, bench: Bench, explorer: Explorer, best: int) -> None:

@@ -143,7 +143,7 @@ async def test_the_environment_is_as_given(launcher: LocalLauncher, make_spec: M
     program = "import os,signal; print(sorted(os.environ), signal.getsignal(signal.SIGTERM), os.getsid(0)==os.getpid())"
     env = {"A": "é ü\n", "LC_ALL": "C.UTF-8"}
     await run(launcher, make_spec, PYTHON, "-I", "-c", program, env=env)
-    assert launcher.log_path("1").read_text() == "['A', 'BOUNDD_RESULTS', 'LC_ALL'] 0 True\n"
+    assert launcher.log_path("1").read_text() == "['A', 'BOUNDD_FETCHING', 'BOUNDD_RESULTS', 'LC_ALL'] 0 True\n"
 
 
 async def test_the_deadline_is_kept_against_a_worker_that_ignores_it(

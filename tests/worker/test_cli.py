@@ -184,7 +184,7 @@ def test_a_model_that_is_not_there_is_exit_4(tmp_path: Path) -> None:
     assert done.returncode == 4
     line = lines_of(results)[-1]
     assert isinstance(line, Error)
-    assert (line.error, line.phase) == ("model_unavailable", "load")
+    assert (line.error, line.phase) == ("model_unavailable", "fetch")
     assert 'models."SD1.5"' in line.message
     assert "model_unavailable" in done.stderr
     assert "Traceback" not in done.stderr

@@ -4,11 +4,8 @@ import pytest
 import torch
 
 from boundd.worker.errors import (
+    ERRORS_BY_KIND,
     EXIT_CODES,
-    BadDataError,
-    DeviceFailedError,
-    ModelUnavailableError,
-    PackageError,
     WorkerError,
     printable,
     shortage_of,
@@ -67,12 +64,12 @@ def test_other_errors_are_not(error: BaseException) -> None:
 
 
 def test_every_kind_has_its_exit_code() -> None:
-    """The cell's own kinds map to distinct codes, none of them 0 or click's 2, and not to that of the environment's."""
-    own = [EXIT_CODES[kind] for kind in ("other", "out_of_memory", "model_unavailable", "bad_data")]
-    assert len(set(own)) == len(own)
-    assert not {0, 2} & set(EXIT_CODES.values())
-    assert EXIT_CODES["package"] == EXIT_CODES["device_failed"] not in own
-    for kind in (WorkerError, ModelUnavailableError, BadDataError, PackageError, DeviceFailedError):
+    """Whose failure it is can be told by the code, and none is 0 or click's 2; the hub's is the model's to a script."""
+    codes = set(EXIT_CODES.values())
+    assert codes == {1, 3, 4, 5, 6}
+    assert EXIT_CODES["hub_unavailable"] == EXIT_CODES["model_unavailable"] == 4
+    assert set(ERRORS_BY_KIND) | {"other", "out_of_memory"} == set(EXIT_CODES)
+    for kind in (WorkerError, *ERRORS_BY_KIND.values()):
         line = kind("why \udc80").line("load")
         assert line.error in EXIT_CODES
         assert line.message == "why ?"

@@ -60,6 +60,8 @@ class Evidence:
     timeout_s: float = 0.0
     lease_waited_s: float | None = None
     """How long it waited for its device's lease, beside its timeout."""
+    fetched_s: float | None = None
+    """How long it fetched what it needs, beside its timeout."""
     host_memory_own: bool = False
     """It was the attempt's own limit of host memory that was used up."""
     host_memory: str = ""
@@ -169,6 +171,8 @@ def _failure(evidence: Evidence, at_unix_s: float) -> tuple[Outcome, AttemptErro
     if evidence.timed_out:
         waited_s = evidence.lease_waited_s or 0.0
         beside = f" beside the {waited_s:.0f} s that it waited for the device's lease" if waited_s >= 1 else ""
+        fetched_s = evidence.fetched_s or 0.0
+        beside += f" beside the {fetched_s:.0f} s that it fetched its model" if fetched_s >= 1 else ""
         message = f"timed out after {evidence.timeout_s:g} s{beside}; {_last_words(evidence.log_text)}"
         return error(Outcome.TIMED_OUT, ErrorKind.TIMEOUT, message)
     if evidence.ended_on_request:

@@ -44,7 +44,7 @@ from .kernel import (
     read_number,
     remove_cgroup,
 )
-from .lease import LeaseWatch
+from .lease import FetchWatch, LeaseWatch
 from .log import CappedLog
 from .worker import Worker, call_off, fork_worker, let_go, why_not_started
 
@@ -75,6 +75,9 @@ class Shim:
         self._cgroup: str = spec.get("cgroup", "")
         self._lease_folder = self._env.get("BOUNDD_LEASE", "")
         self._lease: LeaseWatch | None = None
+        self._fetching = self._env.get("BOUNDD_FETCHING", "")
+        self._fetch_timeout_s: float = spec.get("fetch_timeout_s", 0.0)
+        self._fetch: FetchWatch | None = None
         self._asked_to_end = False
         self._status: int | None = None
         self._started_s = 0.0
@@ -111,6 +114,8 @@ class Shim:
         self._started_s = now_s()
         if self._lease_folder:
             self._lease = LeaseWatch(self._lease_folder, self._timeout_s, self._started_s)
+        if self._fetching and self._fetch_timeout_s > 0:
+            self._fetch = FetchWatch(self._fetching, self._fetch_timeout_s, self._timeout_s, self._started_s)
         let_go(self._worker, self._argv, self._env, self._cwd, self._cgroup)
         self._until_nobody_is_left()
         self._drain(_LAST_DRAIN_BYTES)
@@ -215,8 +220,7 @@ class Shim:
     def _poll_ms(self, now: float) -> int:
         due = [now + _LONGEST_POLL_S]
         due.append(self._deadline_s if self._kill_at_s is None else self._kill_at_s)
-        if self._lease is not None and self._kill_at_s is None:
-            due.append(self._lease.due_s)
+        due += [watch.due_s for watch in (self._lease, self._fetch) if watch is not None and self._kill_at_s is None]
         if self._log.tail_due_s is not None:
             due.append(self._log.tail_due_s)
         # Rounded up: rounding down would spin through the last millisecond.
@@ -224,16 +228,18 @@ class Shim:
 
     @property
     def _deadline_s(self) -> float:
-        """When the worker is to be ended; waiting for the lease puts it off."""
+        """When the worker is to be ended; waiting for the lease puts it off, and so does fetching."""
         waited_s = 0.0 if self._lease is None else self._lease.waited_s
-        return self._started_s + self._timeout_s + waited_s
+        fetched_s = 0.0 if self._fetch is None else self._fetch.fetched_s
+        return self._started_s + self._timeout_s + waited_s + fetched_s
 
     def _advance(self, now: float) -> None:
         """What the time and the signals call for."""
         runs = self._status is None and self._kill_at_s is None
         # Before the deadline is held against it, one more look: it may be waiting just now.
-        if runs and self._lease is not None and now >= min(self._lease.due_s, self._deadline_s):
-            self._lease.look(now)
+        for watch in (self._lease, self._fetch) if runs else ():
+            if watch is not None and now >= min(watch.due_s, self._deadline_s):
+                watch.look(now)
         if self._log.tail_due_s is not None and now >= self._log.tail_due_s:
             self._log.flush_tail()
         if self._kill_at_s is not None:
@@ -328,6 +334,7 @@ class Shim:
             "start_subject": subject,
             "wall_s": round(max(0.0, self._ended_s - self._started_s), 3),
             "results_bytes": self._results_bytes,
+            "fetched_s": None if self._fetch is None else round(self._fetch.fetched_s, 3),
             "lease_waited_s": None if self._lease is None else round(self._lease.waited_s, 3),
         }
 

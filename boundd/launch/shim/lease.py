@@ -1,6 +1,6 @@
 """How long an attempt has waited for its device."""
 # pathlib and contextlib would cost each shim memory and start-up time:
-# ruff: noqa: PTH116
+# ruff: noqa: PTH110, PTH116
 
 from __future__ import annotations
 
@@ -54,6 +54,35 @@ class LeaseWatch:
         waiters, holders = lease_locks(text, inodes)
         own = os.getpid()
         return any(is_below(pid, own) for pid in waiters) and not any(is_below(pid, own) for pid in holders - waiters)
+
+
+class FetchWatch:
+    """How long the attempt has fetched what it needs: as long as the file is there that says so (`BOUNDD_FETCHING`).
+
+    It is looked at every so often, as the lease is. No more than the limit is counted, whatever the file says.
+    """
+
+    def __init__(self, marker: str, limit_s: float, timeout_s: float, now: float) -> None:
+        self._marker = marker
+        self._limit_s = limit_s
+        self._period_s = max(_SHORTEST_LEASE_LOOK_S, min(_LEASE_LOOK_S, timeout_s / _LEASE_LOOKS_A_TIMEOUT))
+        self._last_s = now
+        self._was_there = False
+        self.fetched_s = 0.0
+
+    @property
+    def due_s(self) -> float:
+        """When to look again, in seconds since boot."""
+        return self._last_s + self._period_s
+
+    def look(self, now: float) -> None:
+        """Count the time since the look before."""
+        there = os.path.exists(self._marker)
+        if there or self._was_there:
+            # Not more than two periods: a machine that slept meanwhile fetched nothing.
+            self.fetched_s = min(self._limit_s, self.fetched_s + min(now - self._last_s, 2 * self._period_s))
+        self._was_there = there
+        self._last_s = now
 
 
 def lease_locks(text: bytes, inodes: set[bytes]) -> tuple[set[int], set[int]]:

@@ -1,0 +1,258 @@
+"""Before anything else: fetch what isn't on this machine yet, in bounded time, once for all who need it.
+
+Rules: it happens before the device is opened and outside its lease, so that a hub that never answers keeps no other
+cell from timing; while it goes on, a file says so to the shim, and the deadline stands still (docs/worker.md). One
+worker fetches a model, by a record lock beside the cache: the others wait for it, and take its failure for theirs
+instead of asking in turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from boundd.worker import hub
+from boundd.worker.errors import ERRORS_BY_KIND, HubUnavailableError, WorkerError
+from boundd.worker.fetching import DOWNLOADING
+
+DEFAULT_TIMEOUT_S = 3600.0
+STALL_S = 60.0
+"""So long without a new byte, and the hub is taken to be away."""
+ANSWER_S = 90.0
+"""So long until the hub has answered whether it has the model: the tries of `fetching`, and a slow start."""
+LOOK_S = 0.5
+TELL_S = 5.0
+LOCKS = ".boundd"
+"""The folder of the locks, in the Hugging Face cache: whoever shares the cache shares the fetching."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One thing to have: `what` is 'model' or 'scorer', `source` a hub id."""
+
+    what: str
+    source: str
+    pipeline_class: str = ""
+
+
+Tell = Callable[[Mapping[str, Any]], None]
+"""Takes what there is to say of a fetch: numbers and words for a progress line."""
+
+
+class Fetcher:
+    """Fetches in bounded time.
+
+    Args:
+        timeout_s: for all of it together, waiting for others included.
+        marker: the file that is there while it goes on, for the shim; None for none.
+        tell: is called every few seconds.
+        stall_s: without a new byte, after which it is given up.
+    """
+
+    def __init__(self, timeout_s: float, marker: Path | None, tell: Tell, *, stall_s: float = STALL_S) -> None:
+        self._ends_s = time.monotonic() + timeout_s
+        self._timeout_s = timeout_s
+        self._stall_s = stall_s
+        self._marker = marker
+        self._tell = tell
+        self._told_s = 0.0
+
+    def ensure(self, wanted: Wanted, is_here: Callable[[], bool]) -> str:
+        """Have it on this machine; what it was renamed to, where the hub says so, else ''.
+
+        `is_here` looks at this machine alone.
+
+        Raises:
+            WorkerError: it can't be had (`model_unavailable`), or not now (`hub_unavailable` and its like).
+        """
+        if is_here():
+            return ""
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_OFFLINE:
+            raise hub.offline(wanted.what, wanted.source)
+        with self._marked(), self._alone(Path(constants.HF_HUB_CACHE), wanted, constants.ENDPOINT) as record:
+            if is_here():  # somebody else has fetched it meanwhile
+                return ""
+            try:
+                renamed = self._fetch(wanted, constants.ENDPOINT, Path(constants.HF_HUB_CACHE))
+            except WorkerError as error:
+                record(error)
+                raise
+            record(None)
+            return renamed
+
+    @contextmanager
+    def _marked(self) -> Iterator[None]:
+        if self._marker is None:
+            yield
+            return
+        self._marker.touch()
+        try:
+            yield
+        finally:
+            self._marker.unlink(missing_ok=True)
+
+    @contextmanager
+    def _alone(self, cache: Path, wanted: Wanted, endpoint: str) -> Iterator[Callable[[WorkerError | None], None]]:
+        """Hold the lock of a model; gives what records how its fetch ended.
+
+        Raises:
+            WorkerError: who held it meanwhile has failed.
+        """
+        folder = cache / LOCKS
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{hub.host_of(endpoint)}--{wanted.source}".replace("/", "--").replace(":", "-")
+        with (folder / f"{name}.lock").open("a+", encoding="utf-8") as lock:
+            waited = False
+            while True:
+                try:
+                    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    waited = True
+                self._check_time(wanted, endpoint, "another worker's fetch")
+                self._say(f"waits for another worker that fetches {wanted.source}", 0)
+                time.sleep(LOOK_S)
+            if waited and (failure := _failure_in(lock)) is not None:
+                raise failure
+            yield lambda error: _record(lock, error)
+
+    def _fetch(self, wanted: Wanted, endpoint: str, cache: Path) -> str:
+        request = {"what": wanted.what, "source": wanted.source, "pipeline_class": wanted.pipeline_class}
+        blobs = cache / f"models--{wanted.source.replace('/', '--')}" / "blobs"
+        with subprocess.Popen(
+            [sys.executable, "-m", "boundd.worker.fetching"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as child:
+            try:
+                assert child.stdin is not None
+                assert child.stdout is not None
+                os.set_blocking(child.stdout.fileno(), False)
+                child.stdin.write(json.dumps(request) + "\n")
+                child.stdin.close()
+                said = self._watch(child, wanted, endpoint, blobs)
+            finally:
+                child.kill()
+        return _answer(said, child.returncode, wanted, endpoint)
+
+    def _watch(self, child: subprocess.Popen[str], wanted: Wanted, endpoint: str, blobs: Path) -> str:
+        """All that the child says, once it has ended.
+
+        Raises:
+            HubUnavailableError: it doesn't come on.
+        """
+        assert child.stdout is not None
+        said, moved_s, before = "", time.monotonic(), (0, 0)
+        while True:
+            ended = child.poll() is not None
+            said += os.read(child.stdout.fileno(), 1 << 16).decode(errors="replace") if _readable(child) else ""
+            if ended and not _readable(child):
+                return said
+            downloading = DOWNLOADING in said
+            now_s, progress = time.monotonic(), (_size_bytes(blobs), _written_bytes(child.pid))
+            if progress != before and downloading:
+                moved_s, before = now_s, progress
+            patience_s = self._stall_s if downloading else ANSWER_S
+            host = hub.host_of(endpoint)
+            if now_s - moved_s > patience_s:
+                what = f"no byte of {wanted.source} came" if downloading else f"no answer about {wanted.source} came"
+                raise HubUnavailableError(f"the hub {host} can't be reached: {what} for {patience_s:.0f} s", host)
+            self._check_time(wanted, endpoint, f"{progress[0]:,} bytes of it")
+            self._say(f"fetches {wanted.source}", progress[0])
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(LOOK_S)
+
+    def _check_time(self, wanted: Wanted, endpoint: str, had: str) -> None:
+        if time.monotonic() > self._ends_s:
+            host = hub.host_of(endpoint)
+            raise HubUnavailableError(
+                f"{wanted.source} was not fetched from {host} within {self._timeout_s:g} s (worker.fetch_timeout),"
+                f" after {had}; what has come is kept",
+                host,
+            )
+
+    def _say(self, message: str, size_bytes: int) -> None:
+        if time.monotonic() - self._told_s >= TELL_S:
+            self._told_s = time.monotonic()
+            self._tell({"message": message, "fetched_bytes": size_bytes})
+
+
+def _answer(said: str, status: int | None, wanted: Wanted, endpoint: str) -> str:
+    lines = [line for line in said.splitlines() if line.strip()]
+    try:
+        answer = json.loads(lines[-1])
+    except (IndexError, ValueError):
+        answer = {}
+    if "kind" in answer:
+        raise _error_of(answer)
+    if "folder" not in answer:
+        host = hub.host_of(endpoint)
+        raise HubUnavailableError(
+            f"fetching {wanted.source} from {host} ended with status {status} and no answer", host
+        )
+    return str(answer.get("renamed_to", ""))
+
+
+def _error_of(answer: Mapping[str, str]) -> WorkerError:
+    kind = ERRORS_BY_KIND.get(answer.get("kind", ""), WorkerError)
+    error = kind(str(answer.get("message", "")))
+    error.subject = str(answer.get("subject", ""))
+    return error
+
+
+def _record(lock: Any, error: WorkerError | None) -> None:
+    """Leave how the fetch ended, for those that wait."""
+    lock.seek(0)
+    lock.truncate()
+    if error is not None:
+        json.dump({"kind": error.kind, "message": str(error), "subject": error.subject}, lock)
+    lock.flush()
+
+
+def _failure_in(lock: Any) -> WorkerError | None:
+    lock.seek(0)
+    try:
+        found = json.loads(lock.read() or "null")
+    except ValueError:
+        return None
+    return _error_of(found) if isinstance(found, Mapping) else None
+
+
+def _readable(child: subprocess.Popen[str]) -> bool:
+    import select
+
+    assert child.stdout is not None
+    poller = select.poll()
+    poller.register(child.stdout, select.POLLIN)
+    return any(event & select.POLLIN for _, event in poller.poll(0))
+
+
+def _size_bytes(blobs: Path) -> int:
+    total = 0
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(blobs):
+            with contextlib.suppress(OSError):
+                total += entry.stat().st_size
+    return total
+
+
+def _written_bytes(pid: int) -> int:
+    """What a process has written so far, wherever to (proc_pid_io(5)): a download may go by another cache."""
+    try:
+        with open(f"/proc/{pid}/io", encoding="ascii") as counters:  # noqa: PTH123 - a virtual file
+            return next((int(line.split()[1]) for line in counters if line.startswith("wchar:")), 0)
+    except (OSError, ValueError):
+        return 0
