@@ -47,6 +47,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert config.worker.model_dump() == {
         "command": list(DEFAULT_COMMAND),
         "result": "protocol",
+        "pattern": "",
+        "sample": "",
         "timeout": 3600.0,
         "fetch_timeout": 3600.0,
         "grace": 10.0,
