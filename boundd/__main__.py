@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from boundd.cli import streams
 from boundd.cli.boundd import RunOptions, make_cli
 from boundd.config.paths import find_config, state_dir_of
 from boundd.core.model.devices import DeviceReading
@@ -30,6 +30,8 @@ _M_ARENA_MAX = -8
 
 def main() -> None:
     """The command `boundd`."""
+    streams.open_closed()
+    streams.spare_standard()
     make_cli(_run, _probe_devices)()
 
 
@@ -76,7 +78,7 @@ def _held(options: RunOptions, error: HeldError) -> int:
     from boundd.telemetry.logs import JsonLog
 
     Notifier.from_environ(os.environ, os.getpid()).status(str(error))
-    log = JsonLog(format=options.log_format, journal=journal.connect(os.environ, sys.stderr.fileno()))
+    log = JsonLog(format=options.log_format, journal=journal.connect(os.environ, 2))
     try:
         log.note(Note(Action.DAEMON_STOPPED, str(error), "error"), SystemClock().now())
     finally:

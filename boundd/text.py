@@ -22,6 +22,21 @@ def printable(text: str) -> str:
     )
 
 
+def legible(text: str) -> str:
+    """`text` with every control spelt out but line breaks and tabs, which all readers of lines escape or frame.
+
+    A NUL ends a text for some readers, ESC and CR turn it into numbers or colours for others.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character.isprintable() or character in "\n\t"
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
 def encodable(text: str) -> str:
     """`text` as UTF-8 can hold it: a lone surrogate becomes '\ufffd'."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

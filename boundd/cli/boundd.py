@@ -111,6 +111,13 @@ def _check_config_command() -> click.Command:
             for line in error.errors:
                 click.echo(safe(f"{file}: {line}"), err=True)
             sys.exit(EXIT_USAGE)
+        from boundd.config.state_folder import lacking, over_the_network
+
+        if problem := lacking(settings.state_dir):
+            click.echo(safe(f"{file}: daemon.state_dir: {problem}"), err=True)
+            sys.exit(EXIT_USAGE)
+        if warning := over_the_network(settings.state_dir):
+            click.echo(safe(f"{file}: daemon.state_dir: {warning}"), err=True)
         axes = " x ".join(f"{len(values)} {name}" for name, values in settings.axes.items())
         click.echo(safe(f"{file}: fine"))
         click.echo(safe(f"cells:  {len(settings.cells)} ({axes})"))

@@ -144,6 +144,10 @@ def _disk(settings: Settings, findings: Findings) -> None:
     folder = settings.state_dir
     while not folder.exists():
         folder = folder.parent
+    from boundd.config.state_folder import lacking, over_the_network
+
+    if problem := lacking(settings.state_dir) or over_the_network(settings.state_dir):
+        findings.problems.append(f"daemon.state_dir: {problem}")
     findings.disk_free_bytes = shutil.disk_usage(folder).free
     findings.lease_folder = str(settings.state_dir / "leases")
     if findings.disk_free_bytes < LITTLE_DISK_BYTES:

@@ -35,7 +35,7 @@ def candidates(explicit: str | os.PathLike[str] | None, environ: Mapping[str, st
         return [cwd / explicit]
     named = [cwd / environ[SOCKET_VARIABLE]] if environ.get(SOCKET_VARIABLE) else []
     home = Path(environ.get("HOME") or Path.home())
-    usual = [Path("/run/boundd") / SOCKET_NAME, home / ".local/state/boundd" / SOCKET_NAME]
+    usual = [Path("/run/boundd") / SOCKET_NAME, *(folder / SOCKET_NAME for folder in _state_dirs(environ, home))]
     return list(dict.fromkeys([*named, *_of_config(environ, cwd, home), *usual]))
 
 
@@ -43,7 +43,8 @@ def _of_config(environ: Mapping[str, str], cwd: Path, home: Path) -> Iterator[Pa
     """The socket that the config names, where there is a config that can be read; what is wrong with it, `boundd
     check-config` says."""
     named = environ.get(CONFIG_VARIABLE)
-    usual = (cwd / "config.toml", home / ".config/boundd/config.toml", Path("/etc/boundd/config.toml"))
+    of_user = [folder / "boundd/config.toml" for folder in _xdg(environ, "XDG_CONFIG_HOME", home / ".config")]
+    usual = (cwd / "config.toml", *of_user, Path("/etc/boundd/config.toml"))
     config = cwd / named if named else next((place for place in usual if place.is_file()), None)
     if config is None:
         return
@@ -59,8 +60,24 @@ def _of_config(environ: Mapping[str, str], cwd: Path, home: Path) -> Iterator[Pa
         yield _within(outputs, socket, home)
         return
     state_dir = _within(outputs, state, home) if state else None
-    state_dir = state_dir or _first(environ.get("STATE_DIRECTORY")) or home / ".local/state/boundd"
-    yield (_first(environ.get("RUNTIME_DIRECTORY")) or state_dir) / SOCKET_NAME
+    state_dir = state_dir or _first(environ.get("STATE_DIRECTORY"))
+    runtime_dir = _first(environ.get("RUNTIME_DIRECTORY"))
+    if runtime_dir is not None or state_dir is not None:
+        yield (runtime_dir or state_dir or home) / SOCKET_NAME
+        return
+    for folder in _state_dirs(environ, home):
+        yield folder / SOCKET_NAME
+
+
+def _state_dirs(environ: Mapping[str, str], home: Path) -> list[Path]:
+    """Where a user's daemon may have its state: in $XDG_STATE_HOME, or in its default from before that was honoured."""
+    return [folder / "boundd" for folder in _xdg(environ, "XDG_STATE_HOME", home / ".local/state")]
+
+
+def _xdg(environ: Mapping[str, str], variable: str, default: Path) -> list[Path]:
+    """A folder of the XDG base directory specification, and its default; a relative path is ignored, as it says."""
+    named = environ.get(variable, "")
+    return list(dict.fromkeys([*([Path(named)] if named.startswith("/") else []), default]))
 
 
 def _first(folders: str | None) -> Path | None:

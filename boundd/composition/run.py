@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from boundd.composition.exporter import Exporter
 from boundd.composition.launch_specs import LEASES_NAME, is_timed, launch_spec
 from boundd.config import Settings, check_writable, find_config, load
 from boundd.control.peers import AccessRules
-from boundd.control.server import SocketError, serve
+from boundd.control.server import SocketError, SocketPlace, serve
 from boundd.core.model.attempts import CellState
 from boundd.core.model.effects import Action, Note
 from boundd.core.model.state import State
@@ -52,6 +52,7 @@ from boundd.telemetry.metrics import Metrics
 if TYPE_CHECKING:
     from boundd.cli.progress import Progress
 
+STDERR = 2
 EXIT_FINE = 0
 EXIT_OURS = 1
 EXIT_USAGE = 2
@@ -87,7 +88,7 @@ def run(options: RunOptions) -> int:
     if notifier.watchdog_s is not None:
         # A watchdog's SIGABRT then leaves in the journal where every thread was stuck.
         faulthandler.enable()
-    log = JsonLog(format=options.log_format, journal=journal.connect(os.environ, sys.stderr.fileno()))
+    log = JsonLog(format=options.log_format, journal=journal.connect(os.environ, STDERR))
     stop_listening = library.listen(log, SystemClock().now)
     try:
         return _run(options, log, notifier)
@@ -176,6 +177,7 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog, notifier
         daemon = Daemon(config_loaded(settings), store, launcher, chosen, clock, tuple(observers), hooks)
         rules = AccessRules.of(settings.control_group, settings.control_others)
         app = control_app(daemon, exporter, metrics, lambda: sum(each.dropped_lines for each in logs), rules)
+        place = SocketPlace(settings.socket, rules)
         notifier.status("taking up what the store knows")
         await daemon.recover()
         gc.freeze()
@@ -184,14 +186,14 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog, notifier
         if progress is not None:
             progress.watch(lambda: daemon.state)
         async with anyio.create_task_group() as group:
-            await group.start(_signals, daemon)
+            await group.start(_signals, daemon, [place.look, *(each.look for each in logs)])
             group.start_soon(prune_now_and_then, daemon, settings.state_dir / ATTEMPTS_NAME)
             group.start_soon(notifier.keep_informed, lambda: status_line(daemon.state, daemon.store_problem))
             group.start_soon(notifier.keep_alive, daemon.prove_alive)
             daemon.tell(_started(settings))
             if unreachable := rules.unreachable(settings.socket):
                 daemon.tell(Note(Action.SOCKET_UNREACHABLE, unreachable, "warning"))
-            serve_api = partial(serve, app, settings.socket, rules=rules, ready=notifier.ready)
+            serve_api = partial(serve, app, place, ready=notifier.ready)
             await daemon.run(until_idle=options.until_idle, serve=serve_api)
             group.cancel_scope.cancel()
         daemon.tell(Note(Action.DAEMON_STOPPED, "stopped"))
@@ -222,13 +224,15 @@ def _summary(state: State, settings: Settings, today: Today) -> int:
     return EXIT_FINE if everything else EXIT_NOT_ALL
 
 
-async def _signals(daemon: Daemon, *, task_status: TaskStatus[None]) -> None:
-    """SIGTERM leaves the workers running, SIGINT ends them, SIGHUP reads the config anew."""
+async def _signals(daemon: Daemon, looks: Sequence[Callable[[], None]], *, task_status: TaskStatus[None]) -> None:
+    """SIGTERM leaves the workers running, SIGINT ends them, SIGHUP looks after socket and log and reads the config."""
     try:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
             task_status.started()
             async for number in received:
                 if number == signal.SIGHUP and not (sys.stdin and sys.stdin.isatty()):
+                    for look in looks:
+                        look()
                     # What is wrong with the config has been told; the one before stays in force.
                     with contextlib.suppress(ConfigError, StoreBusyError):
                         await daemon.reload()
@@ -259,12 +263,10 @@ def _file_log(settings: Settings) -> Iterator[JsonLog]:
     assert settings.log_file is not None
     try:
         settings.log_file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(settings.log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        log = JsonLog(level=settings.log_level, file=settings.log_file, only_file=True)
     except OSError as error:
         raise ConfigError([f"log.file: {settings.log_file} can't be written: {error.strerror}"]) from None
-    log = JsonLog(level=settings.log_level, stream=descriptor)
     try:
         yield log
     finally:
         log.close()
-        os.close(descriptor)

@@ -1,7 +1,8 @@
 """Where a config's files are: which config is read, and what its relative paths are relative to.
 
 Rules: inputs (models, an interpreter) belong beside the config; outputs (state, export, logs) belong in systemd's
-$STATE_DIRECTORY where there is one, because the folder of a system's config is not writable.
+$STATE_DIRECTORY where there is one, because the folder of a system's config is not writable. A user's folders are those
+of the XDG base directory specification: https://specifications.freedesktop.org/basedir-spec/latest/.
 """
 
 from __future__ import annotations
@@ -54,12 +55,33 @@ def find_config(explicit: Path | str | None, environ: Mapping[str, str], cwd: Pa
     named = explicit or environ.get(CONFIG_VARIABLE)
     if named:
         return cwd / named
-    places = (cwd / "config.toml", home / ".config/boundd/config.toml", Path("/etc/boundd/config.toml"))
+    places = usual_configs(environ, cwd, home)
     for place in places:
         if place.is_file():
             return place
     looked = ", ".join(map(str, places))
     raise ConfigError([f"no config: looked for {looked}; name one with --config or ${CONFIG_VARIABLE}"])
+
+
+def usual_configs(environ: Mapping[str, str], cwd: Path, home: Path) -> tuple[Path, ...]:
+    """Where a config is looked for that nobody named, in order; $XDG_CONFIG_HOME comes before its default."""
+    of_user = (_absolute(environ.get("XDG_CONFIG_HOME")), home / ".config")
+    folders = dict.fromkeys(folder / "boundd" for folder in of_user if folder is not None)
+    return (cwd / "config.toml", *(folder / "config.toml" for folder in folders), Path("/etc/boundd/config.toml"))
+
+
+def users_state_dir(environ: Mapping[str, str], home: Path) -> Path:
+    """The state folder of a user's daemon: in $XDG_STATE_HOME, but for one that is in its default from before."""
+    default = home / ".local/state/boundd"
+    wanted = _absolute(environ.get("XDG_STATE_HOME"))
+    if wanted is None or (default.is_dir() and not (wanted / "boundd").is_dir()):
+        return default
+    return wanted / "boundd"
+
+
+def _absolute(text: str | None) -> Path | None:
+    # The base directory specification: a relative path is to be ignored.
+    return Path(text) if text and text.startswith("/") else None
 
 
 def places(config: Config, folder: Path, environ: Mapping[str, str]) -> Places:
@@ -91,7 +113,7 @@ def state_dir_of(config_path: Path, environ: Mapping[str, str]) -> Path | None:
 def _state_dir(text: str, folder: Path, environ: Mapping[str, str]) -> Path:
     state_directory = _first(environ.get("STATE_DIRECTORY"))
     if not text:
-        return state_directory or _home(environ) / ".local/state/boundd"
+        return state_directory or users_state_dir(environ, _home(environ))
     return within(state_directory or folder, text, environ)
 
 

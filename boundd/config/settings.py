@@ -21,6 +21,7 @@ from boundd.config.checks import semantic_errors
 from boundd.config.command import BUILTIN_WORKER, as_argument, fill
 from boundd.config.reading import read_tables, read_toml
 from boundd.config.schema import Config, ModelTable, RuleTable
+from boundd.config.state_folder import lacking
 from boundd.core.model.cells import Cell, CellPolicy, Parameters
 from boundd.core.model.matrix import MatrixError, expand, matches
 from boundd.ports import ConfigError
@@ -173,13 +174,15 @@ def check_writable(settings: Settings) -> None:
     """Make the state folder, for this user alone, and see that a file can be put there.
 
     Raises:
-        ConfigError: it can't be made or written to; names the path and the reason.
+        ConfigError: it can't be made or written to, or its file system can't hold it; names the path and the reason.
     """
     folder = settings.state_dir
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        if problem := lacking(folder):
+            raise ConfigError([f"daemon.state_dir: {problem}"])
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             return  # A full or failing disk is no error of the config: it passes, and whoever needs it says so.

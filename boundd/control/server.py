@@ -3,7 +3,8 @@
 Rules: the socket is bound here, because uvicorn would make it writable for everybody and take the signals; it is
 never wider than the config lets it be (0660, or 0666 where others may read), not even for an instant; one that a live
 server answers on is left alone, and so is a file that is no socket. Connections are accepted here too: who comes is
-known before anything is read, and running out of descriptors costs those who come, not the daemon.
+known before anything is read, and running out of descriptors costs those who come, not the daemon. A socket that
+somebody removes (who tidies up /tmp or /run/user) is made anew.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from boundd.control.connection import Connection, TurnedAway, close_quietly
 from boundd.control.connection_limits import CONNECTIONS, Crowd
 from boundd.control.peers import Access, AccessRules, Peer, SocketError, peer_of
 
-__all__ = ["SocketError", "bind", "serve"]
+__all__ = ["SocketError", "SocketPlace", "bind", "serve"]
 
 SOCKET_MODE = 0o660
 OPEN_SOCKET_MODE = 0o666
@@ -44,6 +45,8 @@ GRACE_S = 2
 """What answers that are under way get at the end; a follower of a log would never end by itself."""
 HEAD_LIMIT_BYTES = 64 * 1024
 PROBE_S = 1.0
+LOOK_S = 5.0
+"""How often is looked whether the socket is still there."""
 ACCEPT_REST_S = 0.1
 """Before the next try, where no connection could be accepted."""
 COMPLAIN_S = 60.0
@@ -68,9 +71,56 @@ class _Server(uvicorn.Server):
         self.started = True
 
 
-async def serve(
-    app: ASGIApp, socket_path: Path, *, rules: AccessRules | None = None, ready: Callable[[], None]
-) -> None:
+class SocketPlace:
+    """The socket in the file system, for as long as it is served."""
+
+    def __init__(self, path: Path, rules: AccessRules | None = None) -> None:
+        self.path = path
+        self.rules = rules or AccessRules.of()
+        self._identity: tuple[int, int] | None = None
+        self._asked = anyio.Event()
+        self._complaint = ""
+
+    def bind(self) -> socket.socket:
+        """A listening-to-be socket there.
+
+        Raises:
+            SocketError: the path is too long, taken, or can't be written to.
+        """
+        listener = bind(self.path, self.rules)
+        self._identity = _identity(self.path)
+        return listener
+
+    def look(self) -> None:
+        """See at once, and not only every `LOOK_S`, whether it is still there."""
+        self._asked.set()
+
+    async def bound_anew(self) -> socket.socket:
+        """Wait until the socket is gone and could be made anew; what is in the way is told once, and tried again."""
+        while True:
+            with anyio.move_on_after(LOOK_S):
+                await self._asked.wait()
+            self._asked = anyio.Event()
+            if self._identity is not None and _identity(self.path) == self._identity:
+                continue
+            try:
+                listener = self.bind()
+            except SocketError as error:
+                if str(error) != self._complaint:
+                    self._complaint = str(error)
+                    _log.error("the socket was removed and can't be made anew, which is tried again: %s", error)
+                continue
+            self._complaint = ""
+            _log.warning("the socket %s was removed by somebody, and has been made anew", self.path)
+            return listener
+
+    def remove(self) -> None:
+        """Remove our own socket only: another daemon may have put its own here since."""
+        if self._identity is not None and _identity(self.path) == self._identity:
+            self.path.unlink(missing_ok=True)
+
+
+async def serve(app: ASGIApp, place: SocketPlace, *, ready: Callable[[], None]) -> None:
     """Serve until cancelled; `ready` is called once requests are taken.
 
     Cancelled, it takes no more requests, gives those under way `GRACE_S`, and removes the socket.
@@ -78,10 +128,8 @@ async def serve(
     Raises:
         SocketError: it can't be served there.
     """
-    rules = rules or AccessRules.of()
-    listener = bind(socket_path, rules)
+    listener = place.bind()
     try:
-        identity = _identity(socket_path)
         config = uvicorn.Config(
             app,
             http=Connection,
@@ -96,9 +144,9 @@ async def serve(
         )
         logging.getLogger("uvicorn.error").addFilter(_worth_telling)
         try:
-            await _run(_Server(config), listener, rules, ready)
+            await _run(_Server(config), listener, place, ready)
         finally:
-            _remove(socket_path, identity)
+            place.remove()
     finally:
         listener.close()
 
@@ -109,7 +157,7 @@ def _worth_telling(record: logging.LogRecord) -> bool:
     return error is not None and not isinstance(error, asyncio.CancelledError)
 
 
-async def _run(server: _Server, listener: socket.socket, rules: AccessRules, ready: Callable[[], None]) -> None:
+async def _run(server: _Server, listener: socket.socket, place: SocketPlace, ready: Callable[[], None]) -> None:
     ended = anyio.Event()
 
     async def run() -> None:
@@ -125,13 +173,26 @@ async def _run(server: _Server, listener: socket.socket, rules: AccessRules, rea
                 await anyio.sleep(0.005)
             listener.listen(BACKLOG)
             ready()
-            acceptor = _Acceptor(server, listener, Crowd(rules, connections_here()))
-            try:
-                await acceptor.run()
-            finally:
-                acceptor.close()
+            await _accept(server, listener, place)
         finally:
             server.should_exit = True
+
+
+async def _accept(server: _Server, listener: socket.socket, place: SocketPlace) -> None:
+    """Accept until cancelled, on another listener whenever the socket had to be made anew."""
+    crowd = Crowd(place.rules, connections_here())
+    while True:
+        acceptor = _Acceptor(server, listener, crowd)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(acceptor.run)
+                renewed = await place.bound_anew()
+                renewed.listen(BACKLOG)
+                tasks.cancel_scope.cancel()
+        finally:
+            acceptor.close()
+            listener.close()
+        listener = renewed
 
 
 def connections_here() -> int:
@@ -281,12 +342,6 @@ def _clear(socket_path: Path) -> None:
         except (BlockingIOError, TimeoutError):
             pass  # Its queue is full: somebody listens.
     raise SocketError(f"{socket_path}: another server answers there")
-
-
-def _remove(socket_path: Path, identity: tuple[int, int] | None) -> None:
-    """Remove our own socket only: another daemon may have put its own here since."""
-    if identity is not None and _identity(socket_path) == identity:
-        socket_path.unlink(missing_ok=True)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -141,18 +141,19 @@ def render_export(
     now_unix_s: float,
     version: str,
     texts: CellTexts | None = None,
+    owner: str = "",
 ) -> Rendered:
     """The cells, in the order of the matrix, in one of the formats.
 
-    `version` is boundd's own. `texts` are those of an earlier export of the same rules; they are brought up to
-    date.
+    `version` is boundd's own. `owner` names the state folder that the file is of, where it is one. `texts` are those
+    of an earlier export of the same rules; they are brought up to date.
 
     Raises:
         ValueError: there is no such format.
     """
     known = tuple(cells)
     if format == "json":
-        return _render_json(known, rules, now_unix_s, version, texts or CellTexts(rules))
+        return _render_json(known, rules, now_unix_s, version, texts or CellTexts(rules), owner)
     if format == "legacy":
         return _render_legacy(known, rules)
     if format == "search-params":
@@ -163,12 +164,13 @@ def render_export(
 
 
 def _render_json(
-    cells: tuple[ExportCell, ...], rules: BoundRules, now_unix_s: float, version: str, texts: CellTexts
+    cells: tuple[ExportCell, ...], rules: BoundRules, now_unix_s: float, version: str, texts: CellTexts, owner: str
 ) -> Rendered:
     head = {
         "format": EXPORT_FORMAT,
         "generated_at": timestamp(now_unix_s),
         "boundd_version": version,
+        **({"owner": owner} if owner else {}),
         "safety_factor": rules.safety_factor,
         "accept_unknown": rules.accept_unknown,
         "cells": [],

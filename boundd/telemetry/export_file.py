@@ -25,22 +25,32 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def is_boundd_json(content: bytes) -> bool:
-    """Whether this is an export in the format `json`."""
+def owner_of(content: bytes) -> str | None:
+    """Whose export in the format `json` this is, "" where it doesn't say; None where it is no such export."""
     if _FORMAT_MARK not in content:
-        return False
+        return None
     try:
         document = json.loads(content)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(document, dict) and document.get("format") == EXPORT_FORMAT
+        return None
+    if not isinstance(document, dict) or document.get("format") != EXPORT_FORMAT:
+        return None
+    return str(document.get("owner", ""))
 
 
-def written_by_boundd(digests: Collection[str]) -> Callable[[bytes], bool]:
-    """A `may_overwrite` that knows exports in the format `json`, and others by their `digest_of`."""
+def is_boundd_json(content: bytes) -> bool:
+    """Whether this is an export in the format `json`, of whatever state folder."""
+    return owner_of(content) is not None
+
+
+def written_by_us(digests: Collection[str], owners: Collection[str]) -> Callable[[bytes], bool]:
+    """A `may_overwrite` that knows exports in the format `json` by their owner, and others by their `digest_of`.
+
+    One that names no owner is of a release before, or was asked for by a person: its place is ours.
+    """
     known = frozenset(digests)
     # The digest first: the common case, and much cheaper than to parse a large export.
-    return lambda content: hashlib.sha256(content).hexdigest() in known or is_boundd_json(content)
+    return lambda content: hashlib.sha256(content).hexdigest() in known or owner_of(content) in ("", *owners)
 
 
 def check_may_write(path: Path, may_overwrite: Callable[[bytes], bool]) -> None:
@@ -103,6 +113,11 @@ def _content_to_replace(target: Path, shown: Path, may_overwrite: Callable[[byte
     if not stat.S_ISREG(mode):
         raise ForeignExportError(f"{shown} is not a file, so no export is written there: choose another `export`")
     content = target.read_bytes()
+    if not may_overwrite(content) and owner_of(content):
+        raise ForeignExportError(
+            f"{shown} holds the results of another config, with a state folder of its own, so it is left as it is: "
+            "give one of the two another `daemon.export`"
+        )
     if not may_overwrite(content):
         raise ForeignExportError(
             f"{shown} was not written by boundd, so it is left as it is: take its results over with"

@@ -7,6 +7,7 @@ stderr; what can be asked for stands beside it in fields of its own.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -15,11 +16,17 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
+from boundd.text import legible, shortened
+
 SOCKET = "/run/systemd/journal/socket"
 PRIORITIES: Mapping[str, int] = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 """Of syslog(3)."""
 IDENTIFIER = "boundd"
 NAME_LIMIT = 64
+FIELD_LIMIT_BYTES = 4096
+"""`journalctl -o json` shows null for a longer field, and an array of numbers for one that holds ESC or CR."""
+_OF_THE_LINE = (errno.EMSGSIZE, errno.ENOBUFS)
+"""These say nothing of the connection."""
 RENAMED = {"event.action": "BOUNDD_ACTION"}
 NOT_FIELDS = ("@timestamp", "log.level", "message", "ecs.version")
 """The journal has a time and a priority of its own; the others are in the line."""
@@ -34,6 +41,15 @@ def connect(environ: Mapping[str, str], stderr: int, path: str = SOCKET) -> int 
     # The variable is inherited even where stderr was redirected since: systemd.exec(5).
     if environ.get("JOURNAL_STREAM") != f"{found.st_dev}:{found.st_ino}":
         return None
+    return _connected(path)
+
+
+def reconnect(descriptor: int, error: OSError | None, path: str = "") -> int | None:  # noqa: ARG001 - a Sink's Renew
+    """Another connection where a line could not be sent: the journal's socket may have been made anew."""
+    return None if error is None or error.errno in _OF_THE_LINE else _connected(path or SOCKET)
+
+
+def _connected(path: str) -> int | None:
     journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     with contextlib.suppress(OSError):
         journal.connect(path)
@@ -62,7 +78,8 @@ def field_name(name: str) -> str:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    text = legible(value) if isinstance(value, str) else json.dumps(value)
+    return text if len(text.encode(errors="replace")) <= FIELD_LIMIT_BYTES else shortened(text, FIELD_LIMIT_BYTES // 5)
 
 
 def _assignment(name: str, value: bytes) -> bytes:

@@ -7,11 +7,12 @@ the fields.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +21,9 @@ from structlog.processors import JSONRenderer
 
 from boundd.core.model.effects import Action, Note
 from boundd.core.model.events import Now
-from boundd.telemetry.journal import datagram
-from boundd.telemetry.sink import QUEUE_LINES, Sink
-from boundd.text import encodable, printable, shortened, timestamp
+from boundd.telemetry.journal import datagram, reconnect
+from boundd.telemetry.sink import QUEUE_LINES, Renew, Sink
+from boundd.text import encodable, legible, printable, shortened, timestamp
 
 ECS_VERSION = "8.11.0"
 LINE_LIMIT_BYTES = 16 * 1024
@@ -31,6 +32,9 @@ LogFormat = Literal["json", "console"]
 LEVELS: Mapping[str, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 """The levels by name, least urgent first."""
 
+_STDERR = 2
+JOURNAL_PATIENCE_S = 5.0
+"""How long a line waits for a journal whose socket is being made anew."""
 _TEXT_LIMITS = (8_000, 2_000, 500, 100)
 """Characters of each text in a line; the first that makes the line short enough is used."""
 _MAX_DEPTH = 4
@@ -60,7 +64,7 @@ class JsonLog:
     Args:
         format: how stderr gets it.
         level: notes that are less urgent are not written.
-        file: opened for appending, made if it isn't there.
+        file: opened for appending, made if it isn't there, and again where it was renamed or removed.
         stream: the descriptor in stderr's place.
         journal: a descriptor of systemd's journal, written to in stderr's place (`boundd.telemetry.journal`).
         capacity: lines that may wait for a slow reader; more are dropped and counted.
@@ -78,26 +82,37 @@ class JsonLog:
         level: str = "info",
         file: Path | None = None,
         stream: int | None = None,
+        only_file: bool = False,
         journal: int | None = None,
         capacity: int = QUEUE_LINES,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.set_level(level)
         self._wall_clock = wall_clock
-        descriptor = sys.stderr.fileno() if stream is None else stream
+        descriptor = _STDERR if stream is None else stream
         render = json_line if format == "json" else _console_renderer(colors=os.isatty(descriptor))
         if journal is not None:
             descriptor, render = journal, _journal_entry if format == "json" else _journal_entry_for_people
         # Opened first: a file that can't be must not leave a thread behind.
         opened = None if file is None else _open_for_appending(file)
-        self._sinks = [self._sink(descriptor, render, capacity, owned=False)]
-        if opened is not None:
-            self._sinks.append(self._sink(opened, json_line, capacity, owned=True))
+        self._sinks: list[Sink[_Item]] = []
+        if journal is not None:
+            self._sinks.append(self._sink(descriptor, render, capacity, renew=reconnect, patience_s=JOURNAL_PATIENCE_S))
+        elif not only_file:
+            self._sinks.append(self._sink(descriptor, render, capacity))
+        if opened is not None and file is not None:
+            renew = partial(_reopened, file.absolute())
+            self._sinks.append(self._sink(opened, json_line, capacity, owned=True, renew=renew))
 
     @property
     def dropped_lines(self) -> int:
         """How many lines found no place, over all sinks."""
         return sum(sink.dropped for sink in self._sinks)
+
+    def look(self) -> None:
+        """See before the next line whether the file is still there, as who rotates logs asks for with SIGHUP."""
+        for sink in self._sinks:
+            sink.look()
 
     def set_level(self, level: str) -> None:
         """Write only what is at least this urgent from now on.
@@ -123,13 +138,30 @@ class JsonLog:
         written = [sink.join(max(0.0, deadline_s - time.monotonic())) for sink in self._sinks]
         return all(written)
 
-    def _sink(self, descriptor: int, render: _Render, capacity: int, *, owned: bool) -> Sink[_Item]:
+    def _sink(
+        self,
+        descriptor: int,
+        render: _Render,
+        capacity: int,
+        *,
+        owned: bool = False,
+        renew: Renew | None = None,
+        patience_s: float = 0.0,
+    ) -> Sink[_Item]:
         def dropped(count: int) -> bytes:
             message = f"{count} log line{'s were' if count > 1 else ' was'} dropped: the reader was too slow or gone"
             note = Note(Action.LOGS_DROPPED, message, "warning", fields={"dropped_lines": count})
             return render(note, Now(0.0, self._wall_clock()))
 
-        return Sink(descriptor, lambda item: render(*item), dropped, capacity=capacity, owned=owned)
+        return Sink(
+            descriptor,
+            lambda item: render(*item),
+            dropped,
+            capacity=capacity,
+            owned=owned,
+            renew=renew,
+            patience_s=patience_s,
+        )
 
 
 def _journal_entry(note: Note, now: Now) -> bytes:
@@ -142,6 +174,19 @@ def _journal_entry_for_people(note: Note, now: Now) -> bytes:
 
 def _open_for_appending(file: Path) -> int:
     return os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+
+def _reopened(file: Path, descriptor: int, error: OSError | None) -> int | None:  # noqa: ARG001 - a Sink's Renew
+    """The file of this name, where `descriptor` is of another one by now: it was rotated, or removed."""
+    try:
+        ours = os.fstat(descriptor)
+        with contextlib.suppress(FileNotFoundError):
+            named = file.stat()
+            if (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino):
+                return None
+        return _open_for_appending(file)
+    except OSError:
+        return None  # Its folder may be back the next time; until then the one that is open takes the lines.
 
 
 def _document(note: Note, now: Now, characters: int) -> dict[str, Any]:
@@ -182,7 +227,7 @@ def _plain(value: Any, characters: int, depth: int) -> Any:
 
 
 def _text(value: object, characters: int) -> str:
-    return encodable(shortened(str(value), characters))
+    return encodable(legible(shortened(str(value), characters)))
 
 
 def _render_json(document: dict[str, Any]) -> bytes:

@@ -11,12 +11,17 @@ from __future__ import annotations
 import os
 import select
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 QUEUE_LINES = 10_000
 _POLL_MS = 200
+_LOOK_S = 1.0
+
+Renew: TypeAlias = Callable[[int, OSError | None], int | None]
+"""A descriptor to write to in the place of the one given, which may have failed; None to keep that one."""
 
 Item = TypeVar("Item")
 
@@ -29,6 +34,9 @@ class Sink(Generic[Item]):
         render: an item as bytes with its line's end; runs in the thread.
         render_dropped: the line that says how many were dropped.
         capacity: how many items may wait.
+        renew: another descriptor in the place of this one, or None: asked before a line, at most once a second or when
+            `look` was called, and with the error when a line could not be written, for `patience_s`.
+        patience_s: how long a line that could not be written waits for another descriptor.
     """
 
     def __init__(
@@ -39,8 +47,13 @@ class Sink(Generic[Item]):
         *,
         capacity: int = QUEUE_LINES,
         owned: bool = False,
+        renew: Renew | None = None,
+        patience_s: float = 0.0,
     ) -> None:
         self._descriptor = descriptor
+        self._renew = renew
+        self._patience_s = patience_s
+        self._look_at_s = 0.0
         self._render = render
         self._render_dropped = render_dropped
         self._capacity = capacity
@@ -52,6 +65,7 @@ class Sink(Generic[Item]):
         self._unreported = 0
         self._dropped = 0
         self._torn = False
+        self._error: OSError | None = None
         self._thread = threading.Thread(target=self._run, name=f"log-{descriptor}", daemon=True)
         self._thread.start()
 
@@ -68,6 +82,10 @@ class Sink(Generic[Item]):
             else:
                 self._items.append(item)
                 self._changed.notify()
+
+    def look(self) -> None:
+        """Have `renew` asked before the next line."""
+        self._look_at_s = 0.0
 
     def finish(self) -> None:
         """Take no more items; the thread ends once it has written what is queued."""
@@ -102,9 +120,39 @@ class Sink(Generic[Item]):
 
     def _write_item(self, item: Item) -> bool:
         try:
-            return self._write(self._render(item))
+            self._look()
+            return self._write_patiently(self._render(item))
         except Exception:  # an item that can't be rendered is one line less, not the end of the log
             return False
+
+    def _look(self) -> None:
+        """See now and then whether the descriptor is still the right one."""
+        now_s = time.monotonic()
+        if self._renew is not None and now_s >= self._look_at_s:
+            self._look_at_s = now_s + _LOOK_S
+            self._take(self._renew(self._descriptor, None))
+
+    def _take(self, descriptor: int | None) -> bool:
+        """Write to another descriptor from now on; False where there is none."""
+        if descriptor is None:
+            return False
+        if self._owned:
+            os.close(self._descriptor)
+        self._descriptor, self._owned, self._torn = descriptor, True, False
+        return True
+
+    def _write_patiently(self, line: bytes) -> bool:
+        """Write all of `line`, to another descriptor where there is one; False where nothing takes it."""
+        if self._write(line):
+            return True
+        until_s = time.monotonic() + self._patience_s
+        while self._renew is not None and self._error is not None and not self._giving_up:
+            if self._take(self._renew(self._descriptor, self._error)) and self._write(line):
+                return True
+            if time.monotonic() >= until_s:
+                break
+            time.sleep(_POLL_MS / 1000)
+        return False
 
     def _report_dropped(self) -> None:
         """Say how many were dropped, if any were; what can't be said now is said with the next line."""
@@ -129,7 +177,8 @@ class Sink(Generic[Item]):
                 poller.register(self._descriptor, select.POLLOUT)
                 poller.poll(_POLL_MS)
                 continue
-            except OSError:
+            except OSError as error:
+                self._error = error
                 self._torn = self._torn or started
                 return False
             started = True

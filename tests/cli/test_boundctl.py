@@ -261,6 +261,15 @@ def test_sockets_of_a_config(tmp_path: Path) -> None:
     assert first("", RUNTIME_DIRECTORY="/run/own") == Path("/run/own/boundd.sock")
     assert first("", STATE_DIRECTORY="/var/lib/own:/other") == Path("/var/lib/own/boundd.sock")
     assert first('[daemon]\nsocket = "s"', STATE_DIRECTORY="/var/lib/own") == Path("/var/lib/own/s")
+    xdg = {"XDG_STATE_HOME": "/data/state"}
+    assert first("", **xdg) == Path("/data/state/boundd/boundd.sock")
+    assert first("", XDG_STATE_HOME="relative") == home / ".local/state/boundd/boundd.sock"
+    in_home = sockets.candidates(None, {"HOME": str(home), **xdg}, tmp_path)
+    assert in_home[-2:] == [Path("/data/state/boundd/boundd.sock"), home / ".local/state/boundd/boundd.sock"]
+    (tmp_path / "xdg/boundd").mkdir(parents=True)
+    (tmp_path / "xdg/boundd/config.toml").write_text('[daemon]\nsocket = "x.sock"')
+    of_user = sockets.candidates(None, {"HOME": str(home), "XDG_CONFIG_HOME": str(tmp_path / "xdg")}, tmp_path)
+    assert of_user[0] == tmp_path / "xdg/boundd/x.sock"
     for broken in ("[", "daemon = 3", "[daemon]\nsocket = "):
         assert first(broken) == Path("/run/boundd/boundd.sock")
 

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from boundd.composition.exporter import Exporter
-from boundd.config.settings import load
+from boundd.config.settings import Settings, load
 from boundd.core.model.effects import Action, Note
 from boundd.core.model.events import Now
 from boundd.core.model.state import State
@@ -91,3 +91,44 @@ async def test_an_export_that_can_t_be_read_now_keeps_nobody_from_starting(tmp_p
     finally:
         await store.aclose()
     assert notes.actions == [Action.EXPORT_FAILED]
+
+
+@pytest.mark.parametrize("export_format", ["json", "csv", "legacy"])
+@pytest.mark.anyio
+async def test_two_configs_never_share_an_export(tmp_path: Path, export_format: str) -> None:
+    """The second is refused, at the start and where both run; a state folder that was moved keeps its own.
+
+    Seen to fail: with `owner_of` always "" the second replaces the first's.
+    """
+    config, path = tmp_path / "config.toml", tmp_path / "bounds"
+    config.write_text(CONFIG)
+
+    def settings_in(name: str) -> Settings:
+        settings = load(config, {"STATE_DIRECTORY": str(tmp_path / name)})
+        settings.state_dir.mkdir(exist_ok=True, parents=True)
+        return replace(settings, export=path, export_format=export_format)
+
+    async def exported(name: str, *, at_start: bool = True) -> tuple[bool, list[Action]]:
+        settings, notes = settings_in(name), Notes()
+        store = await SqliteStore.open(settings.state_dir / "boundd.db")
+        try:
+            exporter = Exporter(settings, store, notes, SystemClock())
+            if at_start:
+                await exporter.check_may_write()
+            return await exporter.write(State(settings=settings)), notes.actions
+        finally:
+            await store.aclose()
+
+    assert await exported("a") == (True, [Action.EXPORT_WRITTEN])
+    content = path.read_bytes()
+    with pytest.raises(ForeignExportError, match=r"bounds (holds the results of another|was not written by boundd)"):
+        await exported("b")
+    told = (
+        [Action.EXPORT_FAILED] if export_format == "json" else []
+    )  # The others say the same: nothing is to be written.
+    assert await exported("b", at_start=False) == (True, told)
+    assert path.read_bytes() == content
+    assert (await exported("a"))[0]
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert (await exported("moved"))[0]
+    assert str(tmp_path) not in path.read_text()

@@ -23,7 +23,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from boundd.client import Client
 from boundd.control.api import ExportText, ImportPreview, create_app
 from boundd.control.peers import AccessRules
-from boundd.control.server import serve
+from boundd.control.server import SocketPlace, serve
 from boundd.core.lifecycle.step import step
 from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellState
 from boundd.core.model.cells import CellPolicy
@@ -227,6 +227,8 @@ class Running:
     client: Client
     call: Callable[..., Any]
     """Runs an async function in the server's loop."""
+    look: Callable[[], object] = lambda: None
+    """Has the socket looked after."""
 
     def submit(self, event: Event) -> None:
         """Apply an event in the server's loop."""
@@ -288,9 +290,10 @@ def running_server(
         rules=rules,
     )
     path, ready = folder / "run" / "boundd.sock", threading.Event()
+    place = SocketPlace(path, rules)
 
     async def main() -> None:
-        await serve(app, path, rules=rules, ready=ready.set)
+        await serve(app, place, ready=ready.set)
 
     with anyio.from_thread.start_blocking_portal() as portal:
         future = portal.start_task_soon(main)
@@ -298,7 +301,7 @@ def running_server(
             if future.done():
                 future.result()
         try:
-            yield Running(served, path, Client(path), portal.call)
+            yield Running(served, path, Client(path), portal.call, lambda: portal.call(place.look))
         finally:
             future.cancel()
 

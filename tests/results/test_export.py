@@ -32,7 +32,7 @@ from boundd.telemetry.export_file import (
     digest_of,
     is_boundd_json,
     write_export,
-    written_by_boundd,
+    written_by_us,
 )
 
 AXES = ["model", "scheduler", "steps", "method"]
@@ -243,7 +243,7 @@ def test_a_foreign_file_is_never_overwritten(tmp_path: Path, content: bytes) -> 
     path.write_bytes(content)
     for attempt in (
         lambda: write_export(path, "new", is_boundd_json),
-        lambda: check_may_write(path, written_by_boundd([digest_of("x")])),
+        lambda: check_may_write(path, written_by_us([digest_of("x")], [])),
     ):
         with pytest.raises(ForeignExportError, match="boundctl import"):
             attempt()
@@ -254,7 +254,7 @@ def test_other_formats_are_known_by_their_digest(tmp_path: Path) -> None:
     """A legacy export whose digest the caller remembers is ours; once somebody edits it, it is theirs."""
     path = tmp_path / "bounds.json"
     path.write_text("{}\n")
-    mine = written_by_boundd([digest_of("{}\n")])
+    mine = written_by_us([digest_of("{}\n")], ["me"])
     check_may_write(path, mine)
     path.write_text('{"edited": 1}\n')
     with pytest.raises(ForeignExportError):

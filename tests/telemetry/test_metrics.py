@@ -69,3 +69,10 @@ def test_two_registries_do_not_meet() -> None:
     first, second = Metrics("1"), Metrics("2")
     first.note(ended(Outcome.LOST, 1.0), NOW)
     assert samples(second.render(StateView()))["boundd_attempts_ended_total", "lost"] == 0
+
+
+def test_no_created_series() -> None:
+    """They double the counters with times that nobody asks for."""
+    metrics = Metrics("1.2.3")
+    metrics.note(ended(Outcome.SUCCEEDED, 20.0), NOW)
+    assert b"_created" not in metrics.render(StateView())

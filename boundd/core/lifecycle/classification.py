@@ -15,6 +15,7 @@ from boundd.core.lifecycle.environment_evidence import hub_told_by, kind_of_star
 from boundd.core.model.outcomes import AT_START, AttemptError, ErrorKind, Isolation, Measurement, Outcome, Verdict
 from boundd.protocol.out_of_memory import last_exception, ran_out
 from boundd.protocol.printed import Printed, plain
+from boundd.text import legible
 
 MESSAGE_LIMIT = 1000
 SIGKILL = 9
@@ -160,11 +161,11 @@ def _verdict(
 
 def _failure(evidence: Evidence, at_unix_s: float) -> tuple[Outcome, AttemptError]:
     def error(outcome: Outcome, kind: ErrorKind, message: str) -> tuple[Outcome, AttemptError]:
-        return outcome, AttemptError(kind, message[:MESSAGE_LIMIT], at_unix_s)
+        return outcome, AttemptError(kind, legible(message)[:MESSAGE_LIMIT], at_unix_s)
 
     if evidence.start_error:
         kind = kind_of_start(evidence.start_errno, evidence.start_about)
-        message = f"the worker could not be started: {evidence.start_error}"[:MESSAGE_LIMIT]
+        message = f"the worker could not be started: {legible(evidence.start_error)}"[:MESSAGE_LIMIT]
         return Outcome.REJECTED, AttemptError(kind, message, at_unix_s, AT_START, subject=evidence.start_subject)
     if evidence.lost:
         return error(Outcome.LOST, ErrorKind.LOST, evidence.lost)
@@ -191,7 +192,7 @@ def _failure(evidence: Evidence, at_unix_s: float) -> tuple[Outcome, AttemptErro
     outcome, kind, message = _from_output(evidence)
     told = told_by(last_exception(evidence.log_text)) if kind in _MAY_BE_ENVIRONMENT else None
     if told is not None:
-        return outcome, AttemptError(told.kind, message[:MESSAGE_LIMIT], at_unix_s, subject=told.subject)
+        return outcome, AttemptError(told.kind, legible(message)[:MESSAGE_LIMIT], at_unix_s, subject=told.subject)
     return error(outcome, kind, message)
 
 
@@ -213,9 +214,9 @@ def _reported(reported: WorkerError, at_unix_s: float) -> tuple[Outcome, Attempt
     told = hub_told_by(reported.message) if reported.kind is ErrorKind.MODEL_UNAVAILABLE else None
     return outcome, AttemptError(
         reported.kind if told is None else told.kind,
-        reported.message[:MESSAGE_LIMIT],
+        legible(reported.message)[:MESSAGE_LIMIT],
         at_unix_s,
-        reported.phase,
+        None if reported.phase is None else legible(reported.phase),
         reported.requested_bytes,
         reported.free_bytes,
         subject=reported.subject if told is None else reported.subject or told.subject,
