@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from boundd.core.lifecycle.environment_evidence import hub_told_by, kind_of_start, told_by
+from boundd.core.lifecycle.environment_evidence import hub_told_by, kind_of_start, no_module_told_by, told_by
 from boundd.core.model.outcomes import AT_START, AttemptError, ErrorKind, Isolation, Measurement, Outcome, Verdict
 from boundd.protocol.out_of_memory import last_exception, ran_out
 from boundd.protocol.printed import Printed, plain
@@ -190,7 +190,9 @@ def _failure(evidence: Evidence, at_unix_s: float) -> tuple[Outcome, AttemptErro
     if evidence.exit_status == 0:
         return error(Outcome.FAILED, *_no_result(evidence))
     outcome, kind, message = _from_output(evidence)
-    told = told_by(last_exception(evidence.log_text)) if kind in _MAY_BE_ENVIRONMENT else None
+    told = None
+    if kind in _MAY_BE_ENVIRONMENT:
+        told = told_by(last_exception(evidence.log_text)) or no_module_told_by(evidence.log_text)
     if told is not None:
         return outcome, AttemptError(told.kind, legible(message)[:MESSAGE_LIMIT], at_unix_s, subject=told.subject)
     return error(outcome, kind, message)

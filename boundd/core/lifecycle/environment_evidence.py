@@ -97,6 +97,7 @@ _FOR_GOOD = re.compile(r"GatedRepoError|RepositoryNotFoundError|RevisionNotFound
 _ERRNO = re.compile(r"^(?:[\w.]+\.)?(\w*Error|\w*Exception): \[Errno (\d+)\]")
 _IMPORT = re.compile(r"^(?:ModuleNotFoundError|ImportError)\b")
 _MODULE = re.compile(r"No module named '([^']+)'|from '([^']+)'")
+_PYTHON_M = re.compile(r"^\S*python\S*: (?:No module named |Error while finding module specification for )'?([\w.]+)")
 _LIBRARY = re.compile(r"^(?:OSError|ImportError): (\S+\.so[.\d]*): cannot open shared object file")
 
 
@@ -115,6 +116,13 @@ def told_by(exception: str) -> Told | None:
     if number is not None and (kind := kind_of_errno(int(number[2]))) is not None:
         return Told(kind, _host(exception) if kind is ErrorKind.HUB_UNAVAILABLE else "")
     return hub_told_by(exception)
+
+
+def no_module_told_by(output: str) -> Told | None:
+    """Whether `python -m` could not find what it was to run, which it says without an exception as its last line."""
+    lines = output.rstrip().splitlines()
+    found = _PYTHON_M.search(lines[-1]) if lines else None
+    return None if found is None else Told(ErrorKind.PACKAGE, found[1].partition(".")[0])
 
 
 def hub_told_by(message: str) -> Told | None:

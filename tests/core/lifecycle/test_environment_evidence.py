@@ -152,6 +152,12 @@ def test_an_error_number_of_a_start(number: int, about: str) -> None:
             ErrorKind.PACKAGE,
             "libcudart.so.12",
         ),
+        ("/usr/bin/python3.11: No module named boundd", ErrorKind.PACKAGE, "boundd"),
+        (
+            "/opt/python: Error while finding module specification for 'boundd.worker' (ModuleNotFoundError: x)",
+            ErrorKind.PACKAGE,
+            "boundd",
+        ),
         ("OSError: [Errno 24] Too many open files: '/x'", ErrorKind.HOST_LIMITS, ""),
         ("OSError: [Errno 28] No space left on device: '/x'", ErrorKind.FILE_SYSTEM, ""),
         ("OSError: [Errno 5] Input/output error", ErrorKind.FILE_SYSTEM, ""),
