@@ -191,6 +191,11 @@ def check_tokenizer(
             f"the tokenizer in {part.folder} has {len(tokenizer):,} tokens, and {encoder_where} a vocab_size of"
             f" {rows:,}: they are of two models; give the tokenizer that belongs to the model"
         )
+    if (highest := max(tokenizer.get_vocab().values())) >= rows:
+        raise ModelUnavailableError(
+            f"the tokenizer in {part.folder} has a token of the number {highest:,}, and {encoder_where} a vocab_size of"
+            f" {rows:,}; fetch it again, or give the tokenizer that belongs to the model"
+        )
     end = encoder.get("eos_token_id")
     if end != LEGACY_EOS and tokenizer.eos_token_id != end:
         raise ModelUnavailableError(

@@ -417,13 +417,63 @@ def odd_configs(draw: st.DrawFn) -> tuple[str, Variant]:
             ("text_encoder_2", "projection_dim", 64 + more),
             ("text_encoder_2", "num_hidden_layers", 2 + more),
         ]
-    part, key, value = draw(st.sampled_from(changes))
+    own = {name: json.loads((model_folder(model) / name / "config.json").read_text()) for name in weighted(model)}
+    part, key, value = draw(st.sampled_from([each for each in changes if own[each[0]].get(each[1]) != each[2]]))
 
     def apply(draft: Draft) -> Outcome:
         draft.edit(f"{part}/config.json", lambda config: config.update({key: value}))
         return Outcome(names=(str(draft.path),), parts=(part,))
 
     return f"{model}: {part} {key}={value}", apply
+
+
+@st.composite
+def other_tasks(draw: st.DrawFn) -> tuple[str, Variant]:
+    """A part that is whole, with a configuration to match, and made for another task."""
+    model = draw(st.sampled_from(MODELS))
+    more = draw(st.integers(1, 5))
+
+    def widened(name: str, dimension: int) -> Callable[[dict[str, torch.Tensor]], None]:
+        def change(tensors: dict[str, torch.Tensor]) -> None:
+            before = tensors[name]
+            shape = [*before.shape]
+            shape[dimension] = more
+            tensors[name] = torch.cat([before, torch.ones(shape)], dimension)
+
+        return change
+
+    def with_more_outputs(tensors: dict[str, torch.Tensor]) -> None:
+        widened("conv_out.weight", 0)(tensors)
+        widened("conv_out.bias", 0)(tensors)
+
+    def with_more_colours(tensors: dict[str, torch.Tensor]) -> None:
+        widened("decoder.conv_out.weight", 0)(tensors)
+        widened("decoder.conv_out.bias", 0)(tensors)
+
+    def with_classes(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["class_embedding.weight"] = torch.ones(10 * more, len(tensors["time_embedding.linear_2.bias"]))
+
+    def with_times(tensors: dict[str, torch.Tensor]) -> None:
+        for name in ("linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"):
+            tensors[f"class_embedding.{name}"] = tensors[f"time_embedding.{name}"].clone()
+
+    ways: tuple[tuple[str, str, Any, Callable[[dict[str, torch.Tensor]], None]], ...] = (
+        ("unet", "in_channels", 4 + more, widened("conv_in.weight", 1)),
+        ("unet", "out_channels", 4 + more, with_more_outputs),
+        ("vae", "out_channels", 3 + more, with_more_colours),
+        ("unet", "num_class_embeds", 10 * more, with_classes),
+        ("unet", "class_embed_type", "timestep", with_times),
+    )
+    part, key, value, change = draw(st.sampled_from(ways))
+
+    def apply(draft: Draft) -> Outcome:
+        tensors = draft.tensors(part)
+        change(tensors)
+        draft.write_tensors(part, tensors)
+        draft.edit(f"{part}/config.json", lambda config: config.update({key: value}))
+        return Outcome(names=(str(draft.path / "unet"), str(draft.path / part)), parts=(part,))
+
+    return f"{model}: {part} made for {key}={value}", apply
 
 
 @st.composite
@@ -473,8 +523,12 @@ def harmless_changes(draw: st.DrawFn) -> tuple[str, Variant]:
     def an_older_end(draft: Draft) -> None:
         draft.edit("text_encoder/config.json", lambda config: config.update(eos_token_id=2))
 
+    def no_post_processor(draft: Draft) -> None:  # transformers makes one itself
+        draft.edit("tokenizer/tokenizer.json", lambda config: config.update(post_processor=None))
+
     length = draw(st.integers(3, 16))
     ways = {
+        no_post_processor: (),
         extra_files: (),
         without_the_checker: (),
         unknown_keys: ("unet",),
@@ -609,7 +663,23 @@ def odd_tokenizers(draw: st.DrawFn) -> tuple[str, Variant]:
     def other_ends(draft: Draft) -> None:
         draft.edit(settings, lambda config: config.update(eos_token="!</w>", bos_token="a</w>"))
 
-    ways = (another_length, no_length, no_settings, few_merges, few_merges_as_text, small_vocabulary, other_ends)
+    def numbers_beyond(draft: Draft) -> None:
+        def change(config: dict[str, Any]) -> None:
+            vocabulary = config["model"]["vocab"]
+            vocabulary[sorted(vocabulary)[kept]] = 768 + kept
+
+        draft.edit(whole, change)
+
+    ways = (
+        another_length,
+        no_length,
+        no_settings,
+        few_merges,
+        few_merges_as_text,
+        small_vocabulary,
+        other_ends,
+        numbers_beyond,
+    )
     way = draw(st.sampled_from(ways))
 
     def apply(draft: Draft) -> Outcome:
@@ -627,6 +697,7 @@ ODD_FOLDERS = st.one_of(
     shards(),
     odd_names(),
     odd_configs(),
+    other_tasks(),
     harmless_changes(),
     other_models(),
     odd_tokenizers(),
