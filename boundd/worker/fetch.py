@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -232,8 +233,6 @@ def _failure_in(lock: Any) -> WorkerError | None:
 
 
 def _readable(child: subprocess.Popen[str]) -> bool:
-    import select
-
     assert child.stdout is not None
     poller = select.poll()
     poller.register(child.stdout, select.POLLIN)

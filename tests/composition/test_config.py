@@ -181,15 +181,7 @@ def test_every_key_is_classified() -> None:
     assert all(any(is_at_start_only(key) and key.startswith(each) for key in CHANGES) for each in AT_START_ONLY)
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        pytest.param(key, marks=pytest.mark.xfail(reason="no worker is told of it yet", strict=False))
-        if key == "worker.fetch_timeout"
-        else key
-        for key in sorted(CHANGES)
-    ],
-)
+@pytest.mark.parametrize("key", sorted(CHANGES))
 def test_a_reload_that_changes_one_key(key: str, tmp_path: Path) -> None:
     """It is taken up by the parts that run, with one event, or the reload is refused and names the key."""
     environ = {"HOME": str(tmp_path)}
