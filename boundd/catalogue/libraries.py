@@ -8,7 +8,7 @@ MEASURING = ("torch", "diffusers", "transformers")
 """Part of every result's fingerprint; the libraries of a cell's own methods come with it (`Method.distribution`)."""
 BUILTIN_METHODS = ("DeepCache", "tgate", "tomesd")
 """What the built-in methods need, for `boundd doctor`: no method is imported there."""
-DAEMON = ("anyio", "pydantic", "structlog", "nvidia-ml-py")
+DAEMON = ("anyio", "aiosqlite", "pydantic", "structlog", "nvidia-ml-py")
 """What `boundd doctor` tells of the daemon's own."""
 
 

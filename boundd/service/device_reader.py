@@ -12,7 +12,7 @@ import anyio
 
 from boundd.core.memory.process_listing import Listed, Observed, with_lists, worth_listing
 from boundd.core.model.events import DevicesRead
-from boundd.core.model.host import HostReading
+from boundd.core.model.host import THIS_NODE, HostReading
 from boundd.core.model.state import State
 from boundd.ports import DeviceProbe, Launcher
 from boundd.protocol.seeing import sees_every_pid
@@ -67,7 +67,7 @@ class DeviceReader:
         reading = DevicesRead(
             to_go_by,
             held,
-            machine,
+            {} if machine is None else {THIS_NODE: machine},
             seen.foreign,
             unattested=seen.unattested,
             witnessed=seen.witnessed,

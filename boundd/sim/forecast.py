@@ -17,6 +17,7 @@ from boundd.core.memory.headroom import foreign_bytes
 from boundd.core.model.attempts import Attempt, CellRecord, CellState
 from boundd.core.model.devices import Device
 from boundd.core.model.events import Now
+from boundd.core.model.host import THIS_NODE
 from boundd.core.model.state import State
 from boundd.core.scheduler.durations import expected_duration_s, expected_left_s
 from boundd.sim.engine import simulate
@@ -64,9 +65,9 @@ def forecast(state: State, now: Now, devices: Sequence[SimDevice] | None = None)
             [d.reading.name for d in begin.devices.values()] if devices is None else [d.name for d in devices],
         ),
         _faults(begin) if devices is None else Faults(),
-        host_bytes=0 if begin.host is None else begin.host.total_bytes,
+        host_bytes=0 if THIS_NODE not in begin.hosts else begin.hosts[THIS_NODE].total_bytes,
         host_used_bytes=_host_used_bytes(begin),
-        host_cores=0 if begin.host is None else begin.host.cores,
+        host_cores=0 if THIS_NODE not in begin.hosts else begin.hosts[THIS_NODE].cores,
         start_s=now.boot_s,
     )
     steps = 1000 + STEPS_A_CELL * len(world.cells)
@@ -84,7 +85,7 @@ def _put_back(state: State) -> State:
     cells = state.cells
     for attempt in state.attempts.values():
         cells = cells.set(attempt.key, replace(cells[attempt.key], state=CellState.PENDING))
-    return replace(state, cells=cells, attempts=Map(), devices=Map(), quarantines={}, host=None)
+    return replace(state, cells=cells, attempts=Map(), devices=Map(), quarantines={}, hosts={})
 
 
 def _device(device: Device) -> SimDevice:
@@ -110,7 +111,7 @@ def _unread(state: State) -> list[Device]:
 
 def _host_used_bytes(state: State) -> int:
     """What others than the live attempts hold of the host."""
-    host = state.host
+    host = state.hosts.get(THIS_NODE)
     return 0 if host is None else max(0, host.total_bytes - host.free_bytes - sum(host.observed_bytes.values()))
 
 

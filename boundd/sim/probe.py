@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from boundd.core.memory.process_listing import Listed, Observed, with_lists, worth_listing
 from boundd.core.model.devices import DeviceReading
 from boundd.core.model.events import DevicesRead, DevicesUnreadable
-from boundd.core.model.host import HostReading
+from boundd.core.model.host import THIS_NODE, HostReading
 from boundd.core.model.state import State
 from boundd.sim.machine import Machine, pid_of
 from boundd.sim.trace import Counts
@@ -55,7 +55,8 @@ class Probe:
             readings = self._readings(now_s, processes=True)
         to_go_by, held, self._listed = with_lists(readings, live, self._listed, _held)
         foreign = frozenset(each.uuid for each in readings if _has_foreign(each, live.get(each.uuid, frozenset())))
-        return DevicesRead(to_go_by, held, self._host(state) if host else None, foreign)
+        machine = self._host(state) if host else None
+        return DevicesRead(to_go_by, held, {} if machine is None else {THIS_NODE: machine}, foreign)
 
     def _readings(self, now_s: float, *, processes: bool) -> tuple[DeviceReading, ...]:
         blind = any(now_s in window for window in self._world.faults.blind)

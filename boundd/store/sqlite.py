@@ -1,25 +1,23 @@
 """The store: one connection, one lock, one short transaction at a time.
 
-Rules: the connection has a thread of its own, which does what it is asked for in the order in which it was asked,
-whatever becomes of who asked. A transaction is one call, from BEGIN to COMMIT or ROLLBACK: one asked for statement by
-statement could be left open by a cancellation between two of them. Whoever waits for it is shielded, to hear what came
-of it. All values are made into rows before the transaction begins.
+Rules: the connection has a thread of its own (`boundd.store.connection`), which does what it is asked for in the order
+in which it was asked. A transaction is one call there, from BEGIN to COMMIT or ROLLBACK. Whoever waits for it is
+shielded, to hear what came of it. All values are made into rows before the transaction begins.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import aiosqlite
 import anyio
 import anyio.to_thread
 
@@ -30,6 +28,7 @@ from boundd.ports import EndedAttempt, InvariantError, KeptAnswer, Snapshot, Sto
 from boundd.store import queries, rows, seals
 from boundd.store.backup import back_up
 from boundd.store.commit_mark import Acknowledged, Mark
+from boundd.store.connection import call, connect
 from boundd.store.migrate import cannot_open, prepare
 from boundd.store.rewrite import write_anew
 from boundd.store.rows import Statement
@@ -62,20 +61,17 @@ _T = TypeVar("_T")
 class _Opened:
     """A connection, with what is made anew with each."""
 
-    connection: sqlite3.Connection
+    connection: aiosqlite.Connection
     acknowledged: Acknowledged
     history_query: str
 
 
 class SqliteStore:
-    """The `Store` of boundd.ports, in a SQLite file. Made by `open`."""
+    """The `Store` of boundd.ports, in a SQLite file. Made by `open`; close it, or its thread keeps the process."""
 
     def __init__(self, opened: _Opened, path: Path) -> None:
         self._opened: _Opened | None = opened
         self._path = path
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="boundd-store")
-        """One, and not any of anyio's: a task that asyncio cancels leaves its call running, and the next must not come
-        beside it, into its transaction."""
         self._lock = anyio.Lock()
         self._closed = False
         self._distrusted = False
@@ -93,13 +89,10 @@ class SqliteStore:
             StoreBusyError: the disk is full or failing; it may be opened later.
             StoreError: it can't be used; the message says what is wrong and what to do. The file is untouched.
         """
+        # A connection that nobody holds would keep the process from ending, so that no cancellation comes between.
         with anyio.CancelScope(shield=True):
-            opened = await anyio.to_thread.run_sync(_connect, path)
+            opened = await _connect(path)
         return cls(opened, path)
-
-    async def _call(self, function: Callable[..., _T], *arguments: object) -> _T:
-        """Call a function in the connection's thread, after all that were asked for before."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(function, *arguments))
 
     async def load(self) -> Snapshot:
         """Everything that a starting daemon needs. Policies are the defaults: the config's are laid over them.
@@ -245,7 +238,6 @@ class SqliteStore:
                         await self._mend()
                 self._closed = True
                 await self._disconnect()
-                self._thread.shutdown(wait=False)
 
     async def _disconnect(self) -> None:
         """Close the connection, if there is one."""
@@ -253,11 +245,11 @@ class SqliteStore:
         if opened is not None:
             # What was committed is on the disk already: a close that fails loses nothing.
             with contextlib.suppress(sqlite3.Error):
-                await self._call(opened.connection.close)
-            await self._call(opened.acknowledged.close)
+                await opened.connection.close()
+            await anyio.to_thread.run_sync(opened.acknowledged.close)
 
     @property
-    def _connection(self) -> sqlite3.Connection:
+    def _connection(self) -> aiosqlite.Connection:
         """The connection, which `_ready` has seen to."""
         assert self._opened is not None
         return self._opened.connection
@@ -276,9 +268,9 @@ class SqliteStore:
                 raise StoreError(f"{self._path}: the store is gone. Put the file back, or restore a backup of it.")
             with anyio.CancelScope(shield=True):
                 if self._anew_due:
-                    await self._call(write_anew, self._path)
+                    await anyio.to_thread.run_sync(write_anew, self._path)
                     self._anew_due = False
-                self._opened = await self._call(_connect, self._path)
+                self._opened = await _connect(self._path)
                 self._distrusted = False
 
     async def _mend(self) -> None:
@@ -291,7 +283,7 @@ class SqliteStore:
         if self._opened is not None:
             try:
                 # This connection still knows where the log ends that was acknowledged; the next one would read on.
-                ((busy, *_),) = await self._call(_fetch, self._connection, queries.CHECKPOINT)
+                ((busy, *_),) = await call(self._connection, partial(_fetch, sql=queries.CHECKPOINT))
                 self._anew_due = not busy
             except sqlite3.Error as error:
                 if _primary_code(error) != sqlite3.SQLITE_READONLY:
@@ -310,7 +302,7 @@ class SqliteStore:
         """The rows of a query, decoded. The lock is held by the caller."""
         await self._ready()
         try:
-            found = await self._call(_fetch, self._connection, sql, values)
+            found = await call(self._connection, partial(_fetch, sql=sql, values=values))
             return tuple(decode(row) for row in found)
         except sqlite3.Error as error:
             raise await self._after(error) from error
@@ -342,35 +334,38 @@ class SqliteStore:
                 if self._distrusted:
                     await self._mend()
                 assert self._opened is not None
+                transact = partial(self._transact, acknowledged=self._opened.acknowledged, statements=statements)
                 try:
-                    await self._call(self._transact, self._opened, statements)
+                    await call(self._connection, transact)
                 except sqlite3.Error as error:
                     raise await self._after(error) from error
                 except (OverflowError, UnicodeEncodeError) as error:
                     raise InvariantError(f"a record can't be kept: {error}") from error
 
-    def _transact(self, opened: _Opened, statements: Sequence[Statement]) -> None:
+    def _transact(
+        self, connection: sqlite3.Connection, *, acknowledged: Acknowledged, statements: Sequence[Statement]
+    ) -> None:
         """One transaction, and the number of its commit to the mark beside the store. In the connection's thread."""
         try:
-            number = transaction(opened.connection, statements)
+            number = transaction(connection, statements)
         except sqlite3.Error as error:
             # Here, because whoever asked may have been cancelled and never hears of it.
             self._distrusted |= _primary_code(error) in _DISTRUSTED
             raise
         # In the thread too: a slow disk must not stop the loop.
-        opened.acknowledged.note(number)
+        acknowledged.note(number)
         self._logged_statements += len(statements)
         if self._logged_statements >= CHECKPOINT_STATEMENTS:
             self._logged_statements = 0
-            self._checkpoint(opened)
+            self._checkpoint(connection)
 
-    def _checkpoint(self, opened: _Opened) -> None:
+    def _checkpoint(self, connection: sqlite3.Connection) -> None:
         """Bring the log into the file. Where that fails nothing is lost yet: the log still has it, until it is mended.
 
         In the connection's thread.
         """
         try:
-            _fetch(opened.connection, queries.CHECKPOINT_SOME)
+            _fetch(connection, queries.CHECKPOINT_SOME)
         except sqlite3.Error as error:
             self._distrusted |= _primary_code(error) in _DISTRUSTED
 
@@ -402,31 +397,30 @@ class SqliteStore:
         return StoreError(f"{self._path}: the store can't be used any more: {error}. Restore a backup of it.")
 
 
-def _connect(path: Path) -> _Opened:
+async def _connect(path: Path) -> _Opened:
     """A connection to the store, which is checked, made or upgraded first.
 
     Raises:
         StoreBusyError: the disk is full or failing.
         StoreError: it can't be used.
     """
-    prepare(path)
+    await anyio.to_thread.run_sync(prepare, path)
     try:
-        # It is opened in one thread and used in another, never in two at once.
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        connection = await connect(path)
     except sqlite3.Error as error:
         raise cannot_open(path, error) from error
     try:
-        return _set_up(connection, path)
+        return _Opened(connection, *await call(connection, partial(_set_up, path=path)))
     except BaseException as error:
         with contextlib.suppress(sqlite3.Error):
-            connection.close()
+            await connection.close()
         if isinstance(error, sqlite3.Error | OSError):
             raise cannot_open(path, error) from error
         raise
 
 
-def _set_up(connection: sqlite3.Connection, path: Path) -> _Opened:
-    """Give a connection what it needs, and what the seals need; with the mark beside the store."""
+def _set_up(connection: sqlite3.Connection, path: Path) -> tuple[Acknowledged, str]:
+    """Give a connection what it and the seals need; the mark beside the store, and the query of a cell's history."""
     connection.row_factory = sqlite3.Row
     for pragma in queries.PRAGMAS:
         connection.execute(pragma).fetchall()
@@ -440,8 +434,7 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> _Opened:
         name: tuple(str(row["name"]) for row in _fetch(connection, queries.LOAD_COLUMNS, (name,)))
         for name in seals.HISTORY_IDS
     }
-    acknowledged = Acknowledged(path, Mark(str(store), int(number)))
-    return _Opened(connection, acknowledged, seals.history_query(columns))
+    return Acknowledged(path, Mark(str(store), int(number))), seals.history_query(columns)
 
 
 def _fetch(

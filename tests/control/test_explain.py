@@ -16,7 +16,7 @@ from boundd.core.model.attempts import EndReason
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.devices import DeviceReading
 from boundd.core.model.events import AttemptEnded, ConfigLoaded, DevicesRead, Now, Wake
-from boundd.core.model.host import HostReading
+from boundd.core.model.host import THIS_NODE, HostReading
 from boundd.core.model.outcomes import AttemptError, ErrorKind, Outcome, Verdict
 from boundd.core.model.state import Rules, State
 from boundd.core.scheduler.ledger import Ledger
@@ -40,7 +40,9 @@ def planned(sizes: list[tuple[int, bool]], devices: list[tuple[int, int]], host_
         for n, (gib, foreign) in enumerate(devices)
     )
     state, _ = step(State(rules=Rules()), ConfigLoaded(tuple(cells), Rules()), NOW)
-    state, _ = step(state, DevicesRead(readings, host=HostReading(host_gib * GIB, host_gib * GIB, 8)), NOW)
+    state, _ = step(
+        state, DevicesRead(readings, hosts={THIS_NODE: HostReading(host_gib * GIB, host_gib * GIB, 8)}), NOW
+    )
     return step(state, Wake(), NOW)[0]
 
 
@@ -72,7 +74,7 @@ def test_explains_numbers_are_the_ledgers(
                 assert (cause["short_bytes"], cause["needed_bytes"]) == (short, need.needed_bytes)
                 assert info["reason"].startswith(f"{size(max(0, short))} short: needs {size(need.needed_bytes)} ")
             elif cause["kind"] == "host_memory_short":
-                refusal = ledger.host_refusal(need.host)
+                refusal = ledger.host_refusal(THIS_NODE, need.host)
                 assert refusal is not None
                 assert cause["short_bytes"] == need.host.memory_bytes - cause["left_bytes"]
                 assert cause["left_bytes"] == host_gib * GIB - min(GIB, host_gib * GIB // 10) - sum(

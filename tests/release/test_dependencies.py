@@ -26,6 +26,7 @@ OWN = {"boundd", "shim"}
 NOT_IMPORTED = {
     "accelerate": "diffusers loads weights through it without a second copy of them",
     "numpy": "torch's Tensor.numpy(), which writes images, needs it",
+    "scipy": "diffusers' LMS scheduler integrates with it",
 }
 """Declared, although boundd's modules don't import them."""
 EXTENDED = {"uvicorn": "boundd.control.connection", "h11": "boundd.control.connection"}

@@ -202,7 +202,7 @@ async def test_a_refused_store_with_a_log_is_untouched(path: Path, tmp_path: Pat
     """A store that was killed, whose last commits are only in its log, is judged with them, and no file changes."""
     store = await SqliteStore.open(path)
     await store.commit([SavePaused(True)])
-    store._connection.execute("UPDATE migrations SET sha256 = 'abc'").fetchall()
+    await store._connection.execute_fetchall("UPDATE migrations SET sha256 = 'abc'")
     copy = tmp_path / "copy" / "boundd.db"
     copy.parent.mkdir()
     for suffix in ("", "-wal"):

@@ -112,7 +112,7 @@ async def test_durability_settings(path: Path) -> None:
     """The connection syncs at every commit, through a write-ahead log, with references checked."""
     async with opened(path) as store:
         answers = [
-            [tuple(row) for row in store._connection.execute(f"PRAGMA {name}").fetchall()]
+            [tuple(row) for row in await store._connection.execute_fetchall(f"PRAGMA {name}")]
             for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
         ]
     assert answers == [[("wal",)], [(2,)], [(1,)], [(5000,)]]
@@ -244,9 +244,9 @@ async def test_a_history_is_read_and_checked_once(path: Path) -> None:
             points = [SavePoint(each.id, 0, PointRecord({}, 1.0, None, Isolation.UNKNOWN)) for each in attempts]
             await store.commit([SaveCell(record()), *map(SaveAttempt, attempts), *points])
             statements = asked[count] = []
-            store._connection.set_trace_callback(statements.append)
+            await store._connection.set_trace_callback(statements.append)
             assert [len(ended.points) for ended in await store.attempts_of(record().cell.key)] == count * [1]
-            store._connection.set_trace_callback(lambda _: None)
+            await store._connection.set_trace_callback(lambda _: None)
     assert len(asked[40]) == len(asked[2])
 
 
@@ -274,7 +274,7 @@ async def test_only_the_newest_that_a_daemon_uses_are_loaded(path: Path) -> None
     async with opened(path) as store:
         await store.commit([*map(SaveObservation, seen), *map(SaveDuration, took)])
         known = await store.load()
-        (count,) = store._connection.execute("SELECT count(*) FROM observations").fetchall()
+        (count,) = await store._connection.execute_fetchall("SELECT count(*) FROM observations")
     assert known.observations == tuple(seen[6:])
     assert known.durations == tuple(took[3:])
     assert count[0] == len(seen)
@@ -483,7 +483,7 @@ async def test_tasks_take_turns(path: Path) -> None:
 async def test_locked_by_another_process_is_passing(path: Path) -> None:
     """While somebody else writes, a commit is refused as busy; afterwards it is kept."""
     async with opened(path) as store:
-        store._connection.execute("PRAGMA busy_timeout = 20").fetchall()
+        await store._connection.execute_fetchall("PRAGMA busy_timeout = 20")
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(StoreBusyError, match="locked"):
@@ -497,7 +497,7 @@ async def test_a_row_that_is_not_understood(path: Path) -> None:
     """A state that this version doesn't know is told as the store's fault, not as a crash of ours."""
     async with opened(path) as store:
         await store.commit([SaveCell(record())])
-        store._connection.execute("UPDATE cells SET state = 'dancing'").fetchall()
+        await store._connection.execute_fetchall("UPDATE cells SET state = 'dancing'")
         with pytest.raises(StoreError, match="dancing"):
             await store.load()
 

@@ -100,9 +100,9 @@ def _devices_read(state: State, event: ev.DevicesRead, now: Now) -> Step:
         gone = replace(before.reading, total_bytes=None, free_bytes=None, unavailable="no longer reported")
         devices = devices.set(uuid, replace(before, reading=gone))
         notes += _device_notes(before, devices[uuid])
-    host = event.host if event.host is not None else state.host
+    hosts = {**state.hosts, **event.hosts}
     disk_free_bytes = event.disk_free_bytes if event.disk_free_bytes is not None else state.disk_free_bytes
-    read, outgrown = _grown(replace(state, devices=devices, host=host, disk_free_bytes=disk_free_bytes))
+    read, outgrown = _grown(replace(state, devices=devices, hosts=hosts, disk_free_bytes=disk_free_bytes))
     for reading in event.readings:
         last = state.devices.get(reading.uuid)
         if last is None and reading.parent in state.devices:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from boundd.catalogue.backends import BACKENDS, Backend
+from boundd.core.model.host import THIS_NODE
 from boundd.core.model.quarantines import Quarantine
 
 UNKNOWN_PREFIX = "UNKNOWN-"
@@ -58,6 +59,8 @@ class DeviceReading:
     """Kinds of process lists (compute, graphics, MPS) that were asked for and could not be had, and why."""
     reserved_bytes: int | None = None
     """What of the memory in use is the driver's own; None where that isn't told."""
+    node: str = THIS_NODE
+    """The machine that the device is in, whose memory and cores its workers take."""
     parent: str = ""
     """Of a MIG instance, the UUID of the device that it is a part of."""
     slot: int | None = None

@@ -38,8 +38,8 @@ class DevicesRead:
 
     readings: tuple[DeviceReading, ...]
     observed_bytes: Mapping[str, Mapping[str, int | None]] = field(default_factory=dict)
-    host: HostReading | None = None
-    """The machine itself, in the same pass; None where it was not read."""
+    hosts: Mapping[str, HostReading] = field(default_factory=dict)
+    """Node to the machine itself, in the same pass; without those that were not read."""
     foreign: frozenset[str] = frozenset()
     """UUIDs of devices on which a process was seen that is not boundd's."""
     unattested: Mapping[str, str] = field(default_factory=dict)

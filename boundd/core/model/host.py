@@ -1,9 +1,12 @@
-"""A reading of the machine's own memory and cores."""
+"""A reading of one machine's own memory and cores. A machine is called a node; a device is on one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+THIS_NODE = ""
+"""The name of the machine that the daemon is on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,8 +63,8 @@ class State:
     attempts: Map[str, Attempt] = field(default_factory=Map)
     """Live attempts only, by id."""
     devices: Map[str, Device] = field(default_factory=Map)
-    host: HostReading | None = None
-    """The machine's own memory and cores; None where nobody read them, and then they bound nothing."""
+    hosts: Mapping[str, HostReading] = field(default_factory=dict)
+    """Node to its own memory and cores; of a node that nobody read, they bound nothing."""
     quarantines: Mapping[Subject, Quarantine] = field(default_factory=dict)
     """Who is held back: kept even while a device is not seen."""
     observations: Observations = field(default_factory=Observations)

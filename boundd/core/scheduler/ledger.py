@@ -14,6 +14,7 @@ from functools import partial
 from boundd.core.memory.headroom import foreign_bytes, headroom_bytes
 from boundd.core.model.attempts import Attempt
 from boundd.core.model.devices import Device, DeviceState
+from boundd.core.model.host import THIS_NODE
 from boundd.core.model.reasons import (
     Full,
     HostRefusal,
@@ -71,7 +72,7 @@ class Ledger:
             self._on.setdefault(attempt.device, []).append(attempt)
         self._closed: dict[str, Refusal | None] = {}
         """What was found of a device since something was placed on it last: each queue asks."""
-        self._host = None if state.host is None else HostLedger.of(state.host, self.live.values())
+        self._hosts = {node: HostLedger.of(host, self._live_on(node)) for node, host in state.hosts.items()}
         self._kind_of = {uuid: kind_of(device.reading, state.memo) for uuid, device in state.devices.items()}
         self._usable = [
             device
@@ -98,8 +99,9 @@ class Ledger:
         self.live[attempt.id] = attempt
         self._on[attempt.device].append(attempt)
         self._closed.pop(attempt.device, None)
-        if self._host is not None:
-            self._host.add(attempt)
+        host = self._hosts.get(self._node_of(attempt))
+        if host is not None:
+            host.add(attempt)
 
     def hold(self, uuid: str, key: str) -> None:
         """Keep a device for this cell: nothing else is placed there that would put off its start."""
@@ -144,9 +146,17 @@ class Ledger:
             left, wait_s = left + attempt.reservation_bytes, left_s
         return Kept(max(0, left), wait_s)
 
-    def host_refusal(self, need: HostNeed) -> HostRefusal | None:
-        """Why the host can't take it; None where it can, and where nobody read the host."""
-        return None if self._host is None else self._host.refusal(need)
+    def host_refusal(self, node: str, need: HostNeed) -> HostRefusal | None:
+        """Why a node's own memory and cores can't take it; None where they can, and where nobody read them."""
+        host = self._hosts.get(node)
+        return None if host is None else host.refusal(need)
+
+    def _node_of(self, attempt: Attempt) -> str:
+        device = self.state.devices.get(attempt.device)
+        return THIS_NODE if device is None else device.reading.node
+
+    def _live_on(self, node: str) -> list[Attempt]:
+        return [attempt for attempt in self.live.values() if self._node_of(attempt) == node]
 
     def closed(self, device: Device) -> Refusal | None:
         """Why a device takes nothing at all now, whatever the cell; None where it may."""

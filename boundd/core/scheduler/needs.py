@@ -31,9 +31,10 @@ class Kind:
     single: bool
     """Whether it takes one attempt at a time."""
     backend: str
+    node: str
 
 
-class _Kinds(dict[tuple[str, int, bool, str], Kind]):
+class _Kinds(dict[tuple[str, int, bool, str, str], Kind]):
     """Each kind once, by its fields, so that comparing two is a look at one address."""
 
 
@@ -43,7 +44,7 @@ KINDS_KEPT = 1024
 def kind_of(reading: DeviceReading, memo: Memo) -> Kind:
     """What a device is, for placement."""
     kinds = memo.table(_Kinds)
-    fields = (reading.name, reading.total_bytes or 0, reading.max_cells == 1, reading.backend)
+    fields = (reading.name, reading.total_bytes or 0, reading.max_cells == 1, reading.backend, reading.node)
     kind = kinds.get(fields)
     if kind is None:
         if len(kinds) >= KINDS_KEPT:

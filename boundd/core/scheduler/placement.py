@@ -83,7 +83,7 @@ class Search:
             if shelf.most_bytes < 1:
                 continue  # as in most plans of a full box: then nobody needs to know what the cell needs
             need = ledger.need(needs, kind)
-            if ledger.host_refusal(need.host) is not None:
+            if ledger.host_refusal(kind.node, need.host) is not None:
                 continue
             answer = self._on_shelf(record, kind, shelf, need)
             if answer is not None:
@@ -160,7 +160,7 @@ class Search:
         need = ledger.need(needs, kind)
         room = ledger.headroom_bytes(uuid)
         crowded = (need.alone or kind.single) and not ledger.is_empty(uuid)
-        if crowded or room < max(1, need.needed_bytes) or ledger.host_refusal(need.host) is not None:
+        if crowded or room < max(1, need.needed_bytes) or ledger.host_refusal(kind.node, need.host) is not None:
             return None
         if ledger.held[uuid] != record.cell.key:
             lasts_s = expectations(ledger.state, device.reading.name).of(needs.work).wall_s

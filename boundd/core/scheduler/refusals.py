@@ -60,4 +60,4 @@ def _refusal(ledger: Ledger, record: CellRecord, needs: Requirement, need: Need,
     if ledger.held.get(uuid, record.cell.key) != record.cell.key:
         kept, label = ledger.kept(uuid), ledger.state.cells[ledger.held[uuid]].cell.label
         return EmptiedFor(label, needed, kept.spare_bytes, kept.wait_s, source)
-    return ledger.host_refusal(need.host) or PlainRefusal.FREE_NOW
+    return ledger.host_refusal(ledger.kind(uuid).node, need.host) or PlainRefusal.FREE_NOW

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from boundd.core.model.devices import DeviceReading, DeviceState
 from boundd.core.model.effects import Action, Commit, Note
 from boundd.core.model.events import AttemptEnded, ConfigLoaded, DevicesRead, Event, Now, UncordonRequested, Wake
 from boundd.core.model.history import Duration, Durations, Observation, Observations
-from boundd.core.model.host import HostReading
+from boundd.core.model.host import THIS_NODE, HostReading
 from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, Verdict
 from boundd.core.model.quarantines import CellsDied
 from boundd.core.model.reasons import CoresShort, Full, HostMemoryShort, PlainRefusal
@@ -199,26 +200,41 @@ def test_the_host_bounds_admission() -> None:
     """
     policy = CellPolicy(footprint_bytes=GIB, host_memory_bytes=10 * GIB, cores=2)
     cells = [(small(n)[0], policy) for n in range(4)]
-    state = replace(loaded(cells, [80]), host=HostReading(32 * GIB, 32 * GIB, 64))
+    state = replace(loaded(cells, [80]), hosts={THIS_NODE: HostReading(32 * GIB, 32 * GIB, 64)})
     planned = plan(state, at(1))
     assert len(planned.started) == 3
     (deferral,) = planned.state.deferrals.values()
     assert deferral.devices[0].refusal == HostMemoryShort(9 * GIB, 10 * GIB, GIB, 3, Source(HostSource.RULE))
     observed = {attempt.id: 8 * GIB for attempt in planned.started}
-    seen = replace(planned.state, host=HostReading(64 * GIB, 64 * GIB - 24 * GIB, 64, observed))
+    seen = replace(planned.state, hosts={THIS_NODE: HostReading(64 * GIB, 64 * GIB - 24 * GIB, 64, observed)})
     assert len(plan(seen, at(2)).started) == 1, "of 64, 30 are reserved, whatever of it is in use already"
-    few = plan(replace(state, host=HostReading(256 * GIB, 256 * GIB, 5)), at(1))
+    few = plan(replace(state, hosts={THIS_NODE: HostReading(256 * GIB, 256 * GIB, 5)}), at(1))
     assert len(few.started) == 2
     assert next(iter(few.state.deferrals.values())).devices[0].refusal == CoresShort(2, 4, 5, 2)
-    huge = replace(loaded([(cells[0][0], replace(policy, host_memory_bytes=10**15))], [80]), host=state.host)
+    huge = replace(loaded([(cells[0][0], replace(policy, host_memory_bytes=10**15))], [80]), hosts=state.hosts)
     assert len(plan(huge, at(1)).started) == 1
+
+
+def test_each_node_has_a_host_of_its_own() -> None:
+    """Two machines with a GPU each: what the first has no memory left for starts on the second, and a full second one
+    doesn't hold back the first.
+    """
+    policy = CellPolicy(footprint_bytes=GIB, host_memory_bytes=10 * GIB)
+    cells = [(small(n)[0], policy) for n in range(4)]
+    readings = tuple(DeviceReading(f"GPU-{n}", n, "GPU", 80 * GIB, 80 * GIB, node=f"node-{n}") for n in range(2))
+    hosts = {"node-0": HostReading(12 * GIB, 12 * GIB, 8), "node-1": HostReading(23 * GIB, 23 * GIB, 8)}
+    state, _ = step(loaded(cells, []), DevicesRead(readings, hosts=hosts), at(0))
+    planned = plan(state, at(1))
+    assert Counter(attempt.device for attempt in planned.started) == {"GPU-0": 1, "GPU-1": 2}
+    (deferral,) = planned.state.deferrals.values()
+    assert [type(each.refusal) for each in deferral.devices] == [HostMemoryShort, HostMemoryShort]
 
 
 def test_the_cpu_device_takes_one_cell_and_counts_its_memory_once() -> None:
     """Its memory is the host's: nothing is held of the host beside."""
     state = loaded([small(n) for n in range(2)], [])
     cpu = DeviceReading("CPU-0", 0, "CPU", 16 * GIB, 12 * GIB, max_cells=1, backend="cpu")
-    state, _ = step(state, DevicesRead((cpu,), host=HostReading(16 * GIB, 12 * GIB, 1)), at(0))
+    state, _ = step(state, DevicesRead((cpu,), hosts={THIS_NODE: HostReading(16 * GIB, 12 * GIB, 1)}), at(0))
     (attempt,) = plan(state, at(1)).started
     assert (attempt.host_memory_bytes, attempt.cores, attempt.cap_bytes) == (0, 0, None)
 
