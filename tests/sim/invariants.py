@@ -120,7 +120,8 @@ class Checker(NoChecks):
         self._away: dict[tuple[object, ...], _Away] = {}
         """By what was missing, and for whom."""
         deeds = world.faults.deeds if isinstance(world.faults, Trouble) else ()
-        self._reloads = any(deed.wish is Wish.RELOAD for deed in deeds)
+        self._asked_again = any(deed.wish in (Wish.RELOAD, Wish.RETRY) for deed in deeds)
+        """Whether somebody has what is held back tried at once."""
         self._compared: dict[int, tuple[object, object]] = {}
         self._in_force: ConfigLoaded | None = None
         names = Counter(device.name for device in world.devices)
@@ -313,7 +314,7 @@ class Checker(NoChecks):
                 continue
             if probe is not None:
                 raise Violation("held-back", f"{attempt.label} is started while {probe.label} tries {what}")
-            if now_s < away.last_s + max(LEAST_PAUSE_S, self._rules.backoff_s) and not self._reloads:
+            if now_s < away.last_s + max(LEAST_PAUSE_S, self._rules.backoff_s) and not self._asked_again:
                 raise Violation("held-back", f"{attempt.label} is started {now_s - away.last_s} s after {what} failed")
             away.probe = attempt.id
 

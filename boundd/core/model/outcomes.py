@@ -125,7 +125,7 @@ class AttemptError:
     """Set where memory ran out, by the core, which knows the device and its neighbours."""
     evidence: MemoryEvidence | None = None
     """How the cause was told."""
-    subject: str = ""
+    subject: str = field(default="", compare=False)
     """Of the environment's failures: what is to be seen to, such as a hub's host, a package or a path. Not stored."""
 
 
