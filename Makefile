@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo demo-gpus test check install docs soak train-digits bench-gpu bench-search clean campaign-sim campaign-faults campaign-devices bench-packing bench-planner bench-dispatch bench-shim bench-recovery bench-libraries
+.PHONY: demo demo-gpus test check install docs soak train-digits bench-gpu bench-search clean campaign-sim campaign-faults campaign-odd campaign-devices bench-packing bench-planner bench-dispatch bench-shim bench-recovery bench-libraries
 
 demo: $(STAMP) ## Measure the built-in digits models to the end and print the table of bounds
 	$(BIN)/boundd run --config examples/digits.toml --until-idle
@@ -21,6 +21,10 @@ campaign-sim: $(STAMP) ## 50,000 seeds of the simulation (SEEDS=…), on all cor
 campaign-faults: $(STAMP) ## Every fault campaign at full length: many hours; SHARE=0.1 for a tenth, ONLY=kill for some
 	BOUNDD_CAMPAIGN_SHARE=$(or $(SHARE),1) BOUNDD_CAMPAIGN_RECORD=$(or $(RECORD),campaigns.jsonl) \
 		$(BIN)/python -m pytest tests/faults -m campaign $(if $(ONLY),-k $(ONLY))
+
+campaign-odd: campaign-devices ## 20,000 of each kind of odd input: devices, model folders, schedulers, hubs, scripts' outputs (hours)
+	$(BIN)/python -m pytest tests/worker tests/service/test_reading.py -m campaign
+	BOUNDD_VARIANTS=20000 $(BIN)/python -m pytest tests/core/lifecycle/test_environment_evidence.py tests/worker/test_hub.py
 
 campaign-devices: $(STAMP) ## 20,000 of each kind of odd device, list of processes and choice of devices
 	$(BIN)/python -m pytest tests/devices tests/protocol tests/service/test_processes.py -m campaign
