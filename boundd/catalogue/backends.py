@@ -28,6 +28,8 @@ class Backend:
         return {name: value.format(uuid=uuid) for name, value in self.variables.items()}
 
 
+AUTO = "auto"
+"""What stands in a config for the backend that fits the machine."""
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 """A worker on the CPU sees no GPU at all."""
 BACKENDS: Mapping[str, Backend] = {

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import cast
 
 import anyio
 
+from boundd.catalogue.backends import AUTO
 from boundd.config import Settings
 from boundd.core.memory.process_listing import held_by
 from boundd.core.model.devices import DeviceReading
-from boundd.devices.discover import Backend, Choice, open_probe
+from boundd.devices.discover import Choice, open_probe
 from boundd.ports import DeviceProbe
 from boundd.protocol.environment import CUDA_VISIBLE_DEVICES
 from boundd.protocol.seeing import sees_every_pid
@@ -41,7 +41,7 @@ def probe_devices(settings: Settings | None) -> list[DeviceReading]:
     """
 
     async def read() -> list[DeviceReading]:
-        backend: Backend = "auto" if settings is None else backend_of(settings)
+        backend = AUTO if settings is None else settings.device_backend
         probe = await open_probe(backend, () if settings is None else settings.simulated_devices, os.environ)
         try:
             readings = await ChosenDevices(probe, choice_of(settings)).read(processes=True)
@@ -60,8 +60,3 @@ def choice_of(settings: Settings | None, gpus: tuple[str, ...] = ()) -> Choice:
     if settings is None:
         return Choice(visible=bound)
     return Choice(settings.device_include, settings.device_exclude, gpus, bound)
-
-
-def backend_of(settings: Settings) -> Backend:
-    """The kind of devices that the config asks for."""
-    return cast("Backend", settings.device_backend)

@@ -22,7 +22,7 @@ from boundd import __version__
 from boundd.cli.boundd import RunOptions, make_cli
 from boundd.composition.config import check_limits, config_loaded, read_anew, settings_of
 from boundd.composition.control_app import control_app
-from boundd.composition.devices import ChosenDevices, backend_of, choice_of, probe_devices
+from boundd.composition.devices import ChosenDevices, choice_of, probe_devices
 from boundd.composition.disk import disk_free_bytes, prune_now_and_then
 from boundd.composition.exporter import Exporter
 from boundd.composition.launch_specs import LEASES_NAME, is_timed, launch_spec
@@ -155,7 +155,7 @@ async def _serve(settings: Settings, options: RunOptions, log: JsonLog, notifier
         await exporter.check_may_write()
         notifier.status("looking for devices")
         timed = partial(is_timed, settings)
-        probe = await open_probe(backend_of(settings), settings.simulated_devices, os.environ, is_timed=timed)
+        probe = await open_probe(settings.device_backend, settings.simulated_devices, os.environ, is_timed=timed)
         stack.push_async_callback(probe.aclose)
         groups = cgroups.find()
         cgroups.sweep(groups)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from boundd.api.constants import ExportFormat
+from boundd.catalogue.backends import AUTO, BACKENDS
 from boundd.catalogue.options import OPTIONS
 from boundd.config.units import parse_duration, parse_size
 
@@ -96,6 +97,13 @@ def _max_cells(value: int) -> int:
     return value
 
 
+def _backend(value: str) -> str:
+    known = (AUTO, *BACKENDS)
+    if value not in known:
+        raise ValueError(f"must be one of {', '.join(known)}, not {value!r}")
+    return value
+
+
 def _option(name: str) -> AfterValidator:
     """What the built-in worker takes for the option of this name."""
     option = OPTIONS[name]
@@ -120,6 +128,7 @@ FilledText = Annotated[str, AfterValidator(_plain), AfterValidator(_filled)]
 DeviceName = Annotated[str, BeforeValidator(_device_name)]
 
 
+BackendName = Annotated[str, AfterValidator(_backend)]
 Weights = Annotated[str, _option("weights")]
 Dtype = Annotated[str, _option("dtype")]
 
@@ -159,7 +168,7 @@ class SimulatedTable(Table):
 class DevicesTable(Table):
     """[devices]."""
 
-    backend: Literal["auto", "nvml", "cpu", "simulated"] = "auto"
+    backend: BackendName = AUTO
     include: list[DeviceName] = []
     exclude: list[DeviceName] = []
     margin: Size = 512 * 1024**2

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from boundd.core.model.device_names import UUID_PREFIXES, named
 from boundd.core.model.devices import MISSING_PREFIX, DeviceReading
@@ -13,9 +12,6 @@ from boundd.devices.cpu import CpuProbe
 from boundd.devices.nvml import BrokenDriverError, NoDriverError, NvmlProbe
 from boundd.devices.simulated import SimulatedProbe
 from boundd.ports import DeviceError, DeviceProbe
-
-Backend = Literal["auto", "nvml", "cpu", "simulated"]
-
 
 NVIDIA_VENDOR = "0x10de"
 """NVIDIA's number on the PCI bus (pcisig.com), as sysfs writes it."""
@@ -65,7 +61,7 @@ def _cure(traces: Sequence[str]) -> str:
 
 
 async def open_probe(
-    backend: Backend,
+    backend: str,
     simulated: Sequence[tuple[str, int]],
     environ: Mapping[str, str],
     *,

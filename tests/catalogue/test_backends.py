@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import pytest
 
-from boundd.catalogue.backends import BACKENDS
-from boundd.devices.discover import Backend
+from boundd.catalogue.backends import AUTO, BACKENDS
+from boundd.config.schema import DevicesTable
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -18,9 +16,13 @@ def test_a_worker_sees_its_device_alone(name: str) -> None:
     assert told["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
-def test_every_backend_of_the_config_is_a_kind() -> None:
-    """`auto` chooses one of them."""
-    assert {*BACKENDS, "auto"} == set(get_args(Backend))
+@pytest.mark.parametrize("name", [*BACKENDS, AUTO])
+def test_every_kind_can_be_asked_for(name: str) -> None:
+    """In a config; another name is refused with those that there are."""
+    simulated = [{"name": "A", "memory": "1GiB"}] if name == "simulated" else []
+    assert DevicesTable.model_validate({"backend": name, "simulated": simulated}).backend == name
+    with pytest.raises(ValueError, match=f"must be one of auto, {', '.join(BACKENDS)}, not 'rocm'"):
+        DevicesTable.model_validate({"backend": "rocm"})
 
 
 def test_the_hosts_memory_is_charged_once() -> None:
