@@ -234,7 +234,7 @@ class Snapshot:
     attempts: tuple[Attempt, ...] = ()
     """Attempts without an end."""
     observations: tuple[Observation, ...] = ()
-    """Of each subject, and durations of each model, the newest `boundd.core.model.history.KEPT`."""
+    """Of each subject, and durations of each model, the newest `boundd.core.model.history.NEWEST_KEPT`."""
     durations: tuple[Duration, ...] = ()
     quarantines: tuple[Quarantine, ...] = ()
     paused: bool = False

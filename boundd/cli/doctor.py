@@ -99,15 +99,15 @@ def _devices(settings: Settings | None, probe: Callable[..., list[DeviceReading]
                 "total_bytes": reading.total_bytes,
                 "free_bytes": reading.free_bytes,
                 "unavailable": reading.unavailable,
-                "ailment": reading.ailment,
+                "ailment": reading.driver_fault,
                 "remark": reading.remark,
             }
         )
         findings.driver = findings.driver or reading.driver
         if reading.unavailable:
             findings.problems.append(f"device {reading.uuid}: {reading.unavailable}")
-        if reading.ailment:
-            findings.problems.append(f"device {reading.uuid}: the driver reports {reading.ailment}")
+        if reading.driver_fault:
+            findings.problems.append(f"device {reading.uuid}: the driver reports {reading.driver_fault}")
     if readings and all(reading.unavailable for reading in readings):
         findings.exit_code = findings.exit_code or EXIT_NO_DEVICE
 

@@ -14,7 +14,7 @@ from boundd.control.peers import AccessRules
 from boundd.core.memory.headroom import headroom_bytes
 from boundd.core.model.devices import Device
 from boundd.core.model.state import State
-from boundd.core.scheduler.environment import waiting_for
+from boundd.core.scheduler.environment import count_waiting
 from boundd.ports import Service
 from boundd.results.legacy import match_legacy, parse_legacy
 from boundd.results.staleness import is_stale
@@ -65,7 +65,7 @@ def state_view(state: State, dropped_lines: int, store_problem: str = "") -> Sta
         store_problem=bool(store_problem),
         disk_free_bytes=state.disk_free_bytes,
         problems=Counter(like.kind for like in state.problems),
-        held_back=waiting_for(state, state.problems.values()),
+        held_back=count_waiting(state, state.problems.values()),
     )
 
 

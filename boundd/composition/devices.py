@@ -8,7 +8,7 @@ import anyio
 
 from boundd.catalogue.backends import AUTO
 from boundd.config import Settings
-from boundd.core.memory.process_listing import held_by
+from boundd.core.memory.process_listing import unusable_while_held
 from boundd.core.model.devices import DeviceReading
 from boundd.devices.discover import Choice, open_probe
 from boundd.ports import DeviceProbe
@@ -49,7 +49,7 @@ def probe_devices(settings: Settings | None) -> list[DeviceReading]:
             await probe.aclose()
         # Nothing of ours runs as far as this process knows, so whoever has a device that takes one process is told.
         seen = look_at(readings, {}, {}, every_pid=sees_every_pid())
-        return [held_by(reading, seen.holders.get(reading.uuid, "")) for reading in readings]
+        return [unusable_while_held(reading, seen.holders.get(reading.uuid, "")) for reading in readings]
 
     return anyio.run(read)
 

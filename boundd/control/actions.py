@@ -195,7 +195,7 @@ class Actions:
         """Begin to end the daemon; the answer comes before it has ended."""
         live = len(self.service.state.attempts)
         reply = answers.ShutdownReply(stopping=True, end_workers=body.end_workers, live_attempts=live)
-        # Kept first: asked again, the next daemon must not take it for itself. A full disk keeps nobody from stopping.
+        # Store the answer first, or the next daemon would obey a repeated request; but a full disk must not prevent it.
         with contextlib.suppress(StoreBusyError):
             await self.service.store.commit(keeping.records(reply))
         self.service.request_stop(end_workers=body.end_workers)

@@ -19,7 +19,7 @@ from boundd.api.constants import BODY_LIMIT_BYTES, QUERY_TERM_CHARACTERS, QUERY_
 from boundd.api.requests import Request as Body
 from boundd.control.errors import ApiError, bad_request, not_found
 from boundd.core.model.attempts import CellRecord
-from boundd.core.model.device_names import named, wholes_of
+from boundd.core.model.device_names import devices_named, without_instances
 from boundd.core.model.devices import Device
 from boundd.core.model.queries import Query, find_cell, names_of, parse_query
 from boundd.core.model.state import State
@@ -136,7 +136,7 @@ def device_of(state: State, text: str) -> Device:
         ApiError: 404 for none, 409 for several.
     """
     devices = state.devices_by_index()
-    meant = {reading.uuid for reading in wholes_of(named([device.reading for device in devices], text))}
+    meant = {reading.uuid for reading in without_instances(devices_named([device.reading for device in devices], text))}
     found = [device for device in devices if device.uuid in meant]
     found = found or [device for device in devices if device.uuid.startswith(text)]
     known = ", ".join(f"{device.reading.index} = {device.uuid}" for device in devices) or "none"

@@ -78,15 +78,15 @@ def _problem(state: State, parts: Sequence[Problem], now: Now) -> answers.Proble
     probing = [state.attempts[each.probe].label for each in parts if each.probe in state.attempts]
     next_try_s = min((max(0.0, each.not_before_boot_s - now.boot_s) for each in parts if not each.probe), default=None)
     return answers.ProblemInfo(
-        kind=latest.like.kind,
+        kind=latest.key.kind,
         subject=latest.subject,
-        summary=wording.problem(latest.like.kind, environment.subject_of(latest)),
+        summary=wording.problem(latest.key.kind, environment.subject_of(latest)),
         message=latest.message,
-        cure=wording.cure(latest.like.kind),
+        cure=wording.cure(latest.key.kind),
         since=timestamp(min(each.since_unix_s for each in parts)),
         failures=sum(each.failures for each in parts),
-        cells=environment.waiting_for(state, parts),
-        scopes=[f"{each.like.scope.sharing}: {each.like.scope.name}".removesuffix(": ") for each in parts],
+        cells=environment.count_waiting(state, parts),
+        scopes=[f"{each.key.scope.kind}: {each.key.scope.name}".removesuffix(": ") for each in parts],
         probing=probing,
         next_try_s=None if next_try_s is None else round(next_try_s, 1),
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from boundd.core.model.device_names import UUID_PREFIXES, named
+from boundd.core.model.device_names import UUID_PREFIXES, devices_named
 from boundd.core.model.devices import MISSING_PREFIX, DeviceReading
 from boundd.devices.cpu import CpuProbe
 from boundd.devices.nvml import BrokenDriverError, NoDriverError, NvmlProbe
@@ -138,11 +138,11 @@ class Choice:
         chosen = allowed
         missing: list[DeviceReading] = []
         for wanted in filter(None, (self.include, self.gpus)):
-            names = [(text, {reading.uuid for reading in named(readings, text)}) for text in wanted]
+            names = [(text, {reading.uuid for reading in devices_named(readings, text)}) for text in wanted]
             uuids = set().union(*(found for _, found in names))
             chosen = tuple(reading for reading in chosen if reading.uuid in uuids)
             missing += [self._missing(text, readings, len(missing)) for text, found in names if not found]
-        unwanted = {reading.uuid for text in self.exclude for reading in named(readings, text)}
+        unwanted = {reading.uuid for text in self.exclude for reading in devices_named(readings, text)}
         left = tuple(reading for reading in chosen if reading.uuid not in unwanted)
         if left:
             return (*left, *missing)
@@ -178,5 +178,5 @@ def visible(readings: Sequence[DeviceReading], text: str) -> tuple[DeviceReading
     for token in (part.strip() for part in text.split(",")):
         if not (token.isdecimal() or token.casefold().startswith(UUID_PREFIXES)):
             break
-        chosen |= {reading.uuid for reading in named(readings, token)}
+        chosen |= {reading.uuid for reading in devices_named(readings, token)}
     return tuple(reading for reading in readings if reading.uuid in chosen)

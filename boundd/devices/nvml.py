@@ -296,12 +296,12 @@ class NvmlProbe:
             if entry["uuid"]:
                 entry = self._in_words(entry, driver)
                 reading = _reading(entry, driver, self._known.get(entry["uuid"]))
-                fresh[reading.uuid] = replace(reading, ailment=self._ailment(entry))
+                fresh[reading.uuid] = replace(reading, driver_fault=self._ailment(entry))
                 continue
             # A device too broken to tell its UUID is the one that was at its index, if that one is missed.
             same = [reading for reading in missing.values() if reading.index == entry["index"]]
             for reading in same:
-                ailing = replace(missing.pop(reading.uuid), ailment=self._ailment({"uuid": reading.uuid}))
+                ailing = replace(missing.pop(reading.uuid), driver_fault=self._ailment({"uuid": reading.uuid}))
                 fresh[reading.uuid] = _failed(ailing, entry["unavailable"])
             if not same:
                 nameless.append(_reading({**entry, "uuid": f"{UNKNOWN_PREFIX}{entry['index']}"}, driver, None))

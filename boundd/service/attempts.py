@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import anyio
 
-from boundd.core.lifecycle.classification import Evidence, WorkerError, asks_for_output, classify
+from boundd.core.lifecycle.classification import Evidence, ReportedError, asks_for_output, classify
 from boundd.core.model.attempts import Attempt, EndReason
 from boundd.core.model.effects import Action, Note
 from boundd.core.model.events import AttemptEnded, AttemptProgressed, AttemptStarted, Event, PointMeasured
@@ -34,7 +34,7 @@ class Collected:
 
     points: int = 0
     measurement: Measurement | None = None
-    error: WorkerError | None = None
+    error: ReportedError | None = None
     malformed: str = ""
     memory: lines.Memory | None = None
     splitter: lines.LineSplitter = field(default_factory=lines.LineSplitter)
@@ -95,7 +95,7 @@ class Collected:
             case lines.Error():
                 kind = ErrorKind(line.error)
                 subject = line.extra.get("subject")
-                self.error = WorkerError(
+                self.error = ReportedError(
                     kind,
                     line.message,
                     line.phase,

@@ -10,7 +10,7 @@ from functools import partial
 
 import anyio
 
-from boundd.core.memory.process_listing import Listed, Observed, with_lists, worth_listing
+from boundd.core.memory.process_listing import Observed, ProcessListing, apply_process_lists, must_list_processes
 from boundd.core.model.events import DevicesRead
 from boundd.core.model.host import THIS_NODE, HostReading
 from boundd.core.model.state import State
@@ -33,7 +33,7 @@ class DeviceReader:
         self._launcher = launcher
         self._read_host = read_host
         self._read_disk = read_disk
-        self._listed: Mapping[str, Listed] = {}
+        self._listed: Mapping[str, ProcessListing] = {}
         self._every_pid = sees_every_pid()
 
     async def read(self, state: State, *, host: bool, lists: bool = False) -> tuple[DevicesRead, Seen]:
@@ -48,7 +48,7 @@ class DeviceReader:
         """
         readings = await self._probe.read(processes=False)
         attempts = attempts_by_device(state)
-        lists = lists or worth_listing(readings, attempts, self._listed)
+        lists = lists or must_list_processes(readings, attempts, self._listed)
         if lists:
             readings = await self._probe.read(processes=True)
         # In threads: these walk through /proc, and that takes milliseconds.
@@ -61,7 +61,7 @@ class DeviceReader:
             look = partial(look_at, readings, attempts, pids, every_pid=self._every_pid)
             seen = await anyio.to_thread.run_sync(look)
         disk_free_bytes = await anyio.to_thread.run_sync(self._read_disk)
-        to_go_by, held, self._listed = with_lists(
+        to_go_by, held, self._listed = apply_process_lists(
             readings, attempts, self._listed, partial(_observed, pids), seen.holders
         )
         reading = DevicesRead(

@@ -27,7 +27,7 @@ from boundd.core.model.events import (
 from boundd.core.model.outcomes import Isolation, PointRecord, Verdict
 from boundd.core.model.state import Rules, State
 from boundd.sim.clock import Agenda
-from boundd.sim.machine import Machine, Worker, reported_peak_bytes
+from boundd.sim.machine import Machine, SimulatedWorker, reported_peak_bytes
 from boundd.sim.probe import Probe
 from boundd.sim.recorder import Recorder
 from boundd.sim.trace import Counts, Outcomes, Violation
@@ -270,7 +270,7 @@ class Engine:
             self._machine.terminate(attempt.id)
         self._do(self._late_s(), lambda: self._hear(attempt.id))
 
-    def _worker_spoke(self, worker: Worker) -> None:
+    def _worker_spoke(self, worker: SimulatedWorker) -> None:
         if self._state is not None and worker.attempt.id in self._watched:
             self._do(self._late_s(), lambda: self._hear(worker.attempt.id))
 

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from boundd.core.lifecycle.classification import Evidence, WorkerError
+from boundd.core.lifecycle.classification import Evidence, ReportedError
 from boundd.core.lifecycle.environment_evidence import PROGRAM
 from boundd.core.memory.footprint import CONTEXT_BYTES
 from boundd.core.model.attempts import Attempt
@@ -31,7 +31,7 @@ TERM_TAKES_S = 0.5
 
 
 @dataclass(slots=True)
-class Worker:
+class SimulatedWorker:
     """One worker process with its shim. `end` is set once nothing of it is alive: what its shim left on disk."""
 
     attempt: Attempt
@@ -61,7 +61,7 @@ class DeviceMemory:
     """A device: who holds what, now and, for readings that lag, before."""
 
     spec: SimDevice
-    alive: dict[str, Worker] = field(default_factory=dict)
+    alive: dict[str, SimulatedWorker] = field(default_factory=dict)
     foreign: dict[Foreign, int] = field(default_factory=dict)
     outages: list[Outage] = field(default_factory=list)
     past: list[tuple[float, int, dict[str, int]]] = field(default_factory=lambda: [(-math.inf, 0, {})])
@@ -88,10 +88,10 @@ class Machine:
     """Devices and workers. `spoke(worker)`: it wrote a line or ended; `changed()`: a reading would differ."""
 
     def __init__(
-        self, world: World, agenda: Agenda, spoke: Callable[[Worker], None], changed: Callable[[], None]
+        self, world: World, agenda: Agenda, spoke: Callable[[SimulatedWorker], None], changed: Callable[[], None]
     ) -> None:
         self.devices = {device.uuid: DeviceMemory(device) for device in world.devices}
-        self.workers: dict[str, Worker] = {}
+        self.workers: dict[str, SimulatedWorker] = {}
         self.cells = {each.cell.key: each for each in world.cells}
         self._world = world
         self._agenda = agenda
@@ -125,10 +125,10 @@ class Machine:
 
     # What the launcher does
 
-    def spawn(self, attempt: Attempt) -> Worker:
+    def spawn(self, attempt: Attempt) -> SimulatedWorker:
         """Start the worker of an attempt."""
         cell, device = self.cells[attempt.key], self.devices[attempt.device]
-        worker = Worker(
+        worker = SimulatedWorker(
             attempt,
             cell,
             self._agenda.now_s,
@@ -158,7 +158,7 @@ class Machine:
         if hitch is not None:
             # It has taken nothing yet: the device is not used before all that it needs is there.
             worker.milestones.clear()
-            error = WorkerError(hitch.kind, f"{hitch.kind} for now", "fetch", subject=hitch.name)
+            error = ReportedError(hitch.kind, f"{hitch.kind} for now", "fetch", subject=hitch.name)
             self._agenda.at(self.now_s + hitch.takes_s, lambda: self._finish(worker, _exited_with(error)))
         self._agenda.at(self._agenda.now_s + attempt.timeout_s, lambda: self._overran(worker))
         if cell.truth.host_bytes:
@@ -255,14 +255,14 @@ class Machine:
                 worker.updated_s, worker.rate = now_s, rate
                 self._plan_next(worker)
 
-    def _plan_next(self, worker: Worker) -> None:
+    def _plan_next(self, worker: SimulatedWorker) -> None:
         worker.turn += 1
         turn = worker.turn
         if worker.milestones:
             wait_s = max(0.0, worker.milestones[0][0] - worker.done) / worker.rate
             self._agenda.at(worker.updated_s + wait_s, lambda: self._reached(worker, turn))
 
-    def _reached(self, worker: Worker, turn: int) -> None:
+    def _reached(self, worker: SimulatedWorker, turn: int) -> None:
         if worker.end is not None or turn != worker.turn:
             return
         share, what, number = worker.milestones.pop(0)
@@ -277,7 +277,7 @@ class Machine:
         if worker.end is None:
             self._plan_next(worker)
 
-    def _hold(self, worker: Worker, wanted_bytes: int) -> None:
+    def _hold(self, worker: SimulatedWorker, wanted_bytes: int) -> None:
         device = self.devices[worker.attempt.device]
         more = wanted_bytes - worker.held_bytes
         most = most_bytes(worker.attempt)
@@ -293,13 +293,13 @@ class Machine:
         # An allocator asks for what it lacks; the context is not its own.
         lacks = max(0, wanted_bytes - CONTEXT_BYTES) - max(0, worker.held_bytes - CONTEXT_BYTES)
         free = max(0, device.free_bytes - max(0, CONTEXT_BYTES - worker.held_bytes))
-        error = WorkerError(ErrorKind.OUT_OF_MEMORY, "CUDA out of memory", "generate", lacks or more, free)
+        error = ReportedError(ErrorKind.OUT_OF_MEMORY, "CUDA out of memory", "generate", lacks or more, free)
         if worker.cell.truth.reports_memory:
             self._finish(worker, Evidence(exit_status=1, worker_error=error))
         else:
             self._finish(worker, Evidence(exit_status=1, log_text="torch.OutOfMemoryError: CUDA out of memory."))
 
-    def _ending(self, worker: Worker) -> Evidence:
+    def _ending(self, worker: SimulatedWorker) -> Evidence:
         mishap = worker.cell.truth.mishap_of(worker.attempt.number)
         match mishap.failure if mishap is not None else None:
             case None:
@@ -315,18 +315,18 @@ class Machine:
             case Failure.MALFORMED:
                 return Evidence(exit_status=0, malformed="not JSON: {")
             case Failure.MODEL_UNAVAILABLE:
-                return Evidence(exit_status=1, worker_error=WorkerError(ErrorKind.MODEL_UNAVAILABLE, "no such model"))
+                return Evidence(exit_status=1, worker_error=ReportedError(ErrorKind.MODEL_UNAVAILABLE, "no such model"))
             case Failure.BAD_DATA:
-                return Evidence(exit_status=1, worker_error=WorkerError(ErrorKind.BAD_DATA, "a score of NaN"))
+                return Evidence(exit_status=1, worker_error=ReportedError(ErrorKind.BAD_DATA, "a score of NaN"))
             case Failure.SHIM_LOST:
                 return Evidence(lost="nothing of it is alive and it left no outcome")
             case _:
                 raise AssertionError(f"{mishap} does not end by itself")
 
-    def _overran(self, worker: Worker) -> None:
+    def _overran(self, worker: SimulatedWorker) -> None:
         self._finish(worker, Evidence(signal=15, timed_out=True))
 
-    def _finish(self, worker: Worker, end: Evidence) -> None:
+    def _finish(self, worker: SimulatedWorker, end: Evidence) -> None:
         if worker.end is not None:
             return
         worker.end, worker.ended_s = end, self._agenda.now_s
@@ -345,7 +345,7 @@ def _no_start(hitch: Hitch) -> Evidence:
     return Evidence(start_error="no such file: python", start_errno=number, start_about=PROGRAM, wall_s=0.0)
 
 
-def _exited_with(error: WorkerError) -> Evidence:
+def _exited_with(error: ReportedError) -> Evidence:
     return Evidence(exit_status=1, worker_error=error)
 
 
@@ -359,7 +359,7 @@ def most_bytes(attempt: Attempt) -> int | None:
     return None if attempt.cap_bytes is None else attempt.cap_bytes + CONTEXT_BYTES
 
 
-def reported_peak_bytes(worker: Worker) -> int | None:
+def reported_peak_bytes(worker: SimulatedWorker) -> int | None:
     """What the worker says it took: torch's counters, which don't see the CUDA context; None where it says nothing."""
     return max(0, worker.peak_bytes - CONTEXT_BYTES) if worker.cell.truth.reports_memory else None
 
@@ -376,7 +376,7 @@ def _milestones(cell: SimCell, number: int) -> list[tuple[float, str, float]]:
     return [*marks, (ends_at, "end", 0.0)]
 
 
-def _why_no_memory(worker: Worker, device: DeviceMemory, wanted_bytes: int, more: int) -> MemoryEnd:
+def _why_no_memory(worker: SimulatedWorker, device: DeviceMemory, wanted_bytes: int, more: int) -> MemoryEnd:
     if wanted_bytes > device.spec.total_bytes:
         return MemoryEnd.TOO_BIG
     most = most_bytes(worker.attempt)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from boundd.core.memory.process_listing import Listed, Observed, with_lists, worth_listing
+from boundd.core.memory.process_listing import Observed, ProcessListing, apply_process_lists, must_list_processes
 from boundd.core.model.devices import DeviceReading
 from boundd.core.model.events import DevicesRead, DevicesUnreadable
 from boundd.core.model.host import THIS_NODE, HostReading
@@ -26,7 +26,7 @@ class Probe:
         self._world = world
         self._machine = machine
         self._counts = counts
-        self._listed: Mapping[str, Listed] = {}
+        self._listed: Mapping[str, ProcessListing] = {}
 
     def forget(self) -> None:
         """A new daemon has read nothing yet."""
@@ -51,9 +51,9 @@ class Probe:
         live: dict[str, frozenset[str]] = {}
         for attempt_id, attempt in sorted(state.attempts.items()):
             live[attempt.device] = live.get(attempt.device, frozenset()) | {attempt_id}
-        if worth_listing(readings, live, self._listed):
+        if must_list_processes(readings, live, self._listed):
             readings = self._readings(now_s, processes=True)
-        to_go_by, held, self._listed = with_lists(readings, live, self._listed, _held)
+        to_go_by, held, self._listed = apply_process_lists(readings, live, self._listed, _held)
         foreign = frozenset(each.uuid for each in readings if _has_foreign(each, live.get(each.uuid, frozenset())))
         machine = self._host(state) if host else None
         return DevicesRead(to_go_by, held, {} if machine is None else {THIS_NODE: machine}, foreign)

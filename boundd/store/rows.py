@@ -18,7 +18,7 @@ from typing import Any
 from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellState, EndReason
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.history import Duration, Observation
-from boundd.core.model.memory_evidence import KeptAsText
+from boundd.core.model.memory_evidence import StoredText
 from boundd.core.model.outcomes import (
     AttemptError,
     ErrorKind,
@@ -263,7 +263,7 @@ def duration_of(row: sqlite3.Row) -> Duration:
 def _error_values(error: AttemptError | None) -> Values:
     """The nine columns of an error, all NULL where there is none. What a release before 0005 kept stays as it was."""
     evidence = None if error is None else error.evidence
-    kept = evidence.text if isinstance(evidence, KeptAsText) else None
+    kept = evidence.text if isinstance(evidence, StoredText) else None
     return {
         "error_kind": None if error is None else error.kind.value,
         "error_message": None if error is None else _clean(error.message),
@@ -280,7 +280,7 @@ def _error_values(error: AttemptError | None) -> Values:
 def _error_of(row: sqlite3.Row) -> AttemptError | None:
     if row["error_kind"] is None:
         return None
-    told = KeptAsText(row["error_why"]) if row["error_why"] else None
+    told = StoredText(row["error_why"]) if row["error_why"] else None
     return AttemptError(
         kind=ErrorKind(row["error_kind"]),
         message=row["error_message"],

@@ -21,7 +21,7 @@ import aiosqlite
 import anyio
 import anyio.to_thread
 
-from boundd.core.model.history import KEPT
+from boundd.core.model.history import NEWEST_KEPT
 from boundd.core.model.outcomes import PointRecord
 from boundd.core.model.records import Record
 from boundd.ports import EndedAttempt, InvariantError, KeptAnswer, Snapshot, StoreBusyError, StoreCopy, StoreError
@@ -104,8 +104,8 @@ class SqliteStore:
         async with self._lock:
             cells = await self._read(queries.LOAD_CELLS, rows.cell_of)
             attempts = await self._read(queries.LOAD_LIVE_ATTEMPTS, rows.attempt_of)
-            observations = await self._read(queries.LOAD_OBSERVATIONS, rows.observation_of, {"kept": KEPT})
-            durations = await self._read(queries.LOAD_DURATIONS, rows.duration_of, {"kept": KEPT})
+            observations = await self._read(queries.LOAD_OBSERVATIONS, rows.observation_of, {"kept": NEWEST_KEPT})
+            durations = await self._read(queries.LOAD_DURATIONS, rows.duration_of, {"kept": NEWEST_KEPT})
             quarantines = await self._read(queries.LOAD_QUARANTINES, rows.quarantine_of)
             paused = await self._read(queries.LOAD_META, _value, {"name": rows.PAUSED})
         return Snapshot(cells, attempts, observations, durations, quarantines, paused == ("1",))

@@ -81,7 +81,7 @@ def test_explains_numbers_are_the_ledgers(
                     attempt.host_memory_bytes for attempt in state.attempts.values()
                 )
             elif cause["kind"] == "emptied_for":
-                kept = ledger.kept(info["device"])
+                kept = ledger.backfill(info["device"])
                 assert (cause["spare_bytes"], cause["wait_s"]) == (kept.spare_bytes, kept.wait_s)
             else:
                 assert cause["kind"] in ("not_alone", "cores_short"), cause

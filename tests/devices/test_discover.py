@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boundd.core.lifecycle.step import step
-from boundd.core.model.device_names import named
+from boundd.core.model.device_names import devices_named
 from boundd.core.model.devices import DeviceReading
 from boundd.core.model.effects import Note
 from boundd.core.model.events import DevicesRead, Now
@@ -125,7 +125,7 @@ NAMES = [
 @pytest.mark.parametrize(("name", "expected"), NAMES)
 async def test_names(name: str, expected: str) -> None:
     """By UUID, its beginning, index or name, in any case; a whole is its instances, and an instance is itself."""
-    assert "".join(LETTERS[reading.uuid] for reading in named(PARTS, name)) == expected
+    assert "".join(LETTERS[reading.uuid] for reading in devices_named(PARTS, name)) == expected
     if expected:
         assert letters(Choice(include=(name,))) == expected
         assert letters(Choice(gpus=(name,))) == expected
@@ -204,8 +204,8 @@ def chooses_what_is_named(choice: Choice, readings: tuple[DeviceReading, ...]) -
     if choice.visible is not None:
         allowed &= {r.uuid for r in visible(readings, choice.visible)}
     for wanted in filter(None, (choice.include, choice.gpus)):
-        allowed &= {r.uuid for text in wanted for r in named(readings, text)}
-    allowed -= {r.uuid for text in choice.exclude for r in named(readings, text)}
+        allowed &= {r.uuid for text in wanted for r in devices_named(readings, text)}
+    allowed -= {r.uuid for text in choice.exclude for r in devices_named(readings, text)}
     if not allowed:
         with pytest.raises(DeviceError, match=r"there are: |of these: "):
             choice.of(readings)

@@ -31,16 +31,16 @@ async def test_an_xid_of_the_device_is_held_against_it(fake: Any, attentive: Nvm
     await attentive.read(processes=False)
     fake.raise_xid(0, xid)
     first, second = await attentive.read(processes=False)
-    assert first.ailment.startswith(f"XID {xid} (")
+    assert first.driver_fault.startswith(f"XID {xid} (")
     assert not first.unavailable
-    assert not second.ailment
-    assert (await attentive.read(processes=False))[0].ailment == first.ailment
+    assert not second.driver_fault
+    assert (await attentive.read(processes=False))[0].driver_fault == first.driver_fault
     assert attentive._child is not None
     os.kill(attentive._child.pid, signal.SIGKILL)
     assert await recovers(attentive)
-    assert (await attentive.read(processes=False))[0].ailment == first.ailment
+    assert (await attentive.read(processes=False))[0].driver_fault == first.driver_fault
     fake.raise_xid(0, xid)
-    assert (await attentive.read(processes=False))[0].ailment == f"{first.ailment}, 2 times"
+    assert (await attentive.read(processes=False))[0].driver_fault == f"{first.driver_fault}, 2 times"
 
 
 async def test_xids_of_the_application_are_ignored(fake: Any, attentive: NvmlProbe) -> None:
@@ -49,7 +49,7 @@ async def test_xids_of_the_application_are_ignored(fake: Any, attentive: NvmlPro
     await attentive.read(processes=False)
     for xid in (13, 31, 43, 45, 68, 109):
         fake.raise_xid(0, xid)
-    assert not (await attentive.read(processes=False))[0].ailment
+    assert not (await attentive.read(processes=False))[0].driver_fault
 
 
 async def test_a_device_that_falls_off_the_bus_tells_why(fake: Any, attentive: NvmlProbe) -> None:
@@ -58,14 +58,14 @@ async def test_a_device_that_falls_off_the_bus_tells_why(fake: Any, attentive: N
     fake.raise_xid(0, 79)
     fake.devices[0].lost = GPU_IS_LOST
     first, second = await attentive.read(processes=False)
-    assert (first.uuid, first.ailment) == ("GPU-a", "XID 79 (the GPU has fallen off the bus)")
+    assert (first.uuid, first.driver_fault) == ("GPU-a", "XID 79 (the GPU has fallen off the bus)")
     assert "NVML error 15" in first.unavailable
     assert not second.unavailable
     fake.devices[0].lost = 0
     first, _ = await attentive.read(processes=False)
     assert not first.unavailable
     fake.raise_xid(0, 48)
-    assert "XID 48" in (await attentive.read(processes=False))[0].ailment
+    assert "XID 48" in (await attentive.read(processes=False))[0].driver_fault
 
 
 async def test_uncorrected_memory_errors_are_held_against_it(fake: Any, attentive: NvmlProbe) -> None:
@@ -73,12 +73,12 @@ async def test_uncorrected_memory_errors_are_held_against_it(fake: Any, attentiv
     fake.devices[0].ecc_uncorrected, fake.devices[0].remap_pending = 3, 1
     fake.devices[1].ecc_error = NOT_SUPPORTED
     first, second = await attentive.read(processes=False)
-    assert "3 uncorrected ECC error(s)" in first.ailment
-    assert "next reset" in first.ailment
+    assert "3 uncorrected ECC error(s)" in first.driver_fault
+    assert "next reset" in first.driver_fault
     assert not first.unavailable
-    assert (second.ailment, second.unavailable) == ("", "")
+    assert (second.driver_fault, second.unavailable) == ("", "")
     fake.devices[0].ecc_uncorrected = fake.devices[0].remap_pending = 0
-    assert not (await attentive.read(processes=False))[0].ailment
+    assert not (await attentive.read(processes=False))[0].driver_fault
 
 
 async def test_a_driver_without_events_is_read_all_the_same(fake: Any, attentive: NvmlProbe) -> None:
@@ -86,7 +86,7 @@ async def test_a_driver_without_events_is_read_all_the_same(fake: Any, attentive
     fake.devices[0].event_error = NOT_SUPPORTED
     fake.devices[1].event_error = UNKNOWN
     for reading in await attentive.read(processes=False):
-        assert (reading.ailment, reading.unavailable) == ("", "")
+        assert (reading.driver_fault, reading.unavailable) == ("", "")
 
 
 async def test_mig_instances_share_the_errors_of_the_whole(fake: Any, attentive: NvmlProbe) -> None:
@@ -96,6 +96,6 @@ async def test_mig_instances_share_the_errors_of_the_whole(fake: Any, attentive:
     await attentive.read(processes=False)
     fake.raise_xid(0, 95)
     parent, instance, other = await attentive.read(processes=False)
-    assert "XID 95" in parent.ailment
-    assert "XID 95" in instance.ailment
-    assert not other.ailment
+    assert "XID 95" in parent.driver_fault
+    assert "XID 95" in instance.driver_fault
+    assert not other.driver_fault

@@ -133,15 +133,15 @@ async def test_what_the_driver_holds_against_a_whole_goes_for_its_instances(
 ) -> None:
     """Of a divided device too, whose instances don't have these counters."""
     setattr(fake.devices[1], field, 1)
-    assert words in (await probe.read(processes=False))[1].ailment
+    assert words in (await probe.read(processes=False))[1].driver_fault
     setattr(fake.devices[1], field, 0)
     put(fake.devices[0], mig_mode=1, **{field: 1})
     fake.add("MIG-1", "Fake A100 MIG 3g.40gb", 40, mig_parent=0).ecc_error = NOT_SUPPORTED
     parent, instance, other = await probe.read(processes=False)
-    assert words in parent.ailment
-    assert words in instance.ailment
+    assert words in parent.driver_fault
+    assert words in instance.driver_fault
     assert (instance.parent, instance.slot) == ("GPU-a", 0)
-    assert not other.ailment
+    assert not other.driver_fault
 
 
 @pytest.mark.anyio

@@ -578,7 +578,7 @@ def the_cell_pays_for_the_hub(patch: Patch) -> None:
     """What the environment fails is taken for the cell's own failure."""
     patch.setattr(
         ending,
-        "without_charge",
+        "retry_uncharged",
         lambda state, record, attempt, verdict: retry.decide(record, attempt, verdict, state.rules),
     )
 
@@ -586,19 +586,19 @@ def the_cell_pays_for_the_hub(patch: Patch) -> None:
 @bug("held-back")
 def nobody_is_held_back(patch: Patch) -> None:
     """Each cell finds out for itself that the hub is away."""
-    patch.setattr(environment, "held_back", lambda problems, needs, boot_s: None)
+    patch.setattr(environment, "blocking_problem", lambda problems, needs, boot_s: None)
 
 
 @bug("held-back")
 def a_failed_device_takes_any(patch: Patch) -> None:
     """A device that fails before it is used is always free, and draws every cell."""
-    patch.setattr(ledger, "device_held_back", lambda state, device, attempts, boot_s: None)
+    patch.setattr(ledger, "device_refusal", lambda state, device, attempts, boot_s: None)
 
 
 @bug("held-back")
 def probes_have_company(patch: Patch) -> None:
     """Once the pause is over all cells start at once, not one to try."""
-    patch.setattr(environment, "probed_by", lambda problems, needs, attempt: problems)
+    patch.setattr(environment, "with_probe", lambda problems, needs, attempt: problems)
 
 
 @bug("liveness")
@@ -606,17 +606,17 @@ def a_problem_never_passes(patch: Patch) -> None:
     """What was held back once stays so."""
 
     def for_ever(problems: Any, needs: Any, boot_s: float) -> Any:
-        return next(iter(environment.holding(problems, needs)), None)
+        return next(iter(environment.problems_of(problems, needs)), None)
 
-    patch.setattr(environment, "held_back", for_ever)
+    patch.setattr(environment, "blocking_problem", for_ever)
 
 
 @bug("not-its-fault")
 def no_patience(patch: Patch) -> None:
     """The first failure of the environment ends all that wait."""
-    real = environment.is_spent
+    real = environment.out_of_patience
 
     def spent(state: State, attempt: Attempt, error: Any) -> Any:
         return real(replace(state, rules=replace(state.rules, patience_s=0.0)), attempt, error)
 
-    patch.setattr(environment, "is_spent", spent)
+    patch.setattr(environment, "out_of_patience", spent)

@@ -27,7 +27,7 @@ from boundd.core.model.outcomes import ENVIRONMENT, ErrorKind, Outcome, Verdict
 from boundd.core.model.quarantines import device_subject
 from boundd.core.model.records import Record, SaveAttempt, SaveCell, SaveEnd, SavePoint
 from boundd.core.model.state import Rules, State, sanity_check
-from boundd.sim.machine import Machine, Worker, most_bytes
+from boundd.sim.machine import Machine, SimulatedWorker, most_bytes
 from boundd.sim.recorder import FITS_PERCENT, PLAIN, fits_alone
 from boundd.sim.trace import MemoryEnd, Violation
 from boundd.sim.world import World
@@ -45,7 +45,7 @@ NEVER_AGAIN = frozenset(
         ErrorKind.NOT_STARTED,
     }
 )
-LEAST_PAUSE_S = 1.0
+MIN_PAUSE_S = 1.0
 """What is promised: so long at least, however short the backoff, before what was missing is tried again."""
 T = TypeVar("T")
 ENDS = frozenset(CellState) - {CellState.PENDING, CellState.RUNNING}
@@ -314,7 +314,7 @@ class Checker(NoChecks):
                 continue
             if probe is not None:
                 raise Violation("held-back", f"{attempt.label} is started while {probe.label} tries {what}")
-            if now_s < away.last_s + max(LEAST_PAUSE_S, self._rules.backoff_s) and not self._asked_again:
+            if now_s < away.last_s + max(MIN_PAUSE_S, self._rules.backoff_s) and not self._asked_again:
                 raise Violation("held-back", f"{attempt.label} is started {now_s - away.last_s} s after {what} failed")
             away.probe = attempt.id
 
@@ -420,7 +420,7 @@ class Checker(NoChecks):
                 like = self._like(attempt)
                 self._peaks[like] = max(self._peaks.get(like, 0), worker.peak_bytes)
 
-    def _is_true(self, attempt: Attempt, verdict: Verdict, worker: Worker | None) -> None:
+    def _is_true(self, attempt: Attempt, verdict: Verdict, worker: SimulatedWorker | None) -> None:
         """The verdict is what happened."""
         if worker is None:
             expected = Outcome.LOST
@@ -455,7 +455,7 @@ class Checker(NoChecks):
                 "lost-is-free", f"{attempt.label} was lost {self._paid_or_free[key]} time(s) and is given up"
             )
 
-    def _memory(self, attempt: Attempt, worker: Worker, after: CellRecord) -> None:
+    def _memory(self, attempt: Attempt, worker: SimulatedWorker, after: CellRecord) -> None:
         """Why it ran out, and what is made of it."""
         cut = None not in (after.batch_size, attempt.batch_size) and after.batch_size < attempt.batch_size  # type: ignore[operator]
         if cut and worker.had_company:
@@ -485,7 +485,7 @@ class Checker(NoChecks):
         if not untold and truth.peak_bytes(before) * 100 <= (size - self._rules.margin_bytes) * FITS_PERCENT:
             raise Violation("batch-cut", f"{cell.cell.label}: its batch is cut with {attempt.label}'s, and it fits")
 
-    def _excused(self, attempt: Attempt, worker: Worker) -> bool:
+    def _excused(self, attempt: Attempt, worker: SimulatedWorker) -> bool:
         """Whether nobody could have known: a foreign process came later, or a neighbour kept to no cap."""
         assert worker.scene is not None
         foreign, others = worker.scene
@@ -509,7 +509,7 @@ class Checker(NoChecks):
             raise Violation("one-result", f"no end is recorded for {without}")
 
 
-def _truth(worker: Worker) -> Outcome:
+def _truth(worker: SimulatedWorker) -> Outcome:
     assert worker.end is not None
     end = worker.end
     if end.start_error:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellState, EndReason, attempt_id
 from boundd.core.model.cells import Cell, CellPolicy
-from boundd.core.model.history import KEPT, Duration, Observation
+from boundd.core.model.history import NEWEST_KEPT, Duration, Observation
 from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, PointRecord, Verdict
 from boundd.core.model.quarantines import device_subject
 from boundd.core.model.records import (
@@ -268,9 +268,9 @@ async def test_observations_cordons_and_pause_round_trip(path: Path) -> None:
 
 
 async def test_only_the_newest_that_a_daemon_uses_are_loaded(path: Path) -> None:
-    """Of each subject and each model the newest `KEPT`, in their order; the store keeps all of them."""
-    seen = [Observation(subject, n, 5) for n in range(KEPT + 3) for subject in ("a", "b")]
-    took = [Duration("SD1.5", "tome", "Fake", 20, 32, n, 1.0) for n in range(KEPT + 3)]
+    """Of each subject and each model the newest `NEWEST_KEPT`, in their order; the store keeps all of them."""
+    seen = [Observation(subject, n, 5) for n in range(NEWEST_KEPT + 3) for subject in ("a", "b")]
+    took = [Duration("SD1.5", "tome", "Fake", 20, 32, n, 1.0) for n in range(NEWEST_KEPT + 3)]
     async with opened(path) as store:
         await store.commit([*map(SaveObservation, seen), *map(SaveDuration, took)])
         known = await store.load()

@@ -11,7 +11,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from boundd.core.lifecycle.environment_evidence import hub_told_by, kind_of_start, no_module_told_by, told_by
+from boundd.core.lifecycle.environment_evidence import (
+    environment_failure_in,
+    hub_failure_in,
+    kind_of_start,
+    missing_module_in,
+)
 from boundd.core.model.outcomes import AT_START, AttemptError, ErrorKind, Isolation, Measurement, Outcome, Verdict
 from boundd.protocol.out_of_memory import last_exception, ran_out
 from boundd.protocol.printed import Printed, plain
@@ -29,7 +34,7 @@ MODEL_UNAVAILABLE = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerError:
+class ReportedError:
     """The error line that a worker wrote on purpose."""
 
     kind: ErrorKind
@@ -68,7 +73,7 @@ class Evidence:
     host_memory: str = ""
     """Why the kernel ended some of it for want of the host's memory; empty where it didn't, or nobody knows."""
     measurement: Measurement | None = None
-    worker_error: WorkerError | None = None
+    worker_error: ReportedError | None = None
     malformed: str = ""
     log_text: str = ""
     from_stdout: bool = False
@@ -192,7 +197,7 @@ def _failure(evidence: Evidence, at_unix_s: float) -> tuple[Outcome, AttemptErro
     outcome, kind, message = _from_output(evidence)
     told = None
     if kind in _MAY_BE_ENVIRONMENT:
-        told = told_by(last_exception(evidence.log_text)) or no_module_told_by(evidence.log_text)
+        told = environment_failure_in(last_exception(evidence.log_text)) or missing_module_in(evidence.log_text)
     if told is not None:
         return outcome, AttemptError(told.kind, legible(message)[:MESSAGE_LIMIT], at_unix_s, subject=told.subject)
     return error(outcome, kind, message)
@@ -210,10 +215,10 @@ def _no_result(evidence: Evidence) -> tuple[ErrorKind, str]:
     return ErrorKind.NO_RESULT, f"the worker exited 0, but its output has no `speedup: X`{near}"
 
 
-def _reported(reported: WorkerError, at_unix_s: float) -> tuple[Outcome, AttemptError]:
+def _reported(reported: ReportedError, at_unix_s: float) -> tuple[Outcome, AttemptError]:
     outcome = Outcome.OUT_OF_MEMORY if reported.kind is ErrorKind.OUT_OF_MEMORY else Outcome.FAILED
     # A worker that knows no other kind says in words that it was the hub and not the model.
-    told = hub_told_by(reported.message) if reported.kind is ErrorKind.MODEL_UNAVAILABLE else None
+    told = hub_failure_in(reported.message) if reported.kind is ErrorKind.MODEL_UNAVAILABLE else None
     return outcome, AttemptError(
         reported.kind if told is None else told.kind,
         legible(reported.message)[:MESSAGE_LIMIT],

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from immutables import Map
 
-from boundd.core.lifecycle.patience import given_up_with, without_charge
-from boundd.core.lifecycle.retry import cut_siblings, decide
+from boundd.core.lifecycle.patience import give_up_waiting_cells, retry_uncharged
+from boundd.core.lifecycle.retry import decide, lower_batch_of_siblings
 from boundd.core.memory.diagnosis import diagnose
 from boundd.core.model import wording
 from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, EndReason
@@ -24,7 +24,7 @@ from boundd.core.model.workload import subject_on
 from boundd.core.scheduler import environment
 from boundd.core.scheduler.durations import duration_of
 from boundd.core.scheduler.quarantine import impose_for_deaths, lift_after
-from boundd.core.scheduler.quick_deaths import after_end, is_quick_failure
+from boundd.core.scheduler.quick_deaths import is_quick_failure, record_end
 
 
 def end_attempt(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> tuple[State, tuple[Effect, ...]]:
@@ -37,19 +37,19 @@ def end_attempt(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> t
     records: list[Record] = [SaveEnd(ended, verdict, now.unix_s), SaveCell(record)]
     new = replace(
         state,
-        devices=_without(state, attempt),
+        devices=_with_bytes_freed(state, attempt),
         attempts=state.attempts.delete(attempt.id),
         cells=state.cells.set(attempt.key, record),
         completions=state.completions + 1,
     )
     new, lessons = _learned(new, attempt, verdict)
-    new, ended_with, ended_notes = given_up_with(new, attempt, verdict)
+    new, ended_with, ended_notes = give_up_waiting_cells(new, attempt, verdict)
     lessons += ended_with
     if verdict.error is not None and verdict.error.cause is MemoryCause.TOO_BIG:
-        new, cut = cut_siblings(new, attempt)
+        new, cut = lower_batch_of_siblings(new, attempt)
         lessons = [*lessons, *cut]
-        memory_notes += [_lowered(saved.record, attempt) for saved in cut]
-    new = after_end(new, attempt, verdict, now.boot_s)
+        memory_notes += [_batch_lowered_note(saved.record, attempt) for saved in cut]
+    new = record_end(new, attempt, verdict, now.boot_s)
     new, lifted, lift_notes = lift_after(new, attempt, now)
     new, imposed, imposed_notes = impose_for_deaths(new, now)
     told = (_end_note(attempt, verdict), *memory_notes, *notes, *environment_notes, *ended_notes)
@@ -57,7 +57,7 @@ def end_attempt(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> t
     return new, (Commit((*records, *lessons, *lifted, *imposed)), *told, ResultsChanged())
 
 
-def _without(state: State, attempt: Attempt) -> Map[str, Device]:
+def _with_bytes_freed(state: State, attempt: Attempt) -> Map[str, Device]:
     """The devices with the attempt's bytes free in the latest reading, by what that reading saw it hold.
 
     Nothing of it is alive, so they are free or about to be. The next reading says so too, but until then whatever takes
@@ -93,7 +93,7 @@ def _diagnosed(state: State, attempt: Attempt, verdict: Verdict) -> tuple[Verdic
     return replace(verdict, error=replace(verdict.error, cause=found.cause, evidence=found.evidence)), [note]
 
 
-def _lowered(record: CellRecord, attempt: Attempt) -> Note:
+def _batch_lowered_note(record: CellRecord, attempt: Attempt) -> Note:
     """Told of every cell whose batch another one's failure has lowered: a smaller batch is another measurement."""
     message = (
         f"{record.cell.label}: batch {record.batch_size} instead of {attempt.batch_size} before it is tried: "
@@ -164,7 +164,7 @@ def _cell_after(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> t
         cancelled = replace(record, state=next_cell_state(record.state, Trigger.CANCEL), error=verdict.error)
         return cancelled, [_note(Action.CELL_CANCELLED, f"{attempt.label} is cancelled", attempt)]
     if environment.is_environment(verdict.error):
-        decision = without_charge(state, record, attempt, verdict)
+        decision = retry_uncharged(state, record, attempt, verdict)
     else:
         decision = decide(record, attempt, verdict, state.rules)
     message = f"{attempt.label}: {wording.retry(decision.reason)}"

@@ -73,7 +73,7 @@ def kind_of_status(status: int) -> ErrorKind | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class EnvironmentFailure:
     """What an exception's text tells of; `subject` is what it names, such as a package or a host."""
 
     kind: ErrorKind
@@ -101,31 +101,31 @@ _PYTHON_M = re.compile(r"^\S*python\S*: (?:No module named |Error while finding 
 _LIBRARY = re.compile(r"^(?:OSError|ImportError): (\S+\.so[.\d]*): cannot open shared object file")
 
 
-def told_by(exception: str) -> Told | None:
+def environment_failure_in(exception: str) -> EnvironmentFailure | None:
     """What the last exception of an output tells of the environment; None where it tells of something else.
 
     Args:
         exception: its line as Python prints it, such as `OSError: [Errno 24] Too many open files: 'x'`.
     """
     if (library := _LIBRARY.search(exception)) is not None:
-        return Told(ErrorKind.PACKAGE, library[1])
+        return EnvironmentFailure(ErrorKind.PACKAGE, library[1])
     if _IMPORT.search(exception):
         found = _MODULE.search(exception)
-        return Told(ErrorKind.PACKAGE, "" if found is None else (found[1] or found[2]).partition(".")[0])
+        return EnvironmentFailure(ErrorKind.PACKAGE, "" if found is None else (found[1] or found[2]).partition(".")[0])
     number = _ERRNO.search(exception)
     if number is not None and (kind := kind_of_errno(int(number[2]))) is not None:
-        return Told(kind, _host(exception) if kind is ErrorKind.HUB_UNAVAILABLE else "")
-    return hub_told_by(exception)
+        return EnvironmentFailure(kind, _host(exception) if kind is ErrorKind.HUB_UNAVAILABLE else "")
+    return hub_failure_in(exception)
 
 
-def no_module_told_by(output: str) -> Told | None:
+def missing_module_in(output: str) -> EnvironmentFailure | None:
     """Whether `python -m` could not find what it was to run, which it says without an exception as its last line."""
     lines = output.rstrip().splitlines()
     found = _PYTHON_M.search(lines[-1]) if lines else None
-    return None if found is None else Told(ErrorKind.PACKAGE, found[1].partition(".")[0])
+    return None if found is None else EnvironmentFailure(ErrorKind.PACKAGE, found[1].partition(".")[0])
 
 
-def hub_told_by(message: str) -> Told | None:
+def hub_failure_in(message: str) -> EnvironmentFailure | None:
     """Whether a message says that a hub is away for now; None where it doesn't, or that it will stay so."""
     if _OFFLINE.search(message) or _FOR_GOOD.search(message):
         return None
@@ -133,7 +133,7 @@ def hub_told_by(message: str) -> Told | None:
     away = any(kind_of_status(status) is ErrorKind.HUB_UNAVAILABLE for status in statuses)
     if not away and (statuses or not _UNREACHED.search(message)):
         return None
-    return Told(ErrorKind.HUB_UNAVAILABLE, _host(message))
+    return EnvironmentFailure(ErrorKind.HUB_UNAVAILABLE, _host(message))
 
 
 def _host(text: str) -> str:

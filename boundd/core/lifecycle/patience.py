@@ -9,7 +9,7 @@ from boundd.core.model import wording
 from boundd.core.model.attempts import Attempt, CellRecord
 from boundd.core.model.effects import Action, Note
 from boundd.core.model.outcomes import ErrorKind, Verdict
-from boundd.core.model.problems import Problem, Sharing, scopes_of
+from boundd.core.model.problems import Problem, ScopeKind, scopes_of
 from boundd.core.model.reasons import RetryReason, RetryRule
 from boundd.core.model.records import SaveCell
 from boundd.core.model.state import State
@@ -17,7 +17,7 @@ from boundd.core.model.transitions import Trigger, next_cell_state
 from boundd.core.scheduler import environment
 
 
-def without_charge(state: State, record: CellRecord, attempt: Attempt, verdict: Verdict) -> Decision:
+def retry_uncharged(state: State, record: CellRecord, attempt: Attempt, verdict: Verdict) -> Decision:
     """What follows from an attempt that the environment failed: the cell is put back, and pays nothing.
 
     The problem that it told of is in the state already. Where the machine ran out of memory, the cell itself may be
@@ -25,7 +25,7 @@ def without_charge(state: State, record: CellRecord, attempt: Attempt, verdict: 
     """
     assert verdict.error is not None
     failed = replace(record, error=verdict.error)
-    spent = environment.is_spent(state, attempt, verdict.error)
+    spent = environment.out_of_patience(state, attempt, verdict.error)
     if spent is not None:
         return Decision(failed, again=False, delay_s=0.0, reason=_spent(state, spent))
     if verdict.error.kind is ErrorKind.HOST_MEMORY:
@@ -37,7 +37,7 @@ def without_charge(state: State, record: CellRecord, attempt: Attempt, verdict: 
     return Decision(failed, again=True, delay_s=0.0, reason=reason)
 
 
-def given_up_with(state: State, attempt: Attempt, verdict: Verdict) -> tuple[State, list[SaveCell], list[Note]]:
+def give_up_waiting_cells(state: State, attempt: Attempt, verdict: Verdict) -> tuple[State, list[SaveCell], list[Note]]:
     """The state once the patience with a problem is used up: the cells that waited for it end with the one that tried.
 
     A device's problem ends no other's cells: they may run elsewhere.
@@ -45,12 +45,12 @@ def given_up_with(state: State, attempt: Attempt, verdict: Verdict) -> tuple[Sta
     error = verdict.error
     if error is None or not environment.is_environment(error) or attempt.end_reason is not None:
         return state, [], []
-    problem = environment.is_spent(state, attempt, error)
+    problem = environment.out_of_patience(state, attempt, error)
     if problem is None:
         return state, [], []
     saved, notes, cells = [], [], state.cells
-    if problem.like.scope.sharing is not Sharing.DEVICE:
-        for needs in [needs for needs in cells.queues if problem.like.scope in scopes_of(needs)]:
+    if problem.key.scope.kind is not ScopeKind.DEVICE:
+        for needs in [needs for needs in cells.queues if problem.key.scope in scopes_of(needs)]:
             for key in [key for key in cells.queues[needs].entries() if cells.waits_in(needs, key)]:
                 record = cells[key]
                 ended = replace(record, state=next_cell_state(record.state, Trigger.GIVE_UP_WAITING), error=error)
@@ -61,8 +61,8 @@ def given_up_with(state: State, attempt: Attempt, verdict: Verdict) -> tuple[Sta
             cells = cells.trimmed(needs)
     saved.sort(key=lambda save: cells.places[save.record.cell.key])
     notes.sort(key=lambda note: note.cell or "")
-    return environment.without(replace(state, cells=cells), problem), saved, notes
+    return environment.removed(replace(state, cells=cells), problem), saved, notes
 
 
 def _spent(state: State, problem: Problem) -> RetryReason:
-    return RetryReason(RetryRule.PATIENCE_SPENT, problem.like.kind, delay_s=state.rules.patience_s)
+    return RetryReason(RetryRule.PATIENCE_SPENT, problem.key.kind, delay_s=state.rules.patience_s)

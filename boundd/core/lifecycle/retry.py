@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from boundd.core.memory.footprint import LARGEST_PERCENT
+from boundd.core.memory.footprint import WHOLE_DEVICE_PERCENT
 from boundd.core.memory.raising import LEVELS, RAISED_PERCENT
 from boundd.core.model.attempts import Attempt, CellRecord
 from boundd.core.model.outcomes import ErrorKind, MemoryCause, Verdict
@@ -71,7 +71,7 @@ def batch_to_retry(state: State, record: CellRecord) -> int | None:
     return next((batch for batch in (asked, *rungs) if not _seen_too_big(state, record, batch)), last)
 
 
-def cut_siblings(state: State, attempt: Attempt) -> tuple[State, list[SaveCell]]:
+def lower_batch_of_siblings(state: State, attempt: Attempt) -> tuple[State, list[SaveCell]]:
     """The waiting cells of the same work, with the next smaller batch, once one has shown that no device holds it.
 
     They differ in what leaves memory alone, such as steps and scheduler: each of them would fail in the same way, alone
@@ -103,7 +103,7 @@ def _seen_too_big(state: State, record: CellRecord, batch_size: int) -> bool:
     most = max((reading.total_bytes or 0 for reading in readings), default=0) - state.rules.margin_bytes
     seen = (o for name in {r.name for r in readings} for o in state.observations.about(subject_on(work, name)))
     return any(
-        o.censored and o.batch_pixels <= work.batch_pixels and o.peak_bytes >= most * LARGEST_PERCENT // 100
+        o.censored and o.batch_pixels <= work.batch_pixels and o.peak_bytes >= most * WHOLE_DEVICE_PERCENT // 100
         for o in seen
     )
 

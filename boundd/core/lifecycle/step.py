@@ -37,14 +37,14 @@ from boundd.core.model.transitions import (
 from boundd.core.scheduler import environment
 from boundd.core.scheduler.planner import Plan, plan
 from boundd.core.scheduler.quarantine import (
-    impose_as_on_whole,
+    impose_as_on_parent,
     impose_by_operator,
     impose_for_deaths,
     impose_for_fault,
     impose_for_unkillable,
     lift_by_operator,
 )
-from boundd.core.scheduler.quick_deaths import seen_running
+from boundd.core.scheduler.quick_deaths import mark_survivors
 from boundd.text import count, size
 
 Step = tuple[State, tuple[Effect, ...]]
@@ -76,7 +76,7 @@ def _config_loaded(state: State, event: ev.ConfigLoaded, now: Now) -> Step:
         state, rules=event.rules, settings=event.settings, cells=cells, order=order, refused_since=refused_since
     )
     # A config that names another interpreter or another source may have cured what is held back.
-    new = environment.looked_at_again(new)
+    new = environment.probe_all_again(new)
     counts = {f"boundd.cells_{name}": count for name, count in sorted(new.count_by_state().items())}
     note = Note(Action.MATRIX_LOADED, f"the matrix has {len(new.order)} cells", fields=counts)
     return new, (*_commit(records), note, ResultsChanged())
@@ -102,13 +102,13 @@ def _devices_read(state: State, event: ev.DevicesRead, now: Now) -> Step:
         notes += _device_notes(before, devices[uuid])
     hosts = {**state.hosts, **event.hosts}
     disk_free_bytes = event.disk_free_bytes if event.disk_free_bytes is not None else state.disk_free_bytes
-    read, outgrown = _grown(replace(state, devices=devices, hosts=hosts, disk_free_bytes=disk_free_bytes))
+    read, outgrown = _record_peaks(replace(state, devices=devices, hosts=hosts, disk_free_bytes=disk_free_bytes))
     for reading in event.readings:
         last = state.devices.get(reading.uuid)
         if last is None and reading.parent in state.devices:
-            read, saved, _ = impose_as_on_whole(read, reading, now)
+            read, saved, _ = impose_as_on_parent(read, reading, now)
             records += saved
-        if reading.ailment:
+        if reading.driver_fault:
             read, saved, told = impose_for_fault(read, None if last is None else last.reading, reading, now)
             records += saved
             notes += told
@@ -155,7 +155,7 @@ def _disk_notes(before: State, after: State) -> list[Note]:
     return [Note(Action.DISK_RECOVERED, "the disk has room again: attempts are started", fields=fields)]
 
 
-def _grown(state: State) -> tuple[State, list[Note]]:
+def _record_peaks(state: State) -> tuple[State, list[Note]]:
     """The attempts with the most that they were seen to hold, and a word about each that has outgrown its reservation.
 
     On the CPU device an attempt has the whole host, and a resident set counts pages that are shared.
@@ -217,12 +217,12 @@ def _attempt_started(state: State, event: ev.AttemptStarted, now: Now) -> Step:
 def _attempt_progressed(state: State, event: ev.AttemptProgressed, now: Now) -> Step:
     attempt = replace(state.attempts[event.attempt_id], progress_done=event.done, progress_total=event.total)
     new = replace(state, attempts=state.attempts.set(attempt.id, attempt))
-    return _got_further(new, attempt, now) if event.done > 0 else (new, ())
+    return _close_probed(new, attempt, now) if event.done > 0 else (new, ())
 
 
-def _got_further(state: State, attempt: Attempt, now: Now) -> Step:
+def _close_probed(state: State, attempt: Attempt, now: Now) -> Step:
     """The state once an attempt has said that it works; what waited for that is planned at once."""
-    new, notes = environment.got_further(state, attempt)
+    new, notes = environment.close_probed_by(state, attempt)
     return new, (*notes, WakeAt(now.boot_s)) if notes else ()
 
 
@@ -237,7 +237,7 @@ def _point_measured(state: State, event: ev.PointMeasured, now: Now) -> Step:
         _note(Action.POINT_MEASURED, f"{attempt.label}: {point.speedup:.2f}x", attempt), level="debug", fields=fields
     )
     new = replace(state, attempts=state.attempts.set(attempt.id, counted))
-    new, further = _got_further(new, counted, now)
+    new, further = _close_probed(new, counted, now)
     return new, (Commit((SavePoint(attempt.id, event.index, point), SaveAttempt(counted))), note, *further)
 
 
@@ -279,7 +279,7 @@ def _retry_requested(state: State, event: ev.RetryRequested, now: Now) -> Step:
         cells = cells.set(key, again)
         records.append(SaveCell(again))
     note = Note(Action.CELLS_RETRIED, f"{count(len(records), 'cell')} put back", fields={"boundd.cells": len(records)})
-    new = environment.looked_at_again(replace(state, cells=cells))
+    new = environment.probe_all_again(replace(state, cells=cells))
     return new, (*_commit(records), note, ResultsChanged())
 
 
@@ -379,8 +379,8 @@ def _wake(state: State, event: ev.Wake, now: Now) -> Step:
 
 def wake_with(planner: Callable[[State, Now], Plan], state: State, now: Now) -> Step:
     """What a `Wake` does where this planner plans: the core's own, or one that a simulation compares with it."""
-    state, imposed, imposed_notes = impose_for_deaths(seen_running(state, now.boot_s), now)
-    state, passed_notes = environment.outlived(state, now.boot_s)
+    state, imposed, imposed_notes = impose_for_deaths(mark_survivors(state, now.boot_s), now)
+    state, passed_notes = environment.close_outlived(state, now.boot_s)
     planned = planner(state, now)
     wake = () if planned.next_wake_boot_s is None else (WakeAt(planned.next_wake_boot_s),)
     records: list[Record] = [*imposed, *(SaveAttempt(attempt) for attempt in (*planned.started, *planned.joined))]
@@ -408,7 +408,7 @@ def _why_there(planned: Plan, attempt: Attempt) -> str:
     chosen, found = planned.choices.get(attempt.id), planned.state.devices.get(attempt.device)
     if chosen is None or found is None:
         return ""
-    return f", {wording.device_name(found.reading)}: {wording.choice(chosen)}"
+    return f", {wording.device_name(found.reading)}: {wording.placement_reason(chosen)}"
 
 
 def _commit(records: list[Any]) -> tuple[Commit, ...]:

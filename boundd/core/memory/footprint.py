@@ -23,25 +23,25 @@ MEGAPIXEL = 1_000_000
 
 CONTEXT_BYTES = BACKENDS["nvml"].context_bytes
 """Of a GPU that isn't known yet: priors are for NVIDIA's."""
-FEW_PERCENT = 110
-FEW_BYTES = 256 * MIB
+EXTRAPOLATED_PERCENT = 110
+EXTRAPOLATED_SLACK_BYTES = 256 * MIB
 """What other batches and sizes say: x 1.10 + 256 MiB."""
-ONE_PERCENT = 5
-ONE_BYTES = 64 * MIB
+ONE_PEAK_SLACK_PERCENT = 5
+ONE_PEAK_SLACK_BYTES = 64 * MIB
 """From a single peak of just this work, of which nobody knows how much they vary: 5% and 64 MiB more."""
-MANY = 5
-MANY_PERCENTILE = 95
-LEAST_PERCENT = {2: 4, 3: 3, 4: 3}
-MANY_LEAST_PERCENT = 2
-MOST_PERCENT = 5
+MANY_PEAKS = 5
+MANY_PEAKS_PERCENTILE = 95
+MIN_SLACK_PERCENT = {2: 4, 3: 3, 4: 3}
+MANY_PEAKS_MIN_SLACK_PERCENT = 2
+MAX_SLACK_PERCENT = 5
 """From two on, the largest peak (from five on, the 95th percentile, and never under the largest of the last five) and
 as much more as the peaks were seen to vary: at least 4%, 3% and 2% (but see below), and 5% at most."""
-ONE_VARIATION_PERCENT = 150
-VARIATION_LEAST_PERMILLE = 5
+ONE_PEAK_VARIATION_PERCENT = 150
+MIN_VARIATION_PERMILLE = 5
 """Where it is known how much peaks of just the same work vary here, whatever the work, that is added instead of these
 where it is less: half as much again to a single peak, which may be the lowest there is, and at least 0.5%."""
 PRIOR_SLACK_PERCENT = 125
-LARGEST_PERCENT = 90
+WHOLE_DEVICE_PERCENT = 90
 """A cell estimated above this share of a device is tried alone on it once so much is free: an estimate can be wrong,
 some bytes are always the driver's or the host's, and a cell that no device could ever take would wait for ever."""
 
@@ -160,22 +160,22 @@ def _with_slack(peaks: Sequence[int], variation_permille: int | None) -> int:
 
     `variation_permille` is how much peaks of any work vary here; None where nobody knows.
     """
-    many = len(peaks) >= MANY
-    top = _percentile(peaks, MANY_PERCENTILE) if many else max(peaks)
+    many = len(peaks) >= MANY_PEAKS
+    top = _percentile(peaks, MANY_PEAKS_PERCENTILE) if many else max(peaks)
     if len(peaks) == 1:
-        least = top * ONE_PERCENT // 100 + ONE_BYTES
+        least = top * ONE_PEAK_SLACK_PERCENT // 100 + ONE_PEAK_SLACK_BYTES
     else:
-        least = top * (MANY_LEAST_PERCENT if many else LEAST_PERCENT[len(peaks)]) // 100
+        least = top * (MANY_PEAKS_MIN_SLACK_PERCENT if many else MIN_SLACK_PERCENT[len(peaks)]) // 100
     if variation_permille is not None:
-        percent = ONE_VARIATION_PERCENT if len(peaks) == 1 else 100
-        usual_permille = max(variation_permille * percent // 100, VARIATION_LEAST_PERMILLE)
+        percent = ONE_PEAK_VARIATION_PERCENT if len(peaks) == 1 else 100
+        usual_permille = max(variation_permille * percent // 100, MIN_VARIATION_PERMILLE)
         least = min(least, top * usual_permille // 1000)
-    slack = max(least, min(top - min(peaks), top * MOST_PERCENT // 100))
-    return max(top + slack, max(peaks[-MANY:]))
+    slack = max(least, min(top - min(peaks), top * MAX_SLACK_PERCENT // 100))
+    return max(top + slack, max(peaks[-MANY_PEAKS:]))
 
 
-def _few(peak_bytes: int) -> int:
-    return peak_bytes * FEW_PERCENT // 100 + FEW_BYTES
+def _with_extrapolation_slack(peak_bytes: int) -> int:
+    return peak_bytes * EXTRAPOLATED_PERCENT // 100 + EXTRAPOLATED_SLACK_BYTES
 
 
 def _percentile(values: Sequence[int], percent: int) -> int:
@@ -200,7 +200,7 @@ def _extrapolated(seen: Sequence[Observation], work: Workload) -> Estimate:
         ((pixels, peak),) = peaks.items()
         size, how = _carried_over(work, pixels, peak, wanted), MemorySource.OTHER_BATCH
     at_least = max((peak for pixels, peak in peaks.items() if pixels <= wanted), default=0)
-    return Estimate(_few(max(size, at_least)), Source(how, len(seen), len(peaks)))
+    return Estimate(_with_extrapolation_slack(max(size, at_least)), Source(how, len(seen), len(peaks)))
 
 
 def _fitted(peaks: Mapping[int, int], wanted: int) -> int:
@@ -234,7 +234,7 @@ def _lower_bound(known: Sequence[Observation], work: Workload) -> int | None:
             for o in known[place + 1 :]
             if not o.censored and (o.batch_size, o.pixels) == (work.batch_size, work.pixels)
         ]
-        if len(since) < MANY and not any(o.peak_bytes >= censored.peak_bytes for o in since):
+        if len(since) < MANY_PEAKS and not any(o.peak_bytes >= censored.peak_bytes for o in since):
             bounds.append(censored.peak_bytes)
     if not bounds:
         return None

@@ -22,7 +22,7 @@ Observed = Mapping[str, int | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ProcessListing:
     """A device when its list was last read: the free bytes of the same pass, and what each attempt there held."""
 
     free_bytes: int
@@ -31,8 +31,8 @@ class Listed:
     """Who has a device that takes one process and has none of ours; empty where nobody does."""
 
 
-def worth_listing(
-    readings: Iterable[DeviceReading], attempts: Mapping[str, frozenset[str]], listed: Mapping[str, Listed]
+def must_list_processes(
+    readings: Iterable[DeviceReading], attempts: Mapping[str, frozenset[str]], listed: Mapping[str, ProcessListing]
 ) -> bool:
     """Whether any device's list should be read now; `attempts` are the live ones of each device, by UUID."""
     return any(
@@ -40,20 +40,20 @@ def worth_listing(
     )
 
 
-def _is_old(reading: DeviceReading, attempts: frozenset[str], last: Listed | None) -> bool:
-    if reading.free_bytes is None or not (attempts or is_for_one(reading)):
+def _is_old(reading: DeviceReading, attempts: frozenset[str], last: ProcessListing | None) -> bool:
+    if reading.free_bytes is None or not (attempts or takes_one_process(reading)):
         return False
     if last is None or attempts != frozenset(last.observed):
         return True
     return abs(reading.free_bytes - last.free_bytes) > MISMATCH_BYTES
 
 
-def is_for_one(reading: DeviceReading) -> bool:
+def takes_one_process(reading: DeviceReading) -> bool:
     """Whether a device's compute mode lets one process have it, so that whoever else has it shuts us out."""
     return reading.kind.lists_processes and reading.max_cells == 1
 
 
-def held_by(reading: DeviceReading, holder: str) -> DeviceReading:
+def unusable_while_held(reading: DeviceReading, holder: str) -> DeviceReading:
     """The reading of a device that `holder` has to itself: it can't be used until that is gone."""
     if not holder or reading.unavailable:
         return reading
@@ -61,7 +61,9 @@ def held_by(reading: DeviceReading, holder: str) -> DeviceReading:
     return replace(reading, total_bytes=None, free_bytes=None, process_bytes=None, unavailable=why)
 
 
-def settled(reading: DeviceReading, attempts: frozenset[str], last: Listed | None) -> tuple[DeviceReading, Observed]:
+def carried_forward(
+    reading: DeviceReading, attempts: frozenset[str], last: ProcessListing | None
+) -> tuple[DeviceReading, Observed]:
     """A reading whose list was not read, with what the last list tells: the reading to go by, and what is held."""
     if reading.free_bytes is None or last is None or not attempts:
         return reading, {}
@@ -70,13 +72,13 @@ def settled(reading: DeviceReading, attempts: frozenset[str], last: Listed | Non
     return replace(reading, free_bytes=min(reading.free_bytes, last.free_bytes + left + MISMATCH_BYTES)), observed
 
 
-def with_lists(
+def apply_process_lists(
     readings: Iterable[DeviceReading],
     attempts: Mapping[str, frozenset[str]],
-    listed: Mapping[str, Listed],
+    listed: Mapping[str, ProcessListing],
     held_in: Callable[[Mapping[int, int | None], frozenset[str]], Observed],
     holders: Mapping[str, str] | None = None,
-) -> tuple[tuple[DeviceReading, ...], Mapping[str, Observed], Mapping[str, Listed]]:
+) -> tuple[tuple[DeviceReading, ...], Mapping[str, Observed], Mapping[str, ProcessListing]]:
     """The readings to go by, what the attempts on each device hold, and what is now known of the lists.
 
     `attempts` are the live ones of each device, `listed` what was known before, `holders` who has a device that takes
@@ -87,12 +89,12 @@ def with_lists(
         ours = attempts.get(reading.uuid, frozenset())
         if reading.process_bytes is None or reading.free_bytes is None:
             last = listed.get(reading.uuid)
-            settled_reading, held[reading.uuid] = settled(reading, ours, last)
+            settled_reading, held[reading.uuid] = carried_forward(reading, ours, last)
             holder = last.holder if last is not None and not ours else ""
-            to_go_by.append(held_by(settled_reading, holder))
+            to_go_by.append(unusable_while_held(settled_reading, holder))
         else:
             holder = (holders or {}).get(reading.uuid, "")
             held[reading.uuid] = held_in(reading.process_bytes, ours)
-            known[reading.uuid] = Listed(reading.free_bytes, held[reading.uuid], holder)
-            to_go_by.append(held_by(reading, holder))
+            known[reading.uuid] = ProcessListing(reading.free_bytes, held[reading.uuid], holder)
+            to_go_by.append(unusable_while_held(reading, holder))
     return tuple(to_go_by), held, known

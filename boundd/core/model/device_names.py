@@ -16,7 +16,7 @@ MIG = " mig "
 """Between the whole's name and the profile in an instance's, in any case: `NVIDIA A100 MIG 3g.20gb`."""
 
 
-def named(readings: Sequence[DeviceReading], text: str) -> tuple[DeviceReading, ...]:
+def devices_named(readings: Sequence[DeviceReading], text: str) -> tuple[DeviceReading, ...]:
     """The devices that `text` names, in their order, the instances of a whole with it; none where it names nothing."""
     wanted = text.strip().casefold()
     exact = [reading for reading in readings if wanted in _names(reading)]
@@ -28,7 +28,7 @@ def named(readings: Sequence[DeviceReading], text: str) -> tuple[DeviceReading, 
     return tuple(reading for reading in readings if reading.uuid in chosen)
 
 
-def wholes_of(readings: Sequence[DeviceReading]) -> tuple[DeviceReading, ...]:
+def without_instances(readings: Sequence[DeviceReading]) -> tuple[DeviceReading, ...]:
     """The readings less the instances of a whole that is among them."""
     there = {reading.uuid for reading in readings}
     return tuple(reading for reading in readings if reading.parent not in there)

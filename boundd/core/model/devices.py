@@ -50,7 +50,7 @@ class DeviceReading:
     backend: str = "nvml"
     """nvml, cpu or simulated: numbers measured on a simulated device are named as such."""
     driver: str = ""
-    ailment: str = ""
+    driver_fault: str = ""
     """What the driver holds against the device's health: it is taken out of service whenever this text changes, and
     stays so until a person says `uncordon`."""
     remark: str = ""
@@ -88,7 +88,7 @@ class DeviceReading:
 
 
 @dataclass(frozen=True, slots=True)
-class Strike:
+class QuickDeath:
     """A cell died quickly on a device. `elsewhere` once it was seen to run on another."""
 
     device: str

@@ -1,6 +1,6 @@
 """What ended attempts taught: peaks of memory and durations, found by what they are about.
 
-Rules: persistent, like all of the state; the newest `KEPT` of a subject are held here, all of them in the store.
+Rules: persistent, like all of the state; the newest `NEWEST_KEPT` of a subject are held here, all of them in the store.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from immutables import Map
 
-KEPT = 64
+NEWEST_KEPT = 64
 """So many of a subject tell all that its next estimate uses."""
 VARIATION_PEAKS = 4
 """So many peaks beyond the first of just the same work, over all works, tell how much peaks vary here."""
@@ -93,7 +93,7 @@ class Observations:
         by_subject: dict[str, list[Observation]] = {}
         for each in seen:
             by_subject.setdefault(each.subject, []).append(each)
-        kept = Map({subject: tuple(found[-KEPT:]) for subject, found in by_subject.items()})
+        kept = Map({subject: tuple(found[-NEWEST_KEPT:]) for subject, found in by_subject.items()})
         spreads = {subject: _spread_of(found) for subject, found in kept.items()}
         return cls._with(kept, Map({subject: spread for subject, spread in spreads.items() if spread.more_peaks}))
 
@@ -104,7 +104,7 @@ class Observations:
 
     def add(self, seen: Observation) -> Observations:
         """With one more."""
-        found = (*self.about(seen.subject), seen)[-KEPT:]
+        found = (*self.about(seen.subject), seen)[-NEWEST_KEPT:]
         by_subject, spread = self.by_subject.set(seen.subject, found), _spread_of(found)
         if spread == self.spreads.get(seen.subject, _NO_SPREAD):
             return Observations(by_subject, self.spreads, self.variation_permille)
@@ -130,11 +130,11 @@ class Durations:
         by_model: dict[str, list[Duration]] = {}
         for each in seen:
             by_model.setdefault(each.model, []).append(each)
-        return cls(Map({model: tuple(found[-KEPT:]) for model, found in by_model.items()}))
+        return cls(Map({model: tuple(found[-NEWEST_KEPT:]) for model, found in by_model.items()}))
 
     def add(self, seen: Duration) -> Durations:
         """With one more."""
-        return Durations(self.by_model.set(seen.model, (*self.about(seen.model), seen)[-KEPT:]))
+        return Durations(self.by_model.set(seen.model, (*self.about(seen.model), seen)[-NEWEST_KEPT:]))
 
     def about(self, model: str) -> tuple[Duration, ...]:
         """Those of a model, oldest first."""

@@ -14,7 +14,7 @@ from boundd.core.model.attempts import CellRecord
 from boundd.core.model.requirements import Requirement
 from boundd.core.model.workload import Workload, workload
 
-KEPT = 65_536
+ANSWERS_KEPT = 65_536
 """Answers of a kind that are kept."""
 
 Table = TypeVar("Table")
@@ -26,8 +26,8 @@ class Memo:
     __slots__ = ("_requirement", "_tables", "_workload")
 
     def __init__(self) -> None:
-        self._workload = lru_cache(maxsize=KEPT)(workload)
-        self._requirement = lru_cache(maxsize=KEPT)(Requirement)
+        self._workload = lru_cache(maxsize=ANSWERS_KEPT)(workload)
+        self._requirement = lru_cache(maxsize=ANSWERS_KEPT)(Requirement)
         self._tables: dict[Callable[[], Any], Any] = {}
 
     def workload_of(self, record: CellRecord, batch_size: int | None = None) -> Workload:

@@ -70,11 +70,11 @@ class NobodyElse:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptAsText:
+class StoredText:
     """What a release before 0005 kept, in its own words."""
 
     text: str
     kind: Literal["text"] = "text"
 
 
-MemoryEvidence = StoppedByCap | NeighbourOver | ForeignHeld | DeviceFull | AllThereIs | NobodyElse | KeptAsText
+MemoryEvidence = StoppedByCap | NeighbourOver | ForeignHeld | DeviceFull | AllThereIs | NobodyElse | StoredText

@@ -15,7 +15,7 @@ from boundd.core.model.outcomes import ErrorKind
 from boundd.core.model.requirements import Requirement
 
 
-class Sharing(StrEnum):
+class ScopeKind(StrEnum):
     """What cells share that are held back together."""
 
     HOST = "host"
@@ -32,11 +32,11 @@ class Sharing(StrEnum):
 class Scope(NamedTuple):
     """What is shared, and its value: a path, a model's name, a UUID."""
 
-    sharing: Sharing
+    kind: ScopeKind
     name: str = ""
 
 
-class Like(NamedTuple):
+class ProblemKey(NamedTuple):
     """Which problem: one of each kind a scope."""
 
     kind: ErrorKind
@@ -51,7 +51,7 @@ class Problem:
     since boot (`_boot_s`) or UTC (`_unix_s`).
     """
 
-    like: Like
+    key: ProblemKey
     subject: str
     """What is to be seen to, where it is known: a hub's host, a package, a path."""
     message: str
@@ -69,7 +69,7 @@ class Problem:
     """The id of the live attempt that tries whether it has passed; empty where none does."""
 
 
-HOST = Scope(Sharing.HOST)
+HOST = Scope(ScopeKind.HOST)
 
 
 def scopes_of(needs: Requirement) -> frozenset[Scope]:
@@ -77,9 +77,9 @@ def scopes_of(needs: Requirement) -> frozenset[Scope]:
     return frozenset(
         {
             HOST,
-            Scope(Sharing.PROGRAM, needs.policy.program),
-            Scope(Sharing.MODEL, needs.work.model),
-            Scope(Sharing.WORK, work_name(needs)),
+            Scope(ScopeKind.PROGRAM, needs.policy.program),
+            Scope(ScopeKind.MODEL, needs.work.model),
+            Scope(ScopeKind.WORK, work_name(needs)),
         }
     )
 

@@ -51,7 +51,7 @@ class Cells:
     queues: Map[Requirement, Queue] = field(default_factory=Map)
     examples: Map[Workload, str] = field(default_factory=Map)
     """Every kind of work that the matrix has, and a cell of it."""
-    resting: Map[str, float] = field(default_factory=Map)
+    in_backoff: Map[str, float] = field(default_factory=Map)
     """Pending cells with a backoff, and the seconds since boot at which it ends."""
     memo: Memo = field(default_factory=Memo, repr=False)
 
@@ -63,7 +63,7 @@ class Cells:
         keys = tuple(order)
         counts: dict[CellState, int] = {}
         waiting: dict[Requirement, list[str]] = {}
-        resting: dict[str, float] = {}
+        in_backoff: dict[str, float] = {}
         examples: dict[Workload, str] = {}
         for key in keys:
             record = known[key]
@@ -73,10 +73,10 @@ class Cells:
             if record.state is CellState.PENDING:
                 waiting.setdefault(needs, []).append(key)
                 if record.not_before_boot_s > 0:
-                    resting[key] = record.not_before_boot_s
+                    in_backoff[key] = record.not_before_boot_s
         queues = Map({requirement: Queue(tuple(found)) for requirement, found in waiting.items()})
         places = {key: place for place, key in enumerate(keys)}
-        return cls(known, keys, places, Map(counts), queues, Map(examples), Map(resting), memo)
+        return cls(known, keys, places, Map(counts), queues, Map(examples), Map(in_backoff), memo)
 
     def set(self, key: str, record: CellRecord) -> Cells:
         """With this record instead of the one before."""
@@ -91,7 +91,7 @@ class Cells:
             self._counts_with(before, record),
             self._queues_with(before, record),
             self._examples_with(record),
-            self._resting_with(record),
+            self._in_backoff_with(record),
             self.memo,
         )
 
@@ -117,11 +117,11 @@ class Cells:
             return self.examples
         return self.examples.set(work, after.cell.key)
 
-    def _resting_with(self, after: CellRecord) -> Map[str, float]:
+    def _in_backoff_with(self, after: CellRecord) -> Map[str, float]:
         key = after.cell.key
         if after.state is CellState.PENDING and after.not_before_boot_s > 0:
-            return self.resting.set(key, after.not_before_boot_s)
-        return self.resting.delete(key) if key in self.resting else self.resting
+            return self.in_backoff.set(key, after.not_before_boot_s)
+        return self.in_backoff.delete(key) if key in self.in_backoff else self.in_backoff
 
     def waits_in(self, needs: Requirement, key: str) -> bool:
         """Whether a queue's entry is still true: the cell is pending and needs just this."""

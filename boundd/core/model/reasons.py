@@ -276,7 +276,7 @@ Standing = Wait | Runs | HasEnded
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class PlacementReason:
     """Why an attempt was placed where it is: the device was the best fit for what `source` says it needs."""
 
     alone: bool
@@ -352,7 +352,7 @@ class RetryReason:
     failed_batch_size: int | None = None
 
 
-Reason = Refusal | Standing | Choice | RetryReason
+Reason = Refusal | Standing | PlacementReason | RetryReason
 
 
 def as_data(reason: Any) -> dict[str, Any]:

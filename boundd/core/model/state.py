@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from immutables import Map
 
 from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellState, attempt_id
-from boundd.core.model.devices import Device, Strike
+from boundd.core.model.devices import Device, QuickDeath
 from boundd.core.model.history import Durations, Observations
 from boundd.core.model.host import HostReading
 from boundd.core.model.memo import Memo
-from boundd.core.model.problems import Like, Problem
+from boundd.core.model.problems import Problem, ProblemKey
 from boundd.core.model.quarantines import Quarantine, Subject, device_subject
 from boundd.core.model.queues import Cells
 from boundd.core.model.reasons import Deferral, DiskShort
@@ -69,9 +69,9 @@ class State:
     """Who is held back: kept even while a device is not seen."""
     observations: Observations = field(default_factory=Observations)
     durations: Durations = field(default_factory=Durations)
-    strikes: tuple[Strike, ...] = ()
+    quick_deaths: tuple[QuickDeath, ...] = ()
     """Cells that died quickly, and where, until it is known whether the cell or the device was to blame."""
-    problems: Map[Like, Problem] = field(default_factory=Map)
+    problems: Map[ProblemKey, Problem] = field(default_factory=Map)
     """What is wrong outside the cells, and holds some of them back. Not kept over a restart."""
     completions: int = 0
     """Attempts that ended since the daemon started: the clock that waiting is measured by."""

@@ -16,11 +16,11 @@ from boundd.core.model.memory_evidence import (
     AllThereIs,
     DeviceFull,
     ForeignHeld,
-    KeptAsText,
     MemoryEvidence,
     NeighbourOver,
     NobodyElse,
     StoppedByCap,
+    StoredText,
 )
 from boundd.core.model.outcomes import AttemptError, ErrorKind, MemoryCause
 from boundd.core.model.quarantines import (
@@ -33,7 +33,6 @@ from boundd.core.model.quarantines import (
 )
 from boundd.core.model.reasons import (
     Backoff,
-    Choice,
     CoresShort,
     DiskShort,
     EmptiedFor,
@@ -46,6 +45,7 @@ from boundd.core.model.reasons import (
     NotAlone,
     OneAtATime,
     OtherModel,
+    PlacementReason,
     PlainRefusal,
     PlainWait,
     Quarantined,
@@ -292,7 +292,7 @@ def has_ended(found: HasEnded) -> str:
     return f"{found.state} after {count(found.attempts, 'attempt')}{why}"
 
 
-def choice(found: Choice) -> str:
+def placement_reason(found: PlacementReason) -> str:
     """Why a device was chosen."""
     beside = f"beside {found.beside}" if found.beside else "on an empty device"
     return f"{'alone' if found.alone else beside}, the best fit ({source(found.source)})"
@@ -371,7 +371,7 @@ _EVIDENCE: Mapping[type, Callable[[Any], str]] = {
     NobodyElse: lambda found: (
         f"{size(found.reservation_bytes)} were reserved, and nobody else was seen to take more than theirs"
     ),
-    KeptAsText: lambda found: found.text,
+    StoredText: lambda found: found.text,
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from boundd.core.memory.footprint import FEW_PERCENT, GIB, SCORER_BYTES, weights_bytes
+from boundd.core.memory.footprint import EXTRAPOLATED_PERCENT, GIB, SCORER_BYTES, weights_bytes
 from boundd.core.memory.headroom import room_bytes
 from boundd.core.model.attempts import Attempt
 from boundd.core.model.cells import CellPolicy
@@ -24,7 +24,7 @@ MARGIN_BYTES = GIB
 """Host memory that is left free; a tenth of the host where that is less."""
 LIBRARIES_BYTES = 2 * GIB
 """Python, torch with CUDA's libraries, diffusers: what a worker holds before it has a model."""
-LARGEST_PERCENT = 90
+WHOLE_HOST_PERCENT = 90
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def host_need(policy: CellPolicy, work: Workload, device_name: str, observations
         return HostNeed(policy.host_memory_bytes, policy.cores, Source(HostSource.RULE))
     peaks = [o.host_peak_bytes for o in observations.about(subject_on(work, device_name)) if o.host_peak_bytes]
     if peaks:
-        size = max(peaks) * FEW_PERCENT // 100
+        size = max(peaks) * EXTRAPOLATED_PERCENT // 100
         return HostNeed(size, policy.cores, Source(HostSource.LEARNED, len(peaks)))
     if not policy.builtin:
         return HostNeed(0, policy.cores, Source(HostSource.UNKNOWN_WORKER))
@@ -82,7 +82,7 @@ class HostLedger:
 
     def refusal(self, need: HostNeed) -> HostRefusal | None:
         """Why the host can't take one more attempt; None where it can."""
-        largest = self.host.total_bytes * LARGEST_PERCENT // 100
+        largest = self.host.total_bytes * WHOLE_HOST_PERCENT // 100
         if need.memory_bytes > self.room_bytes and (self.held_by or need.memory_bytes <= largest):
             short_bytes = need.memory_bytes - self.room_bytes
             return HostMemoryShort(short_bytes, need.memory_bytes, self.room_bytes, self.held_by, need.source)

@@ -27,14 +27,14 @@ from boundd.core.model.reasons import (
 from boundd.core.model.requirements import Requirement
 from boundd.core.model.state import State
 from boundd.core.scheduler.durations import expected_left_s
-from boundd.core.scheduler.environment import device_held_back
+from boundd.core.scheduler.environment import device_refusal
 from boundd.core.scheduler.host import HostLedger, HostNeed
-from boundd.core.scheduler.needs import Kind, KnownNeeds, Need, kind_of, must_be_alone, need_of
-from boundd.core.scheduler.quick_deaths import rests
+from boundd.core.scheduler.needs import DeviceKind, KnownNeeds, Need, device_kind, must_be_alone, need_of
+from boundd.core.scheduler.quick_deaths import suspect_refusal
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Backfill:
     """What others may have of a device that is held for a cell without putting that off: backfilling, as in EASY."""
 
     spare_bytes: int
@@ -59,13 +59,13 @@ def limit_of(state: State, device: Device) -> int | None:
 
 
 class Ledger:
-    """Who holds what, during one step. `held` maps a device's UUID to the key of the cell that it is emptied for."""
+    """Reservations during one scheduling pass. `emptying`: device UUID to the key of the cell it is emptied for."""
 
-    def __init__(self, state: State, boot_s: float, held: Mapping[str, str] | None = None) -> None:
+    def __init__(self, state: State, boot_s: float, emptying: Mapping[str, str] | None = None) -> None:
         self.state = state
         self.boot_s = boot_s
         self.model = matrix_device_model(state)
-        self.held: dict[str, str] = dict(held or {})
+        self.emptying: dict[str, str] = dict(emptying or {})
         self.live: dict[str, Attempt] = dict(state.attempts)
         self._on: dict[str, list[Attempt]] = {uuid: [] for uuid in state.devices}
         for attempt in sorted(self.live.values(), key=lambda attempt: (attempt.started_boot_s, attempt.id)):
@@ -73,14 +73,14 @@ class Ledger:
         self._closed: dict[str, Refusal | None] = {}
         """What was found of a device since something was placed on it last: each queue asks."""
         self._hosts = {node: HostLedger.of(host, self._live_on(node)) for node, host in state.hosts.items()}
-        self._kind_of = {uuid: kind_of(device.reading, state.memo) for uuid, device in state.devices.items()}
+        self._kind_of = {uuid: device_kind(device.reading, state.memo) for uuid, device in state.devices.items()}
         self._usable = [
             device
             for device in state.devices.values()
             if device.state is DeviceState.READY and self.model in (None, device.reading.name)
         ]
         self._kinds = {self._kind_of[device.uuid] for device in self._usable}
-        self.need: Callable[[Requirement, Kind], Need] = partial(need_of, state, state.memo.table(KnownNeeds))
+        self.need: Callable[[Requirement, DeviceKind], Need] = partial(need_of, state, state.memo.table(KnownNeeds))
         """What cells need on devices of a kind."""
         self._needs: dict[Requirement, list[Need]] = {}
 
@@ -103,9 +103,9 @@ class Ledger:
         if host is not None:
             host.add(attempt)
 
-    def hold(self, uuid: str, key: str) -> None:
+    def empty_for(self, uuid: str, key: str) -> None:
         """Keep a device for this cell: nothing else is placed there that would put off its start."""
-        self.held[uuid] = key
+        self.emptying[uuid] = key
 
     # What is left
 
@@ -131,20 +131,20 @@ class Ledger:
         left = sum(held or 0 for attempt, held in device.observed_bytes.items() if attempt not in self.live)
         return total - max(0, self.foreign_bytes(uuid) - left) - self.state.rules.margin_bytes
 
-    def kept(self, uuid: str) -> Kept:
+    def backfill(self, uuid: str) -> Backfill:
         """What is kept of a device that is held for a cell, and until when."""
         kind = self._kind_of[uuid]
-        need = self.need(self.state.memo.requirement_of(self.state.cells[self.held[uuid]]), kind)
+        need = self.need(self.state.memo.requirement_of(self.state.cells[self.emptying[uuid]]), kind)
         ends = sorted((expected_left_s(self.state, each, self.boot_s), each.id, each) for each in self._on[uuid])
         if need.alone or kind.single:
-            return Kept(0, ends[-1][0] if ends else 0.0)
+            return Backfill(0, ends[-1][0] if ends else 0.0)
         wait_s = 0.0
         left = self.headroom_bytes(uuid) - need.needed_bytes
         for left_s, _, attempt in ends:
             if left >= 0:
                 break
             left, wait_s = left + attempt.reservation_bytes, left_s
-        return Kept(max(0, left), wait_s)
+        return Backfill(max(0, left), wait_s)
 
     def host_refusal(self, node: str, need: HostNeed) -> HostRefusal | None:
         """Why a node's own memory and cores can't take it; None where they can, and where nobody read them."""
@@ -177,12 +177,12 @@ class Ledger:
         limit = limit_of(self.state, device)
         if limit is not None and len(attempts) >= limit:
             return Full(len(attempts), limit)
-        held_back = device_held_back(self.state, device.uuid, attempts, self.boot_s)
-        return held_back or rests(self.state, device.uuid, attempts, self.boot_s)
+        held_back = device_refusal(self.state, device.uuid, attempts, self.boot_s)
+        return held_back or suspect_refusal(self.state, device.uuid, attempts, self.boot_s)
 
     # The devices that take cells of the matrix
 
-    def kind(self, uuid: str) -> Kind:
+    def kind(self, uuid: str) -> DeviceKind:
         """What a device is, for placement."""
         return self._kind_of[uuid]
 
@@ -190,7 +190,7 @@ class Ledger:
         """The memory of all devices that take cells of the matrix."""
         return sum(device.reading.total_bytes or 0 for device in self._usable)
 
-    def kinds(self) -> frozenset[Kind]:
+    def kinds(self) -> frozenset[DeviceKind]:
         """The kinds of devices that take cells of the matrix."""
         return frozenset(self._kinds)
 

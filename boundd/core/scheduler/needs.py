@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from boundd.catalogue.backends import BACKENDS
-from boundd.core.memory.footprint import CONTEXT_BYTES, LARGEST_PERCENT, Estimate, estimate_of
+from boundd.core.memory.footprint import CONTEXT_BYTES, WHOLE_DEVICE_PERCENT, Estimate, estimate_of
 from boundd.core.memory.raising import LEVELS
 from boundd.core.model.devices import DeviceReading
 from boundd.core.model.history import Observation, Observations
@@ -17,13 +17,13 @@ from boundd.core.model.state import Rules, State
 from boundd.core.model.workload import subject_on
 from boundd.core.scheduler.host import HostNeed, host_need
 
-LEAST_BYTES = 2 * CONTEXT_BYTES
+MIN_RESERVATION_BYTES = 2 * CONTEXT_BYTES
 """Nothing is placed with less: the context would leave its allocator no room, and the two would outgrow it."""
 ON_THE_HOST = HostNeed(0, 0, Source(HostSource.IS_DEVICE))
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class DeviceKind:
     """What makes devices alike for placement."""
 
     name: str
@@ -34,22 +34,22 @@ class Kind:
     node: str
 
 
-class _Kinds(dict[tuple[str, int, bool, str, str], Kind]):
+class _DeviceKinds(dict[tuple[str, int, bool, str, str], DeviceKind]):
     """Each kind once, by its fields, so that comparing two is a look at one address."""
 
 
 KINDS_KEPT = 1024
 
 
-def kind_of(reading: DeviceReading, memo: Memo) -> Kind:
+def device_kind(reading: DeviceReading, memo: Memo) -> DeviceKind:
     """What a device is, for placement."""
-    kinds = memo.table(_Kinds)
+    kinds = memo.table(_DeviceKinds)
     fields = (reading.name, reading.total_bytes or 0, reading.max_cells == 1, reading.backend, reading.node)
     kind = kinds.get(fields)
     if kind is None:
         if len(kinds) >= KINDS_KEPT:
             kinds.clear()
-        kind = kinds[fields] = Kind(*fields)
+        kind = kinds[fields] = DeviceKind(*fields)
     return kind
 
 
@@ -76,7 +76,7 @@ class _Known(NamedTuple):
     """What of the others it goes by."""
 
 
-class KnownNeeds(dict[tuple[Requirement, Kind], _Known]):
+class KnownNeeds(dict[tuple[Requirement, DeviceKind], _Known]):
     """Needs that were worked out: a plan asks for every queue's, and most are as in the last one."""
 
 
@@ -88,12 +88,12 @@ def must_be_alone(needs: Requirement) -> bool:
     return needs.policy.must_be_alone or needs.alone
 
 
-def largest_bytes(kind: Kind, rules: Rules) -> int:
+def whole_device_bytes(kind: DeviceKind, rules: Rules) -> int:
     """What of a device counts as all of it: who needs so much is tried alone."""
-    return max(0, kind.total_bytes - rules.margin_bytes) * LARGEST_PERCENT // 100
+    return max(0, kind.total_bytes - rules.margin_bytes) * WHOLE_DEVICE_PERCENT // 100
 
 
-def need_of(state: State, known: KnownNeeds, needs: Requirement, kind: Kind) -> Need:
+def need_of(state: State, known: KnownNeeds, needs: Requirement, kind: DeviceKind) -> Need:
     """What such cells need on devices of a kind; `known` is the run's (`state.memo`)."""
     rules, observations = state.rules, state.observations
     before = known.get((needs, kind))
@@ -112,15 +112,15 @@ def need_of(state: State, known: KnownNeeds, needs: Requirement, kind: Kind) -> 
     return need
 
 
-def _worked_out(state: State, needs: Requirement, kind: Kind) -> Need:
+def _worked_out(state: State, needs: Requirement, kind: DeviceKind) -> Need:
     policy, work = needs.policy, needs.work
     expected = estimate_of(work, policy.footprint_bytes, kind.name, state.observations, state.rules.torch)
-    largest = largest_bytes(kind, state.rules)
+    largest = whole_device_bytes(kind, state.rules)
     size = expected.size_bytes
     raised = needs.memory_level > LEVELS and not expected.learned
     alone = must_be_alone(needs) or raised or size is None or size >= largest
     is_host = BACKENDS[kind.backend].is_host
     host = ON_THE_HOST if is_host else host_need(policy, work, kind.name, state.observations)
     # Nobody knows how much it takes: it gets what there is, once the device is its own.
-    least = 1 if is_host else min(LEAST_BYTES, largest)
+    least = 1 if is_host else min(MIN_RESERVATION_BYTES, largest)
     return Need(expected, least if size is None else max(least, min(size, largest)), alone, host)

@@ -16,27 +16,27 @@ from boundd.core.model.state import State
 from boundd.core.scheduler.durations import expectations, expected_left_s
 from boundd.core.scheduler.ledger import Ledger, matrix_device_model
 
-PATIENCE = 32
-PATIENCE_PER_DEVICE = 8
-"""A queue that others overtook comes first after `PATIENCE` completions, and so many more for each device."""
-LONG_PATIENCE = 10
+STARVATION_LIMIT = 32
+STARVATION_LIMIT_PER_DEVICE = 8
+"""A queue that others overtook comes first after `STARVATION_LIMIT` completions, and so many more for each device."""
+WAITING_LIMIT_FACTOR = 10
 """So many times the patience for one that nobody overtook, and that merely waits for its turn."""
 CLASSES = 4
 """Classes for each doubling of what is compared: within one, a model that is in the page cache goes first."""
 URGENT_SHARE = 0.7
 """Of the time that all is expected to take that is left: who takes so much of it must not be begun later."""
-FEW_A_DEVICE = 4
+FEW_PER_DEVICE = 4
 """Where fewer than so many cells fill a device, the largest go first."""
 
 
-def patience(state: State) -> int:
+def starvation_limit(state: State) -> int:
     """How many completions a queue that others overtake waits for."""
-    return PATIENCE + PATIENCE_PER_DEVICE * len(state.devices)
+    return STARVATION_LIMIT + STARVATION_LIMIT_PER_DEVICE * len(state.devices)
 
 
-def passed_over(state: State) -> frozenset[Requirement]:
+def starved_queues(state: State) -> frozenset[Requirement]:
     """The queues that were passed over for too long: they come first then, and have a device emptied for them."""
-    latest = state.completions - patience(state)
+    latest = state.completions - starvation_limit(state)
     return frozenset(needs for needs, since in state.refused_since.items() if since <= latest)
 
 
@@ -59,7 +59,7 @@ def ranked(state: State, ledger: Ledger, passed: frozenset[Requirement]) -> list
     total_bytes = ledger.total_bytes()
     urgent_s = URGENT_SHARE * left / total_bytes if total_bytes else math.inf
     # The mean is that of the area: what is there for longer, and takes more, counts for more.
-    few = left > 0 and by_bytes / left * FEW_A_DEVICE > max([kind.total_bytes for kind in ledger.kinds()], default=0)
+    few = left > 0 and by_bytes / left * FEW_PER_DEVICE > max([kind.total_bytes for kind in ledger.kinds()], default=0)
     # In the matrix' order first: it decides among equals, and sorting is quick where most are.
     waiting.sort()
     ranks = []

@@ -1,6 +1,6 @@
 """The search for a place: a filter, then a rank. Pure and deterministic; ties break by UUID.
 
-Devices that are alike (name, size, limits) share a shelf, on which those that may take company stand sorted by headroom
+Devices that are alike (name, size, limits) share a pool, on which those that may take company stand sorted by headroom
 and those that are empty stand apart: the best fit is found by bisection, so that a step doesn't ask every device for
 every cell.
 """
@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 from boundd.core.model.attempts import Attempt, CellRecord
 from boundd.core.model.devices import Device
-from boundd.core.model.reasons import Choice
+from boundd.core.model.reasons import PlacementReason
 from boundd.core.model.requirements import Requirement
 from boundd.core.scheduler.durations import expectations
 from boundd.core.scheduler.ledger import Ledger
-from boundd.core.scheduler.needs import Kind, Need, largest_bytes
+from boundd.core.scheduler.needs import DeviceKind, Need, whole_device_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,11 @@ class Placement:
     estimate_bytes: int | None
     host_memory_bytes: int
     cores: int
-    choice: Choice
+    choice: PlacementReason
 
 
 @dataclass(slots=True)
-class Shelf:
+class DevicePool:
     """Devices of one kind that may take something: (headroom, UUID), sorted."""
 
     joinable: list[tuple[int, str]] = field(default_factory=list)
@@ -49,46 +49,46 @@ class Shelf:
         return max(self.joinable[-1][0] if self.joinable else -1, self.empty[-1][0] if self.empty else -1)
 
 
-class Search:
-    """Finds the best device for a cell in a ledger, and keeps its shelves as the ledger changes through it."""
+class PlacementSearch:
+    """Finds the best device for a cell in a ledger, and keeps its pools as the ledger changes through it."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self._room: dict[str, int] = {}
-        self._shelves: dict[Kind, Shelf] = {}
+        self._pools: dict[DeviceKind, DevicePool] = {}
         self._is_full: bool | None = None
-        self._suspects: set[str] = {strike.device for strike in ledger.state.strikes}
+        self._suspects: set[str] = {death.device for death in ledger.state.quick_deaths}
         for device in ledger.state.devices.values():
-            self._shelve(device)
+            self._add_to_pool(device)
 
     def add(self, attempt: Attempt) -> None:
         """One more attempt is on its device."""
         device = self.ledger.state.devices[attempt.device]
-        self._unshelve(device)
+        self._remove_from_pool(device)
         self.ledger.add(attempt)
-        self._shelve(device)
+        self._add_to_pool(device)
 
-    def hold(self, uuid: str, key: str) -> None:
+    def empty_for(self, uuid: str, key: str) -> None:
         """Keep a device for this cell: nothing else is placed there that would put off its start."""
         device = self.ledger.state.devices[uuid]
-        self._unshelve(device)
-        self.ledger.hold(uuid, key)
-        self._shelve(device)
+        self._remove_from_pool(device)
+        self.ledger.empty_for(uuid, key)
+        self._add_to_pool(device)
 
     def best(self, record: CellRecord, needs: Requirement) -> Placement | None:
         """The best device for a cell: one without suspicion before one with, then the best fit in bytes."""
         ledger = self.ledger
         found: list[tuple[bool, int, str, Need]] = []
-        for kind, shelf in self._shelves.items():
-            if shelf.most_bytes < 1:
+        for kind, pool in self._pools.items():
+            if pool.most_bytes < 1:
                 continue  # as in most plans of a full box: then nobody needs to know what the cell needs
             need = ledger.need(needs, kind)
             if ledger.host_refusal(kind.node, need.host) is not None:
                 continue
-            answer = self._on_shelf(record, kind, shelf, need)
+            answer = self._best_in_pool(record, kind, pool, need)
             if answer is not None:
                 found.append((answer[1] in self._suspects, answer[0] - need.needed_bytes, answer[1], need))
-        found += [fit for uuid in ledger.held if (fit := self._on_held(record, needs, uuid)) is not None]
+        found += [fit for uuid in ledger.emptying if (fit := self._fit_on_emptying(record, needs, uuid)) is not None]
         if not found:
             return None
         _, left, uuid, need = min(found, key=lambda fit: fit[:3])
@@ -99,39 +99,41 @@ class Search:
         """Whether no device has room for anything, but for the cell that it may be held for."""
         if self._is_full is None:
             # Whoever is gone soon enough may have what is free of a device that is held.
-            self._is_full = all(shelf.most_bytes < 1 for shelf in self._shelves.values()) and all(
-                self.ledger.headroom_bytes(uuid) < 1 for uuid in self.ledger.held
+            self._is_full = all(pool.most_bytes < 1 for pool in self._pools.values()) and all(
+                self.ledger.headroom_bytes(uuid) < 1 for uuid in self.ledger.emptying
             )
         return self._is_full
 
-    # The shelves
+    # The pools
 
-    def _shelve(self, device: Device) -> None:
+    def _add_to_pool(self, device: Device) -> None:
         self._is_full = None
         ledger, uuid = self.ledger, device.uuid
         if ledger.closed(device) is not None:
             return
         room = ledger.headroom_bytes(uuid)
-        if uuid in ledger.held:
-            room = min(room, ledger.kept(uuid).spare_bytes)
+        if uuid in ledger.emptying:
+            room = min(room, ledger.backfill(uuid).spare_bytes)
         self._room[uuid] = room
-        shelf = self._shelves.setdefault(ledger.kind(uuid), Shelf())
-        insort(shelf.empty if ledger.is_empty(uuid) else shelf.joinable, (room, uuid))
+        pool = self._pools.setdefault(ledger.kind(uuid), DevicePool())
+        insort(pool.empty if ledger.is_empty(uuid) else pool.joinable, (room, uuid))
 
-    def _unshelve(self, device: Device) -> None:
+    def _remove_from_pool(self, device: Device) -> None:
         self._is_full = None
         room = self._room.pop(device.uuid, None)
-        shelf = self._shelves.get(self.ledger.kind(device.uuid))
-        if room is None or shelf is None:
+        pool = self._pools.get(self.ledger.kind(device.uuid))
+        if room is None or pool is None:
             return
-        for row in (shelf.joinable, shelf.empty):
+        for row in (pool.joinable, pool.empty):
             place = bisect_left(row, (room, device.uuid))
             if place < len(row) and row[place] == (room, device.uuid):
                 del row[place]
 
-    def _on_shelf(self, record: CellRecord, kind: Kind, shelf: Shelf, need: Need) -> tuple[int, str] | None:
-        """The best fit on a shelf, as (headroom, UUID): of those without suspicion where there is one."""
-        rows = [shelf.empty] if need.alone or kind.single else [shelf.joinable, shelf.empty]
+    def _best_in_pool(
+        self, record: CellRecord, kind: DeviceKind, pool: DevicePool, need: Need
+    ) -> tuple[int, str] | None:
+        """The best fit on a pool, as (headroom, UUID): of those without suspicion where there is one."""
+        rows = [pool.empty] if need.alone or kind.single else [pool.joinable, pool.empty]
         least = max(1, need.needed_bytes)
         avoid = record.avoid if self.ledger.is_elsewhere(record.avoid) else ""
         fits = []
@@ -150,7 +152,7 @@ class Search:
                     fits.append(second_choice)
         return min(fits)[1:] if fits else None
 
-    def _on_held(self, record: CellRecord, needs: Requirement, uuid: str) -> tuple[bool, int, str, Need] | None:
+    def _fit_on_emptying(self, record: CellRecord, needs: Requirement, uuid: str) -> tuple[bool, int, str, Need] | None:
         """A device that is held for this very cell, or for one that it will be out of the way of."""
         ledger = self.ledger
         device = ledger.state.devices[uuid]
@@ -162,10 +164,10 @@ class Search:
         crowded = (need.alone or kind.single) and not ledger.is_empty(uuid)
         if crowded or room < max(1, need.needed_bytes) or ledger.host_refusal(kind.node, need.host) is not None:
             return None
-        if ledger.held[uuid] != record.cell.key:
+        if ledger.emptying[uuid] != record.cell.key:
             lasts_s = expectations(ledger.state, device.reading.name).of(needs.work).wall_s
             avoided = uuid == record.avoid and ledger.is_elsewhere(uuid)
-            if need.alone or avoided or lasts_s > ledger.kept(uuid).wait_s:
+            if need.alone or avoided or lasts_s > ledger.backfill(uuid).wait_s:
                 return None
         return uuid in self._suspects, room - need.needed_bytes, uuid, need
 
@@ -174,7 +176,7 @@ class Search:
         room = need.needed_bytes + left
         whole = need.alone or kind.single
         reservation = room if whole else need.needed_bytes
-        largest = largest_bytes(kind, self.ledger.state.rules)
+        largest = whole_device_bytes(kind, self.ledger.state.rules)
         backend = device.reading.kind
         return Placement(
             device.uuid,
@@ -186,7 +188,7 @@ class Search:
             estimate_bytes=need.expected.size_bytes,
             host_memory_bytes=need.host.memory_bytes,
             cores=need.host.cores,
-            choice=Choice(whole, len(self.ledger.attempts_on(device.uuid)), need.expected.source),
+            choice=PlacementReason(whole, len(self.ledger.attempts_on(device.uuid)), need.expected.source),
         )
 
 

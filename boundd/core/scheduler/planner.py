@@ -18,7 +18,7 @@ from itertools import chain
 from boundd.core.model.attempts import Attempt, CellRecord, CellState, attempt_id
 from boundd.core.model.devices import DeviceState
 from boundd.core.model.events import Now
-from boundd.core.model.reasons import Backoff, Choice, Deferral, PlainWait, Wait
+from boundd.core.model.reasons import Backoff, Deferral, PlacementReason, PlainWait, Wait
 from boundd.core.model.requirements import Requirement
 from boundd.core.model.state import State
 from boundd.core.model.transitions import Trigger, next_cell_state
@@ -26,9 +26,9 @@ from boundd.core.model.workload import subject_on
 from boundd.core.scheduler import environment
 from boundd.core.scheduler.durations import expectations
 from boundd.core.scheduler.ledger import Ledger
-from boundd.core.scheduler.order import LONG_PATIENCE, passed_over, patience, ranked
-from boundd.core.scheduler.placement import Placement, Search
-from boundd.core.scheduler.quick_deaths import next_rest_end, seen_running
+from boundd.core.scheduler.order import WAITING_LIMIT_FACTOR, ranked, starvation_limit, starved_queues
+from boundd.core.scheduler.placement import Placement, PlacementSearch
+from boundd.core.scheduler.quick_deaths import mark_survivors, next_rest_end
 from boundd.core.scheduler.refusals import best_placement
 
 Refused = set[Requirement]
@@ -44,7 +44,7 @@ class Plan:
     joined: tuple[Attempt, ...]
     """Attempts that had a device to themselves and have company now."""
     next_wake_boot_s: float | None
-    choices: Mapping[str, Choice] = field(default_factory=dict)
+    choices: Mapping[str, PlacementReason] = field(default_factory=dict)
     """Attempt id to why it was placed where it is."""
 
 
@@ -54,7 +54,7 @@ class Deferrals(Mapping[str, Deferral]):
 
     state: State
     now: Now
-    held: Mapping[str, str]
+    emptying: Mapping[str, str]
     wait: Wait | None = None
     """The one reason for all, where there is one."""
 
@@ -67,10 +67,10 @@ class Deferrals(Mapping[str, Deferral]):
         if record.not_before_boot_s > self.now.boot_s:
             return Deferral(Backoff(record.not_before_boot_s - self.now.boot_s))
         needs = self.state.memo.requirement_of(record)
-        problem = environment.held_back(self.state.problems, needs, self.now.boot_s)
+        problem = environment.blocking_problem(self.state.problems, needs, self.now.boot_s)
         if problem is not None:
-            return Deferral(environment.waits_for(problem, self.now.boot_s))
-        answer = best_placement(self.state, record, self.held, self.now.boot_s)
+            return Deferral(environment.as_held_back(problem, self.now.boot_s))
+        answer = best_placement(self.state, record, self.emptying, self.now.boot_s)
         if isinstance(answer, Placement):
             return Deferral(PlainWait.ROOM_BY_NOW)
         return Deferral(PlainWait.REFUSED if answer else PlainWait.NO_DEVICE, answer)
@@ -84,7 +84,7 @@ class Deferrals(Mapping[str, Deferral]):
 
 def plan(state: State, now: Now) -> Plan:
     """Start every cell that can start now."""
-    state = seen_running(state, now.boot_s)
+    state = mark_survivors(state, now.boot_s)
     if state.stopping or state.paused:
         wait = PlainWait.STOPPING if state.stopping else PlainWait.PAUSED
         return Plan(_explained(state, now, {}, wait), (), (), None)
@@ -93,15 +93,15 @@ def plan(state: State, now: Now) -> Plan:
         return Plan(_explained(state, now, {}, state.disk_shortage), (), (), None)
     if not state.has_pending:
         return Plan(_explained(state, now, {}), (), (), None)
-    overdue = passed_over(state)
-    filling = _Filling(state, now, overdue)
-    queues = [needs for needs in ranked(state, filling.ledger, overdue) if not filling.holds_back(needs)]
+    starved = starved_queues(state)
+    filling = _SchedulingPass(state, now, starved)
+    queues = [needs for needs in ranked(state, filling.ledger, starved) if not filling.is_blocked(needs)]
     # Where a device takes one cell at a time, nobody waits to know how much another needs.
     crowded = not all(kind.single for kind in filling.ledger.kinds())
     running = _subjects(state)
-    scouts = scouted(state, queues, running) if crowded else []
+    scouts = scout_queues(state, queues, running) if crowded else []
     for needs in queues:
-        if needs in overdue:
+        if needs in starved:
             filling.fill(needs)
     for needs in scouts:
         filling.fill(needs, most=1, wanted=True)
@@ -137,7 +137,7 @@ def is_guessed(state: State, needs: Requirement, names: frozenset[str]) -> bool:
     )
 
 
-def scouted(state: State, queues: Sequence[Requirement], running: Collection[str]) -> list[Requirement]:
+def scout_queues(state: State, queues: Sequence[Requirement], running: Collection[str]) -> list[Requirement]:
     """The shortest queue of each kind of work whose memory is guessed, and of which nothing runs.
 
     One of its cells goes ahead of all others, and has a device emptied for it: what it takes is learned once and early,
@@ -167,18 +167,18 @@ def _amount(needs: Requirement) -> int:
     return needs.work.steps * needs.work.samples
 
 
-class _Filling:
+class _SchedulingPass:
     """One step's work: a ledger that fills, and what was decided so far."""
 
-    def __init__(self, state: State, now: Now, overdue: frozenset[Requirement]) -> None:
+    def __init__(self, state: State, now: Now, starved: frozenset[Requirement]) -> None:
         self.now = now
-        self.overdue = overdue
+        self.starved = starved
         self.before = state
         self.cells = state.cells
         self.ledger = Ledger(state, now.boot_s)
-        self.search = Search(self.ledger)
+        self.search = PlacementSearch(self.ledger)
         self.started: dict[str, Attempt] = {}
-        self.choices: dict[str, Choice] = {}
+        self.choices: dict[str, PlacementReason] = {}
         self.joined: dict[str, Attempt] = {}
         self.refused = Refused()
         """Nothing is freed in a step, so that who found no place in it finds none later."""
@@ -194,14 +194,14 @@ class _Filling:
         """Cells that found no place in this step and for which a device may stay empty."""
         for uuid, key in state.emptying.items():
             record = state.cells.get(key)
-            if record is None or record.state is not CellState.PENDING or not self._may_hold(record, uuid):
+            if record is None or record.state is not CellState.PENDING or not self._may_be_emptied_for(record, uuid):
                 continue
-            if not self.holds_back(state.memo.requirement_of(record)):
-                self._hold(record, uuid)
+            if not self.is_blocked(state.memo.requirement_of(record)):
+                self._empty_for(record, uuid)
 
-    def holds_back(self, needs: Requirement) -> bool:
+    def is_blocked(self, needs: Requirement) -> bool:
         """Whether a queue's cells wait for a problem of the environment to pass, or for the one that probes it."""
-        return environment.held_back(self.problems, needs, self.now.boot_s) is not None
+        return environment.blocking_problem(self.problems, needs, self.now.boot_s) is not None
 
     def fill(self, needs: Requirement, most: int | None = None, *, wanted: bool = False) -> bool:
         """Start cells of one queue until one finds no place, or `most` were started; whether one found none.
@@ -220,7 +220,7 @@ class _Filling:
             if not self.cells.waits_in(needs, key):
                 touched = True
                 continue
-            if left == 0 or (self.problems and self.holds_back(needs)):
+            if left == 0 or (self.problems and self.is_blocked(needs)):
                 break
             record = self.cells[key]
             if record.not_before_boot_s > self.now.boot_s:
@@ -241,9 +241,9 @@ class _Filling:
 
     def _is_refused_again(self, needs: Requirement) -> bool:
         """Whether a queue that finds no place is refused as it was before, and nothing is to be done about it."""
-        if needs not in self.refused_since or needs in self.overdue or needs in self.emptying_for:
+        if needs not in self.refused_since or needs in self.starved or needs in self.emptying_for:
             return False
-        return bool(self.ledger.held) or not self.ledger.is_alone(needs)
+        return bool(self.ledger.emptying) or not self.ledger.is_alone(needs)
 
     def _entries(self, needs: Requirement) -> Iterator[str]:
         """A queue's cells, first come first, but for one that a device is being emptied for.
@@ -268,7 +268,7 @@ class _Filling:
             problems=self.problems,
             emptying={uuid: key for uuid, key in self.emptying.items() if key in self.wanting},
         )
-        state = _explained(state, self.now, self.ledger.held)
+        state = _explained(state, self.now, self.ledger.emptying)
         return Plan(
             state,
             tuple(self.started.values()),
@@ -281,44 +281,46 @@ class _Filling:
         """A device that is being emptied for a cell of the queue is for whichever is first: they need the same."""
         for uuid, key in self.emptying.items() if needs in self.emptying_for else ():
             if key != record.cell.key and self.cells.waits_in(needs, key):
-                self._hold(record, uuid)
+                self._empty_for(record, uuid)
 
     def _refused(self, needs: Requirement, record: CellRecord, *, wanted: bool) -> None:
         self.refused.add(needs)
         self.passed.append(needs)
         if needs not in self.refused_since:
-            later = self.before.completions + (LONG_PATIENCE - 1) * patience(self.before)
+            later = self.before.completions + (WAITING_LIMIT_FACTOR - 1) * starvation_limit(self.before)
             self.refused_since = self.refused_since.set(needs, later)
-        overdue = needs in self.overdue
-        if not (overdue or wanted or self.ledger.is_alone(needs)):
+        starved = needs in self.starved
+        if not (starved or wanted or self.ledger.is_alone(needs)):
             return
         self.wanting.add(record.cell.key)
-        if overdue or not self.ledger.held:
-            self._hold_one(record)
+        if starved or not self.ledger.emptying:
+            self._empty_one_for(record)
 
-    def _hold_one(self, record: CellRecord) -> None:
+    def _empty_one_for(self, record: CellRecord) -> None:
         """Keep a device free of others: of those that could take the cell once empty, the one that is empty first.
 
         It is kept in the state until the cell has run: chosen anew in each plan it would be one device now and another
         a second later, and none would ever be empty. One at a time, but for those that were passed over for too long:
         a device that waits to be empty is half empty, and the cells that must be alone go there one after another.
         """
-        if len(self.ledger.held) >= len(self.before.devices) or record.cell.key in self.emptying.values():
+        if len(self.ledger.emptying) >= len(self.before.devices) or record.cell.key in self.emptying.values():
             return
         usable = [
             (max(map(self._ends_boot_s, self.ledger.attempts_on(uuid))), uuid)
             for uuid in self.before.devices
-            if self.ledger.attempts_on(uuid) and uuid not in self.ledger.held and self._may_hold(record, uuid)
+            if self.ledger.attempts_on(uuid)
+            and uuid not in self.ledger.emptying
+            and self._may_be_emptied_for(record, uuid)
         ]
         if usable:
-            self._hold(record, min(usable)[1])
+            self._empty_for(record, min(usable)[1])
 
-    def _hold(self, record: CellRecord, uuid: str) -> None:
-        self.search.hold(uuid, record.cell.key)
+    def _empty_for(self, record: CellRecord, uuid: str) -> None:
+        self.search.empty_for(uuid, record.cell.key)
         self.emptying[uuid] = record.cell.key
         self.emptying_for.add(self.before.memo.requirement_of(record))
 
-    def _may_hold(self, record: CellRecord, uuid: str) -> bool:
+    def _may_be_emptied_for(self, record: CellRecord, uuid: str) -> bool:
         device = self.before.devices.get(uuid)
         if device is None or device.state is not DeviceState.READY or uuid == record.avoid:
             return False
@@ -375,18 +377,18 @@ class _Filling:
                 changed[other.id] = replace(other, had_company=True)
         self.started[attempt.id] = attempt
         self.choices[attempt.id] = placement.choice
-        self.problems = environment.probed_by(self.problems, self.before.memo.requirement_of(record), attempt)
+        self.problems = environment.with_probe(self.problems, self.before.memo.requirement_of(record), attempt)
         self.last_model = str(record.cell.parameters.get("model", ""))
         self.search.add(attempt)
 
 
-def _explained(state: State, now: Now, held: Mapping[str, str], wait: Wait | None = None) -> State:
+def _explained(state: State, now: Now, emptying: Mapping[str, str], wait: Wait | None = None) -> State:
     """The state with its deferrals. They keep the state without those of the plan before, or none would ever end."""
     bare = replace(state, deferrals={})
-    return replace(state, deferrals=Deferrals(bare, now, dict(held), wait))
+    return replace(state, deferrals=Deferrals(bare, now, dict(emptying), wait))
 
 
 def _next_wake(state: State, now: Now) -> float | None:
-    waits = [boot_s for boot_s in state.cells.resting.values() if boot_s > now.boot_s]
-    looks = (next_rest_end(state, now.boot_s), environment.next_look_boot_s(state, now.boot_s))
+    waits = [boot_s for boot_s in state.cells.in_backoff.values() if boot_s > now.boot_s]
+    looks = (next_rest_end(state, now.boot_s), environment.next_probe_boot_s(state, now.boot_s))
     return min([*waits, *(look for look in looks if look is not None)], default=None)

@@ -25,7 +25,7 @@ from boundd.core.model.quarantines import (
 )
 from boundd.core.model.records import LiftQuarantine, Record, SaveQuarantine
 from boundd.core.model.state import State
-from boundd.core.scheduler.quick_deaths import condemned
+from boundd.core.scheduler.quick_deaths import devices_to_quarantine
 
 Change = tuple[State, list[Record], list[Note]]
 """The state after it, what is to be kept of it, and what is told."""
@@ -62,7 +62,7 @@ def impose_by_operator(state: State, uuid: str, reason: str, now: Now) -> Change
 def lift_by_operator(state: State, uuid: str) -> Change:
     """Let a device out because a person says so, with its instances: what was held against them is forgotten."""
     uuids = state.with_instances(uuid)
-    state = replace(state, strikes=tuple(strike for strike in state.strikes if strike.device not in uuids))
+    state = replace(state, quick_deaths=tuple(death for death in state.quick_deaths if death.device not in uuids))
     records: list[Record] = []
     notes: list[Note] = []
     for each in uuids:
@@ -72,7 +72,7 @@ def lift_by_operator(state: State, uuid: str) -> Change:
     return state, records, notes
 
 
-def impose_as_on_whole(state: State, instance: DeviceReading, now: Now) -> Change:
+def impose_as_on_parent(state: State, instance: DeviceReading, now: Now) -> Change:
     """The state with a new instance in quarantine whose whole was put there before it was divided like this."""
     whole = state.quarantine_of(instance.parent)
     return (state, [], []) if whole is None else impose(state, instance.uuid, whole.cause, now)
@@ -82,9 +82,9 @@ def impose_for_deaths(state: State, now: Now) -> Change:
     """The state with the devices in quarantine that have killed too many cells."""
     records: list[Record] = []
     notes: list[Note] = []
-    for uuid, cause in condemned(state).items():
+    for uuid, cause in devices_to_quarantine(state).items():
         state, saved, told = impose(state, uuid, cause, now)
-        state = replace(state, strikes=tuple(strike for strike in state.strikes if strike.device != uuid))
+        state = replace(state, quick_deaths=tuple(death for death in state.quick_deaths if death.device != uuid))
         records += saved
         notes += told
     return state, records, notes
@@ -96,10 +96,10 @@ def impose_for_fault(state: State, before: DeviceReading | None, reading: Device
     What a person has put back into service stays there, until there is more than there was at the reading before (None:
     it was not seen before).
     """
-    is_new = bool(reading.ailment) and (before is None or before.ailment != reading.ailment)
+    is_new = bool(reading.driver_fault) and (before is None or before.driver_fault != reading.driver_fault)
     if not is_new or state.quarantine_of(reading.uuid) is not None:
         return state, [], []
-    return impose(state, reading.uuid, DriverFault(reading.ailment), now)
+    return impose(state, reading.uuid, DriverFault(reading.driver_fault), now)
 
 
 def impose_for_unkillable(state: State, attempt: Attempt, now: Now) -> Change:

@@ -11,15 +11,15 @@ from boundd.core.model.requirements import Requirement
 from boundd.core.model.state import State
 from boundd.core.scheduler.ledger import Ledger, matrix_device_model
 from boundd.core.scheduler.needs import Need, must_be_alone
-from boundd.core.scheduler.placement import Placement, Search
+from boundd.core.scheduler.placement import Placement, PlacementSearch
 
 
 def best_placement(
-    state: State, record: CellRecord, held: Mapping[str, str], boot_s: float = 0.0
+    state: State, record: CellRecord, emptying: Mapping[str, str], boot_s: float = 0.0
 ) -> Placement | tuple[NoRoom, ...]:
     """The best device for a cell, or why each one doesn't take it, in the order that people see; outside of a plan."""
-    needs, ledger = state.memo.requirement_of(record), Ledger(state, boot_s, held)
-    fit = Search(ledger).best(record, needs)
+    needs, ledger = state.memo.requirement_of(record), Ledger(state, boot_s, emptying)
+    fit = PlacementSearch(ledger).best(record, needs)
     return refusals(ledger, record, needs) if fit is None else fit
 
 
@@ -57,7 +57,7 @@ def _refusal(ledger: Ledger, record: CellRecord, needs: Requirement, need: Need,
         return NotAlone(attempts, must_be_alone(needs), need.expected.size_bytes, needed, source)
     if room < needed or room <= 0:
         return MemoryShort(needed - room, needed, room, source)
-    if ledger.held.get(uuid, record.cell.key) != record.cell.key:
-        kept, label = ledger.kept(uuid), ledger.state.cells[ledger.held[uuid]].cell.label
-        return EmptiedFor(label, needed, kept.spare_bytes, kept.wait_s, source)
+    if ledger.emptying.get(uuid, record.cell.key) != record.cell.key:
+        backfill, label = ledger.backfill(uuid), ledger.state.cells[ledger.emptying[uuid]].cell.label
+        return EmptiedFor(label, needed, backfill.spare_bytes, backfill.wait_s, source)
     return ledger.host_refusal(ledger.kind(uuid).node, need.host) or PlainRefusal.FREE_NOW

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from boundd.core.lifecycle.classification import Evidence, WorkerError, asks_for_output, classify
+from boundd.core.lifecycle.classification import Evidence, ReportedError, asks_for_output, classify
 from boundd.core.model.outcomes import ErrorKind, Isolation, Measurement, Outcome
 from boundd.protocol.printed import Printed
 
@@ -92,9 +92,9 @@ def test_a_malformed_line_is_quoted() -> None:
         (Evidence(signal=11), ErrorKind.KILLED_BY_SIGNAL),
         (Evidence(exit_status=1, log_text="OSError: x is not a local folder and is not a valid model identifier"),
          ErrorKind.MODEL_UNAVAILABLE),
-        (Evidence(exit_status=4, worker_error=WorkerError(ErrorKind.MODEL_UNAVAILABLE, "looked in /m")),
+        (Evidence(exit_status=4, worker_error=ReportedError(ErrorKind.MODEL_UNAVAILABLE, "looked in /m")),
          ErrorKind.MODEL_UNAVAILABLE),
-        (Evidence(exit_status=5, worker_error=WorkerError(ErrorKind.BAD_DATA, "NaN")), ErrorKind.BAD_DATA),
+        (Evidence(exit_status=5, worker_error=ReportedError(ErrorKind.BAD_DATA, "NaN")), ErrorKind.BAD_DATA),
         (Evidence(exit_status=2, log_text="usage: x"), ErrorKind.OTHER),
     ],
 )  # fmt: skip
@@ -155,7 +155,7 @@ def test_the_hosts_memory_is_not_the_devices() -> None:
     assert loader.error is not None
     assert host in loader.error.message
     assert classify(Evidence(exit_status=0, host_memory=host, measurement=MEASURED), 0.0).outcome is Outcome.SUCCEEDED
-    reported = WorkerError(ErrorKind.OUT_OF_MEMORY, "CUDA out of memory")
+    reported = ReportedError(ErrorKind.OUT_OF_MEMORY, "CUDA out of memory")
     told = classify(Evidence(exit_status=1, host_memory=host, worker_error=reported), 0.0)
     assert told.outcome is Outcome.OUT_OF_MEMORY
 

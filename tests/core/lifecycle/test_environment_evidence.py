@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from boundd.core.lifecycle.classification import Evidence, WorkerError, classify
+from boundd.core.lifecycle.classification import Evidence, ReportedError, classify
 from boundd.core.lifecycle.environment_evidence import FOLDER, PROGRAM, kind_of_start, kind_of_status
 from boundd.core.model.outcomes import ENVIRONMENT, ErrorKind
 
@@ -47,7 +47,7 @@ def kind_printed(last_line: str) -> ErrorKind:
 
 def kind_reported(message: str) -> ErrorKind:
     """What becomes of a worker that calls it `model_unavailable`."""
-    error = WorkerError(GONE, message)
+    error = ReportedError(GONE, message)
     verdict = classify(Evidence(exit_status=4, worker_error=error), 0.0)
     assert verdict.error is not None
     return verdict.error.kind

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from boundd.core.memory.footprint import (
     CONTEXT_BYTES,
-    FEW_BYTES,
+    EXTRAPOLATED_SLACK_BYTES,
     GIB,
     MIB,
-    ONE_BYTES,
+    ONE_PEAK_SLACK_BYTES,
     activations_bytes,
     estimate,
     prior,
@@ -79,7 +79,7 @@ def test_an_unknown_model_has_no_prior_but_learns() -> None:
     """Nobody knows how much it takes, until an attempt has said so."""
     unknown = record(model="mine")
     assert estimate(unknown, DEVICE, Observations()).size_bytes is None
-    assert expected(unknown, seen(unknown, 3 * GIB)) == 3 * GIB * 105 // 100 + ONE_BYTES
+    assert expected(unknown, seen(unknown, 3 * GIB)) == 3 * GIB * 105 // 100 + ONE_PEAK_SLACK_BYTES
 
 
 def test_a_known_architecture_under_another_name_has_its_prior() -> None:
@@ -94,7 +94,7 @@ def test_the_slack_follows_what_was_seen_to_vary() -> None:
     they vary: at least 4%, 3% and (of five) 0.5%, and 5% at most; never under the largest of the last five.
     """
     cell = record()
-    assert expected(cell, seen(cell, 4 * GIB)) == 4 * GIB * 105 // 100 + ONE_BYTES
+    assert expected(cell, seen(cell, 4 * GIB)) == 4 * GIB * 105 // 100 + ONE_PEAK_SLACK_BYTES
     assert expected(cell, seen(cell, 5 * GIB, 5 * GIB)) == 5 * GIB + 5 * GIB * 4 // 100
     assert expected(cell, seen(cell, *[5 * GIB] * 4)) == 5 * GIB + 5 * GIB * 3 // 100
     assert expected(cell, seen(cell, *[5 * GIB] * 5)) == 5 * GIB + 5 * GIB * 5 // 1000
@@ -112,7 +112,9 @@ def test_how_much_other_work_varies_says_how_much_is_added() -> None:
     cell, others = record(), [record(method=method) for method in ("tgate", "deepcache")]
     pair = [5 * GIB - 100 * MIB, 5 * GIB]  # 1.96% apart, which is 20 permille
     three = [*seen(others[0], *pair, 5 * GIB), *seen(others[1], 7 * GIB, 7 * GIB)]
-    assert expected(cell, [*three, *seen(cell, 4 * GIB)]) == 4 * GIB * 105 // 100 + ONE_BYTES, "three are too few"
+    assert expected(cell, [*three, *seen(cell, 4 * GIB)]) == 4 * GIB * 105 // 100 + ONE_PEAK_SLACK_BYTES, (
+        "three are too few"
+    )
     four = [*three, *seen(others[1], 7 * GIB)]
     assert expected(cell, [*four, *seen(cell, 4 * GIB)]) == 4 * GIB + 4 * GIB * 30 // 1000
     assert expected(cell, [*four, *seen(cell, 4 * GIB, 4 * GIB)]) == 4 * GIB + 4 * GIB * 20 // 1000
@@ -121,9 +123,11 @@ def test_how_much_other_work_varies_says_how_much_is_added() -> None:
     same = [*seen(others[0], *[5 * GIB] * 3), *seen(others[1], *[7 * GIB] * 3)]
     assert expected(cell, [*same, *seen(cell, 4 * GIB)]) == 4 * GIB + 4 * GIB * 5 // 1000
     wide = [*same, *seen(others[1], 5 * GIB)]
-    assert expected(cell, [*wide, *seen(cell, 4 * GIB)]) == 4 * GIB * 105 // 100 + ONE_BYTES, "never more than before"
+    assert expected(cell, [*wide, *seen(cell, 4 * GIB)]) == 4 * GIB * 105 // 100 + ONE_PEAK_SLACK_BYTES, (
+        "never more than before"
+    )
     ran_out = seen(others[0], *[3 * GIB] * 9, censored=True)
-    assert expected(cell, [*ran_out, *seen(cell, 4 * GIB)]) == 4 * GIB * 105 // 100 + ONE_BYTES, (
+    assert expected(cell, [*ran_out, *seen(cell, 4 * GIB)]) == 4 * GIB * 105 // 100 + ONE_PEAK_SLACK_BYTES, (
         "no peaks, no variation"
     )
 
@@ -164,14 +168,16 @@ def test_other_batches_teach(make_cell: Callable[..., Cell]) -> None:
     """Two other batches give the line; one other gives it with the prior's slope; never less than less work took."""
     two, four, eight = (record(batch_size=batch) for batch in (2, 4, 8))
     line = [*seen(two, 3 * GIB), *seen(four, 4 * GIB)]
-    assert expected(eight, line) == 6 * GIB * 110 // 100 + FEW_BYTES
-    assert expected(record(resolution=1024, batch_size=2), line) == 6 * GIB * 110 // 100 + FEW_BYTES, "pixels count"
+    assert expected(eight, line) == 6 * GIB * 110 // 100 + EXTRAPOLATED_SLACK_BYTES
+    assert expected(record(resolution=1024, batch_size=2), line) == 6 * GIB * 110 // 100 + EXTRAPOLATED_SLACK_BYTES, (
+        "pixels count"
+    )
     slope = activations_bytes(workload_of(eight)) // 2
-    assert expected(eight, seen(four, 4 * GIB)) == (4 * GIB + slope) * 110 // 100 + FEW_BYTES
+    assert expected(eight, seen(four, 4 * GIB)) == (4 * GIB + slope) * 110 // 100 + EXTRAPOLATED_SLACK_BYTES
     falling = [*seen(two, 5 * GIB), *seen(four, 4 * GIB)]
     assert expected(eight, falling) >= 5 * GIB
     unknown = [record(model="mine", batch_size=batch) for batch in (4, 8)]
-    assert expected(unknown[1], seen(unknown[0], GIB)) == 2 * GIB * 110 // 100 + FEW_BYTES
+    assert expected(unknown[1], seen(unknown[0], GIB)) == 2 * GIB * 110 // 100 + EXTRAPOLATED_SLACK_BYTES
 
 
 @given(
@@ -186,7 +192,7 @@ def test_the_fitted_line_is_found_again(weights: int, slope: int, batches: list[
     if wanted in batches:
         return
     true = weights * GIB + slope * MIB * wanted
-    assert true < expected(record(batch_size=wanted), line) <= true * 110 // 100 + FEW_BYTES + 2
+    assert true < expected(record(batch_size=wanted), line) <= true * 110 // 100 + EXTRAPOLATED_SLACK_BYTES + 2
 
 
 def test_out_of_memory_is_a_lower_bound() -> None:
@@ -196,7 +202,7 @@ def test_out_of_memory_is_a_lower_bound() -> None:
     assert expected(cell, ran_out) == 12 * GIB
     assert expected(more, ran_out) >= 12 * GIB
     assert expected(less, ran_out) == prior(workload_of(less)).size_bytes
-    assert expected(cell, [*ran_out, *seen(cell, 9 * GIB)]) == 9 * GIB * 105 // 100 + ONE_BYTES
+    assert expected(cell, [*ran_out, *seen(cell, 9 * GIB)]) == 9 * GIB * 105 // 100 + ONE_PEAK_SLACK_BYTES
     assert expected(cell, [*ran_out, *seen(cell, *[6 * GIB] * 4)]) == 12 * GIB
     assert expected(cell, [*ran_out, *seen(cell, *[6 * GIB] * 5)]) == 6 * GIB + 6 * GIB * 5 // 1000, "five outweigh one"
     assert expected(cell, [*ran_out, *seen(cell, 8 * GIB, censored=True)]) == 12 * GIB, "side by side: no more than one"

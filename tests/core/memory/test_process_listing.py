@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boundd.core.memory.headroom import room_bytes
-from boundd.core.memory.process_listing import MISMATCH_BYTES, Listed, settled, worth_listing
+from boundd.core.memory.process_listing import MISMATCH_BYTES, ProcessListing, carried_forward, must_list_processes
 from boundd.core.model.devices import DeviceReading
 
 GIB = 1024**3
 READING = DeviceReading("GPU-a", 0, "GPU", 80 * GIB, 50 * GIB)
 ONE = frozenset({"1"})
-SEEN = Listed(50 * GIB, {"1": 10 * GIB})
+SEEN = ProcessListing(50 * GIB, {"1": 10 * GIB})
 
 
 @pytest.mark.parametrize(
@@ -35,12 +35,12 @@ SEEN = Listed(50 * GIB, {"1": 10 * GIB})
     ids=["nobody", "placed", "the same", "joined", "exchanged", "left", "a little", "taken", "given back", "lost"],
 )
 def test_lists_are_read_at_placement_exit_and_mismatch(
-    reading: DeviceReading, attempts: frozenset[str], last: Listed | None, expected: bool
+    reading: DeviceReading, attempts: frozenset[str], last: ProcessListing | None, expected: bool
 ) -> None:
     """And at no other time."""
     listed = {} if last is None else {"GPU-a": last}
-    assert worth_listing([reading], {"GPU-a": attempts}, listed) is expected
-    assert worth_listing([], {"GPU-a": attempts}, listed) is False
+    assert must_list_processes([reading], {"GPU-a": attempts}, listed) is expected
+    assert must_list_processes([], {"GPU-a": attempts}, listed) is False
 
 
 @given(
@@ -57,9 +57,9 @@ def test_an_old_list_never_makes_room(foreign: int, reserved: int, before: int, 
     With the free memory of now and the attempt's bytes of then, what it gave back would be counted twice.
     """
     total = 80 * GIB
-    then = Listed((80 - foreign - before) * GIB, {"1": before * GIB})
+    then = ProcessListing((80 - foreign - before) * GIB, {"1": before * GIB})
     now = replace(READING, free_bytes=(80 - foreign_after - after) * GIB)
-    reading, observed = settled(now, ONE, then)
+    reading, observed = carried_forward(now, ONE, then)
     assert reading.free_bytes is not None
     room = room_bytes(total, reading.free_bytes, [(reserved * GIB, observed["1"])])
     as_it_is = room_bytes(total, (80 - foreign_after - after) * GIB, [(reserved * GIB, after * GIB)])
@@ -69,13 +69,13 @@ def test_an_old_list_never_makes_room(foreign: int, reserved: int, before: int, 
 
 def test_what_has_left_gives_back_what_it_held() -> None:
     """An attempt that ended while somebody times leaves its memory for the next one at once."""
-    last = Listed(50 * GIB, {"1": 10 * GIB, "2": 5 * GIB})
-    reading, observed = settled(replace(READING, free_bytes=55 * GIB), ONE, last)
+    last = ProcessListing(50 * GIB, {"1": 10 * GIB, "2": 5 * GIB})
+    reading, observed = carried_forward(replace(READING, free_bytes=55 * GIB), ONE, last)
     assert (reading.free_bytes, observed) == (55 * GIB, {"1": 10 * GIB})
-    reading, _ = settled(replace(READING, free_bytes=70 * GIB), ONE, last)
+    reading, _ = carried_forward(replace(READING, free_bytes=70 * GIB), ONE, last)
     assert reading.free_bytes == 55 * GIB + MISMATCH_BYTES
 
 
 def test_without_a_list_nothing_is_known() -> None:
     """The reading stays as it is, and what is held is unknown."""
-    assert settled(READING, ONE, None) == (READING, {})
+    assert carried_forward(READING, ONE, None) == (READING, {})

@@ -21,10 +21,10 @@ from boundd.core.model import wording
 from boundd.core.model.memory_evidence import MemoryEvidence
 from boundd.core.model.quarantines import QuarantineCause
 from boundd.core.model.reasons import (
-    Choice,
     DiskShort,
     HasEnded,
     NoRoom,
+    PlacementReason,
     Refusal,
     RetryReason,
     Runs,
@@ -41,7 +41,7 @@ SAID = {
     **dict.fromkeys(get_args(Wait), wording.wait),
     **dict.fromkeys(get_args(QuarantineCause), wording.quarantine),
     **dict.fromkeys(get_args(MemoryEvidence), wording.evidence),
-    Choice: wording.choice,
+    PlacementReason: wording.placement_reason,
     RetryReason: wording.retry,
     Source: wording.source,
     HasEnded: wording.has_ended,

@@ -10,7 +10,7 @@ from boundd.core.lifecycle.step import step
 from boundd.core.model.attempts import CellRecord
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.events import AttemptEnded, AttemptProgressed, Now, Wake
-from boundd.core.model.history import KEPT, Duration, Durations
+from boundd.core.model.history import NEWEST_KEPT, Duration, Durations
 from boundd.core.model.outcomes import Isolation, Measurement, Outcome, Verdict
 from boundd.core.model.records import SaveDuration
 from boundd.core.model.state import State
@@ -65,7 +65,7 @@ def test_the_latest_count() -> None:
     """Old times are forgotten: a machine changes."""
     slow, fast = [took(1000.0)] * 20, [took(10.0)] * 8
     assert expected(record(), *slow, *fast) == 10.0
-    assert len(Durations.of([took(1.0)] * 100).about("SD1.5")) == KEPT
+    assert len(Durations.of([took(1.0)] * 100).about("SD1.5")) == NEWEST_KEPT
 
 
 def test_a_success_is_learned_and_progress_tells_what_is_left(

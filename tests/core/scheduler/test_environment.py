@@ -1,7 +1,7 @@
 """What is no cell's fault: nobody pays, its like waits, one attempt at a time tries, and it goes on by itself.
 
-Seen to fail: with `decide` in place of `without_charge` (boundd/core/lifecycle/ending.py) the cells end after an
-attempt each; without `holds_back` in the planner all of them are started at once; without `_got_further` in `step.py`
+Seen to fail: with `decide` in place of `retry_uncharged` (boundd/core/lifecycle/ending.py) the cells end after an
+attempt each; without `is_blocked` in the planner all of them are started at once; without `_close_probed` in `step.py`
 the others wait until the probe has ended.
 """
 
@@ -40,7 +40,7 @@ from boundd.core.model.outcomes import (
 )
 from boundd.core.model.reasons import HeldBack
 from boundd.core.model.state import State, sanity_check
-from boundd.core.scheduler.environment import LONGEST_PAUSE_S, pause_s, waiting_for
+from boundd.core.scheduler.environment import MAX_PAUSE_S, count_waiting, pause_s
 
 MakeCell = Callable[..., Cell]
 MakeState = Callable[..., State]
@@ -114,7 +114,7 @@ def test_a_hub_that_is_away_costs_nobody_anything(two_models: Run) -> None:
     assert run.actions() == [Action.ENVIRONMENT_PROBLEM]
     assert of(run, "SD1.5") == []
     (problem,) = run.state.problems.values()
-    assert waiting_for(run.state, [problem]) == 5
+    assert count_waiting(run.state, [problem]) == 5
     waiting = next(r for r in run.state.pending() if r.cell.parameters["model"] == "SD1.5")
     reason = run.state.deferrals[waiting.cell.key].wait
     assert reason == HeldBack(ErrorKind.HUB_UNAVAILABLE, "hub.example", "why", BACKOFF_S)
@@ -157,11 +157,11 @@ def test_many_failures_leave_a_cell_as_it_was(
     run = Run(make_state([make_cell(), make_cell(steps=9)], [24], max_attempts=1, backoff_s=0.0))
     run(Wake())
     for _ in range(10 if kind is ErrorKind.HOST_MEMORY else 50):
-        run.now_s += LONGEST_PAUSE_S
+        run.now_s += MAX_PAUSE_S
         run(Wake())
         run.end(run.live()[0], bad(kind, phase=phase))
         assert run.states() <= {CellState.PENDING, CellState.RUNNING}
-    run.now_s += LONGEST_PAUSE_S
+    run.now_s += MAX_PAUSE_S
     run(Wake())
     while run.live():
         run.end(run.live()[0], GOOD)
@@ -183,7 +183,7 @@ def test_the_patience_ends(two_models: Run) -> None:
         run(Wake())
         for attempt in of(run, "SD1.5"):
             run.end(attempt, bad(ErrorKind.HUB_UNAVAILABLE))
-    assert 1000.0 <= run.now_s < 1000.0 + LONGEST_PAUSE_S
+    assert 1000.0 <= run.now_s < 1000.0 + MAX_PAUSE_S
     by_model = {
         model: {r.state for r in run.state.matrix() if r.cell.parameters["model"] == model}
         for model in ("SD1.5", "SDXL")
@@ -209,7 +209,7 @@ def test_what_fails_at_the_start_holds_back_who_shares_the_program(make_cell: Ma
     for attempt in broken:
         run.end(attempt, bad(ErrorKind.INTERPRETER, phase=AT_START))
     assert {run.state.cells[each.key].policy.program for each in run.live()} == {"python0"}
-    assert waiting_for(run.state, run.state.problems.values()) == 3
+    assert count_waiting(run.state, run.state.problems.values()) == 3
     run(ConfigLoaded(pairs, state.rules))
     assert [run.state.cells[each.key].policy.program for each in run.live()].count("python1") == 1
     run(ConfigLoaded(tuple((cell, replace(policy, program="python0")) for cell, policy in pairs), state.rules))

@@ -1,8 +1,8 @@
 """The order in which queues are served, and who may have what of a device that is kept for another.
 
-To see these fail: rank by the area, or by `size_bytes` alone; leave out `urgent`; in `Ledger.kept` give nothing,
-or all that is free, or no time; in `plan` want no room for the first; leave out `_Filling._overtake`, or
-`LONG_PATIENCE`.
+To see these fail: rank by the area, or by `size_bytes` alone; leave out `urgent`; in `Ledger.backfill` give nothing,
+or all that is free, or no time; in `plan` want no room for the first; leave out `_SchedulingPass._overtake`, or
+`WAITING_LIMIT_FACTOR`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from boundd.core.model.reasons import EmptiedFor
 from boundd.core.model.state import Rules, State
 from boundd.core.model.workload import subject_on, workload_of
 from boundd.core.scheduler.ledger import Ledger
-from boundd.core.scheduler.order import LONG_PATIENCE, passed_over, patience, ranked
+from boundd.core.scheduler.order import WAITING_LIMIT_FACTOR, ranked, starvation_limit, starved_queues
 from boundd.core.scheduler.planner import plan
 
 GIB = 1024**3
@@ -52,7 +52,7 @@ def world(device_gib: int, *cells: tuple[str, int, float], devices: int = 1) -> 
 
 def order(state: State) -> list[str]:
     """The models, in the order of their queues."""
-    return [needs.work.model for needs in ranked(state, Ledger(state, 1.0), passed_over(state))]
+    return [needs.work.model for needs in ranked(state, Ledger(state, 1.0), starved_queues(state))]
 
 
 @pytest.mark.parametrize(("device_gib", "expected"), [(24, ["large", "long"]), (80, ["long", "large"])])
@@ -139,9 +139,9 @@ def test_a_device_is_kept_for_the_first_that_finds_no_place() -> None:
 def test_who_is_overtaken_waits_less_long_than_who_waits_for_his_turn() -> None:
     """Large cells come and come before it; small ones fit beside them where it does not, and overtake it."""
     overtaken = world(24, *[("large", 18, 100.0)] * 4, *[("small", 2, 100.0)] * 4, ("middle", 10, 100.0))
-    limit = patience(overtaken)
+    limit = starvation_limit(overtaken)
     ended = completions_until_started(without_the_last(overtaken), "middle", 10)
     assert limit <= ended <= limit + 10
     waiting = world(24, *[("large", 20, 100.0)] * 4, ("middle", 10, 100.0))
     ended = completions_until_started(without_the_last(waiting), "middle", 10)
-    assert LONG_PATIENCE * limit <= ended <= LONG_PATIENCE * limit + 10
+    assert WAITING_LIMIT_FACTOR * limit <= ended <= WAITING_LIMIT_FACTOR * limit + 10

@@ -28,8 +28,8 @@ from boundd.core.model.sources import HostSource, Source
 from boundd.core.model.state import Rules, State, sanity_check
 from boundd.core.model.workload import subject_on, workload_of
 from boundd.core.scheduler.ledger import Ledger
-from boundd.core.scheduler.order import PATIENCE, PATIENCE_PER_DEVICE
-from boundd.core.scheduler.placement import Placement, Search
+from boundd.core.scheduler.order import STARVATION_LIMIT, STARVATION_LIMIT_PER_DEVICE
+from boundd.core.scheduler.placement import Placement, PlacementSearch
 from boundd.core.scheduler.planner import plan
 from boundd.core.scheduler.refusals import best_placement
 
@@ -120,8 +120,8 @@ def test_the_largest_area_goes_first() -> None:
 
 def test_the_shortest_of_an_unknown_kind_goes_ahead_and_gets_room() -> None:
     """What it takes is known sooner; and a device is emptied for it, or small cells that are known would be in its way
-    for as long as there are any. Seen to fail with the first queue instead of the shortest in `planner.scouted`, and
-    without `wanted=True` in `planner.plan`.
+    for as long as there are any. Seen to fail with the first queue instead of the shortest in
+    `planner.scout_queues`, and without `wanted=True` in `planner.plan`.
     """
     fillers = [small(n, 4, steps=30) for n in range(9)]
     state = known(fillers, loaded(fillers, [24]), 4)
@@ -284,7 +284,7 @@ def test_a_device_on_which_cells_die_quickly_is_cordoned() -> None:
     assert any(isinstance(e, Note) and e.action is Action.DEVICE_CORDONED for e in told)
     assert any(SaveQuarantine(quarantine) in e.records for e in told if isinstance(e, Commit))
     state, _ = step(state, UncordonRequested("GPU-0"), at(clock + 1))
-    assert state.strikes == ()
+    assert state.quick_deaths == ()
 
 
 def test_a_broken_cell_cordons_nothing() -> None:
@@ -314,7 +314,7 @@ def test_a_cell_that_died_quickly_goes_elsewhere() -> None:
 def test_a_cell_that_comes_back_doesnt_shut_out_the_one_a_device_is_emptied_for() -> None:
     """It stands before it in their queue, and is refused the device: the other one is asked first, or none ever runs.
 
-    To see it fail, have `_Filling._entries` take the queue as it stands.
+    To see it fail, have `_SchedulingPass._entries` take the queue as it stands.
     """
     state = loaded([small(0, 20), small(1, 20)], [24])
     waits = [record.cell.key for record in state.pending()]
@@ -326,7 +326,7 @@ def test_a_cell_that_comes_back_doesnt_shut_out_the_one_a_device_is_emptied_for(
 def test_what_ended_makes_room_before_the_next_reading() -> None:
     """What the latest reading saw it hold is free by now: the next one starts with its end, and not a reading later.
 
-    To see it fail, have `ending._without` change nothing. What nobody saw it hold is not given away.
+    To see it fail, have `ending._with_bytes_freed` change nothing. What nobody saw it hold is not given away.
     """
     for held, expected in ((10 * GIB, 1), (None, 0)):
         state, _ = run(loaded([small(0, 20), small(1, 20)], [24]), 0, Wake())
@@ -354,7 +354,7 @@ def test_how_quickly_a_death_speaks_against_the_device_is_the_rules_to_say() -> 
 )
 @settings(max_examples=150)
 def test_the_search_and_the_reasons_agree(sizes: list[int], devices: list[int], seed: int) -> None:
-    """The bisection over shelves finds a place just where some device has no reason against it, and the best fit of
+    """The bisection over pools finds a place just where some device has no reason against it, and the best fit of
     all that a plain look at each device finds.
     """
     rng = random.Random(seed)
@@ -368,12 +368,10 @@ def test_the_search_and_the_reasons_agree(sizes: list[int], devices: list[int], 
         deferral = planned.state.deferrals[record.cell.key]
         assert [no.device for no in deferral.devices] == [f"GPU-{n}" for n in range(len(devices))]
         assert all(no.refusal is not PlainRefusal.FREE_NOW for no in deferral.devices)
-    search = Search(Ledger(planned.state, 1.0))
+    search = PlacementSearch(Ledger(planned.state, 1.0))
     probe = replace(planned.state.cells[cells[0][0].key], policy=CellPolicy(footprint_bytes=rng.randint(1, 30) * GIB))
     answer = best_placement(planned.state, probe, {})
-    rooms = {
-        uuid: room for shelf in search._shelves.values() for row in (shelf.joinable, shelf.empty) for room, uuid in row
-    }
+    rooms = {uuid: room for pool in search._pools.values() for row in (pool.joinable, pool.empty) for room, uuid in row}
     need = probe.policy.footprint_bytes or 0
     totals = {f"GPU-{n}": gib * GIB - planned.state.rules.margin_bytes for n, gib in enumerate(devices)}
     # Where it is nine tenths of a device it must be alone there, which `rooms` doesn't tell.
@@ -395,7 +393,7 @@ def test_nobody_starves(seed: int, count: int) -> None:
     state = loaded(cells, [24] * count)
     arrived, ended = 0, 0
     ends_at: dict[str, int] = {}
-    bound = PATIENCE + PATIENCE_PER_DEVICE * count + 20 + 24 * count
+    bound = STARVATION_LIMIT + STARVATION_LIMIT_PER_DEVICE * count + 20 + 24 * count
     while state.cells[large.key].attempts == 0:
         assert ended <= bound, f"{ended} completions, and it still waits: {state.deferrals[large.key]}"
         waiting = state.cells.counts.get(CellState.PENDING, 0)
@@ -439,7 +437,7 @@ def test_the_queues_hold_just_what_is_pending(changes: list[tuple[int, str]]) ->
     assert waiting == pending
     assert all(requirement_of(cells[key]) in cells.queues for key in pending)
     assert cells.counts.get(CellState.PENDING, 0) == len(pending)
-    assert set(cells.resting) == {key for key in pending if cells[key].not_before_boot_s > 0}
+    assert set(cells.in_backoff) == {key for key in pending if cells[key].not_before_boot_s > 0}
 
 
 def test_a_reload_keeps_who_waited_longest_first(make_cell: MakeCell, make_state: MakeState) -> None:
@@ -461,4 +459,4 @@ def test_what_a_device_does_not_cause_is_not_held_against_it(kind: ErrorKind) ->
     outcome = {ErrorKind.TIMEOUT: Outcome.TIMED_OUT, ErrorKind.LOST: Outcome.LOST}.get(kind, Outcome.FAILED)
     verdict = Verdict(outcome, error=AttemptError(kind, "why", 0.0), wall_s=1.0)
     state, _ = step(state, AttemptEnded(attempt.id, verdict), at(1))
-    assert state.strikes == ()
+    assert state.quick_deaths == ()

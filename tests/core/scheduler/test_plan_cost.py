@@ -2,8 +2,8 @@
 
 Cost is counted in calls of Python functions, which a busy machine doesn't change. To see these tests fail: compare
 `order` by value in `State.__post_init__`; walk `state.matrix()` anywhere in a plan; in `Ledger.need` take what is
-remembered without looking at the observations, or the rules, that it was worked out from; in `_Filling.fill` add to
-`refused` what was placed too.
+remembered without looking at the observations, or the rules, that it was worked out from; in `_SchedulingPass.fill`
+add to `refused` what was placed too.
 """
 
 from __future__ import annotations
