@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from itertools import islice
 
 from benchmarks.machine import command_line, describe
+from boundd.catalogue.outcomes import Isolation
 from boundd.core.lifecycle.step import step
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.devices import DeviceReading
 from boundd.core.model.effects import Commit, Effect, Spawn
 from boundd.core.model.events import AttemptEnded, AttemptStarted, ConfigLoaded, DevicesRead, Event, Now, Wake
-from boundd.core.model.outcomes import Isolation, Measurement, Outcome, Verdict
+from boundd.core.model.outcomes import Measurement, Outcome, Verdict
 from boundd.core.model.state import Rules, State
 
 GIB = 1024**3

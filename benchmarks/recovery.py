@@ -26,11 +26,12 @@ import anyio
 import psutil
 
 from benchmarks.machine import command_line, describe
+from boundd.catalogue.outcomes import ErrorKind, Isolation
 from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellState, attempt_id
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.history import Duration, Observation
 from boundd.core.model.matrix import expand
-from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, PointRecord, Verdict
+from boundd.core.model.outcomes import AttemptError, Measurement, Outcome, PointRecord, Verdict
 from boundd.core.model.records import (
     Record,
     SaveAttempt,

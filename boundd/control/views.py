@@ -9,12 +9,13 @@ from typing import Any
 
 from boundd import __version__
 from boundd.api import answers
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.memory.headroom import headroom_bytes
 from boundd.core.model import wording
 from boundd.core.model.attempts import Attempt, CellRecord, CellState
 from boundd.core.model.devices import Device, DeviceState
 from boundd.core.model.events import Now
-from boundd.core.model.outcomes import AttemptError, ErrorKind, Measurement, PointRecord
+from boundd.core.model.outcomes import AttemptError, Measurement, PointRecord
 from boundd.core.model.problems import Problem
 from boundd.core.model.queries import Query
 from boundd.core.model.reasons import (

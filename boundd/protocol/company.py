@@ -15,10 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from boundd.protocol.lines import Isolation
+from boundd.catalogue.outcomes import Isolation
 
 UNACCOUNTED_BYTES = 64 * 1024**2
 """Device memory in use that no listed process holds says, from this much on, that somebody isn't listed. A CUDA context
@@ -77,16 +75,16 @@ def judge(lists: Lists, whose: Callable[[int], Whose], *, every_pid: bool, own_b
     seen = Whose.OURS in owners.values()
     strangers = tuple(pid for pid, owner in owners.items() if owner is Whose.STRANGER)
     if strangers and (every_pid or seen):
-        return Company("contended", (_who(strangers),), strangers, seen)
+        return Company(Isolation.CONTENDED, (_who(strangers),), strangers, seen)
     if lists.unreadable:
         reasons = tuple(f"the driver doesn't list {kind} processes: {why}" for kind, why in lists.unreadable.items())
-        return Company("unknown", reasons, seen=seen)
+        return Company(Isolation.UNKNOWN, reasons, seen=seen)
     if not owners:
-        return Company("unknown", ("the driver lists no process at all, not even this worker's",))
+        return Company(Isolation.UNKNOWN, ("the driver lists no process at all, not even this worker's",))
     if every_pid:
         if seen:
-            return Company("exclusive", seen=True)
-        return Company("unknown", ("this worker's process is not in the driver's lists",))
+            return Company(Isolation.EXCLUSIVE, seen=True)
+        return Company(Isolation.UNKNOWN, ("this worker's process is not in the driver's lists",))
     return _in_a_container(lists, owners, own_bytes, seen=seen)
 
 
@@ -94,18 +92,24 @@ def _in_a_container(lists: Lists, owners: Mapping[int, Whose], own_bytes: int | 
     """The verdict where pids may be those of another namespace, or those of others be left out."""
     unaccounted = _unaccounted(lists)
     if unaccounted:
-        return Company("unknown", (unaccounted,), seen=seen)
+        return Company(Isolation.UNKNOWN, (unaccounted,), seen=seen)
     if seen:
         absent = tuple(pid for pid, owner in owners.items() if owner is Whose.ABSENT)
         if not absent:
-            return Company("exclusive", seen=True)
-        return Company("unknown", (f"{_who(absent)}, in another pid namespace than this container's",), seen=True)
+            return Company(Isolation.EXCLUSIVE, seen=True)
+        return Company(
+            Isolation.UNKNOWN, (f"{_who(absent)}, in another pid namespace than this container's",), seen=True
+        )
     if len(owners) > 1:
-        return Company("unknown", (f"the driver lists {len(owners)} processes by pids of another pid namespace",))
+        return Company(
+            Isolation.UNKNOWN, (f"the driver lists {len(owners)} processes by pids of another pid namespace",)
+        )
     (held,) = lists.processes.values()
     if own_bytes is None or held is None or not 0 < own_bytes <= held:
-        return Company("unknown", ("the driver lists one process by a pid of another pid namespace, maybe not ours",))
-    return Company("exclusive", seen=True)
+        return Company(
+            Isolation.UNKNOWN, ("the driver lists one process by a pid of another pid namespace, maybe not ours",)
+        )
+    return Company(Isolation.EXCLUSIVE, seen=True)
 
 
 def _unaccounted(lists: Lists) -> str:

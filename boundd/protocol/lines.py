@@ -8,32 +8,19 @@ none. Keys which this version does not know are kept in `extra`, so that a newer
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypeAlias, cast, get_args
+from typing import Self, TypeAlias, TypeVar
 
+from boundd.catalogue.outcomes import WORKER_ERROR_KINDS, ErrorKind, Isolation
 from boundd.protocol.strict_json import Json, StrictJsonError, dumps, loads
 
 MAX_LINE_BYTES = 1 << 20
 _QUOTED_CHARACTERS = 200
-
-Isolation: TypeAlias = Literal["exclusive", "contended", "unknown"]
-ISOLATIONS: tuple[Isolation, ...] = get_args(Isolation)
-ErrorKind: TypeAlias = Literal[
-    "out_of_memory",
-    "model_unavailable",
-    "bad_data",
-    "other",
-    "hub_unavailable",
-    "host_memory",
-    "host_limits",
-    "package",
-    "file_system",
-    "device_failed",
-]
-ERROR_KINDS: tuple[ErrorKind, ...] = get_args(ErrorKind)
+_Word = TypeVar("_Word", bound=StrEnum)
 
 
 class MalformedLineError(ValueError):
@@ -286,10 +273,12 @@ def _object(name: str, value: Json) -> Mapping[str, Json]:
     return value
 
 
-def _one_of(name: str, value: Json, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise _InvalidFieldError(f"{name!r} must be one of {', '.join(allowed)}, not {_shown(value)}")
-    return value
+def _one_of(name: str, value: Json, allowed: Iterable[_Word]) -> _Word:
+    by_text = {word.value: word for word in allowed}
+    word = by_text.get(value) if isinstance(value, str) else None
+    if word is None:
+        raise _InvalidFieldError(f"{name!r} must be one of {', '.join(by_text)}, not {_shown(value)}")
+    return word
 
 
 def _shown(value: Json) -> str:
@@ -303,7 +292,7 @@ def _progress(fields: _Fields) -> Progress:
 
 def _isolation(fields: _Fields) -> Isolation:
     # A worker that says nothing about it did not attest it.
-    return cast("Isolation", _one_of("isolation", fields.optional("isolation") or "unknown", ISOLATIONS))
+    return _one_of("isolation", fields.optional("isolation") or Isolation.UNKNOWN, Isolation)
 
 
 def _point(fields: _Fields) -> Point:
@@ -349,7 +338,7 @@ def _best(value: Json) -> Mapping[str, Json]:
 def _error(fields: _Fields) -> Error:
     phase, requested, free = (fields.optional(name) for name in ("phase", "requested_bytes", "free_bytes"))
     return Error(
-        error=cast("ErrorKind", _one_of("error", fields.take("error"), ERROR_KINDS)),
+        error=_one_of("error", fields.take("error"), WORKER_ERROR_KINDS),
         message=_text("message", fields.take("message")),
         phase=None if phase is None else _text("phase", phase),
         requested_bytes=None if requested is None else _count("requested_bytes", requested),

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from boundd.core.model.outcomes import Isolation, Measurement
+from boundd.catalogue.outcomes import Isolation
+from boundd.core.model.outcomes import Measurement
 
 IMPORTED = "imported"
 MAX_SPEEDUP = "max_speedup"

@@ -15,9 +15,10 @@ from typing import Any
 
 from boundd.api.constants import EXPORT_FORMATS, ExportFormat
 from boundd.catalogue.names import UnknownNameError
+from boundd.catalogue.outcomes import ErrorKind, Isolation
 from boundd.catalogue.schedulers import resolve_scheduler
 from boundd.core.model.attempts import CellRecord, CellState
-from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation
+from boundd.core.model.outcomes import AttemptError
 from boundd.results.bounds import Bound, BoundRules, bound_of
 from boundd.text import encodable, timestamp
 

@@ -16,9 +16,10 @@ from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple, TypeGuard
 
+from boundd.catalogue.outcomes import ErrorKind, Isolation
 from boundd.core.model.cells import Cell
 from boundd.core.model.events import Imported
-from boundd.core.model.outcomes import ErrorKind, Isolation, Measurement
+from boundd.core.model.outcomes import Measurement
 from boundd.protocol import strict_json
 from boundd.results.export import LEGACY_TAG, scheduler_class
 

@@ -14,8 +14,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TextIO, TypeGuard
 
 from boundd.catalogue.models import BUILTIN_MODELS
+from boundd.catalogue.outcomes import Isolation
 from boundd.core.model.attempts import CellRecord, CellState
-from boundd.core.model.outcomes import Isolation, Measurement
+from boundd.core.model.outcomes import Measurement
 from boundd.results.bounds import IMPORTED, MAX_SPEEDUP, Bound, BoundRules, bound_of
 
 _HEADINGS = ("cell", "max speed-up", "within tolerance", "upper bound", "score loss", "isolation", "state")

@@ -13,7 +13,7 @@ from boundd.core.lifecycle.classification import Evidence, ReportedError, asks_f
 from boundd.core.model.attempts import Attempt, EndReason
 from boundd.core.model.effects import Action, Note
 from boundd.core.model.events import AttemptEnded, AttemptProgressed, AttemptStarted, Event, PointMeasured
-from boundd.core.model.outcomes import ErrorKind, Isolation, Measurement, PointRecord, Verdict
+from boundd.core.model.outcomes import Measurement, PointRecord, Verdict
 from boundd.ports import Clock, Launcher, LaunchError, LaunchSpec, ProcessEnd
 from boundd.protocol import lines
 from boundd.protocol.plain_file import NotAFileError
@@ -78,9 +78,7 @@ class Collected:
                 if self.points == POINTS_LIMIT:
                     raise lines.MalformedLineError(f"more than {POINTS_LIMIT:,} points")
                 self.points += 1
-                point = PointRecord(
-                    line.parameters, line.speedup, line.score_loss, Isolation(line.isolation), line.extra
-                )
+                point = PointRecord(line.parameters, line.speedup, line.score_loss, line.isolation, line.extra)
                 return PointMeasured(attempt_id, self.points - 1, point)
             case lines.Memory():
                 self.memory = line
@@ -89,11 +87,11 @@ class Collected:
                     line.max_speedup,
                     line.max_speedup_within_tolerance,
                     line.best,
-                    Isolation(line.isolation),
+                    line.isolation,
                     details=line.extra,
                 )
             case lines.Error():
-                kind = ErrorKind(line.error)
+                kind = line.error
                 subject = line.extra.get("subject")
                 self.error = ReportedError(
                     kind,

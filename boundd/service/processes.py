@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from boundd.catalogue.outcomes import Isolation
 from boundd.core.memory.process_listing import Observed
 from boundd.core.model.devices import DeviceReading
 from boundd.core.model.state import State
@@ -89,9 +90,9 @@ def look_at(
             if reading.max_cells == 1 and strangers:
                 holders[reading.uuid] = _named(strangers[0], proc) if every_pid else f"pid {strangers[0]}"
             continue
-        if company.isolation == "contended":
+        if company.isolation is Isolation.CONTENDED:
             foreign.add(reading.uuid)
-        if company.isolation == "unknown" and (company.seen or reading.unreadable):
+        if company.isolation is Isolation.UNKNOWN and (company.seen or reading.unreadable):
             # Where nothing of ours is listed, it may just not have come yet.
             unattested[reading.uuid] = company.reasons[0]
         witnessed |= {owners[pid] for pid in reading.process_bytes or {} if pid in owners}

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from boundd.catalogue.outcomes import Isolation
 from boundd.core.lifecycle.classification import Evidence, classify
 from boundd.core.lifecycle.loop import STORE_RETRY_S, Keep, Loop, NotStored, Planner, keep_nothing, restored
 from boundd.core.model.attempts import Attempt, EndReason
@@ -24,7 +25,7 @@ from boundd.core.model.events import (
     PointMeasured,
     Wake,
 )
-from boundd.core.model.outcomes import Isolation, PointRecord, Verdict
+from boundd.core.model.outcomes import PointRecord, Verdict
 from boundd.core.model.state import Rules, State
 from boundd.sim.clock import Agenda
 from boundd.sim.machine import Machine, SimulatedWorker, reported_peak_bytes

@@ -12,12 +12,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from boundd.catalogue.outcomes import ErrorKind, Isolation
 from boundd.core.lifecycle.classification import Evidence, ReportedError
 from boundd.core.lifecycle.environment_evidence import PROGRAM
 from boundd.core.memory.footprint import CONTEXT_BYTES
 from boundd.core.model.attempts import Attempt
 from boundd.core.model.devices import DeviceReading
-from boundd.core.model.outcomes import ErrorKind, Isolation, Measurement
+from boundd.core.model.outcomes import Measurement
 from boundd.sim.clock import Agenda
 from boundd.sim.trace import MemoryEnd
 from boundd.sim.world import Failure, Foreign, Hitch, Outage, SimCell, SimDevice, World

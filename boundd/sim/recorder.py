@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.model import wording
 from boundd.core.model.attempts import Attempt
-from boundd.core.model.outcomes import ENVIRONMENT, ErrorKind, Outcome, Verdict
+from boundd.core.model.outcomes import ENVIRONMENT, Outcome, Verdict
 from boundd.core.model.records import Record, SaveCell, SaveEnd
 from boundd.core.model.state import Rules, State
 from boundd.sim.machine import Machine

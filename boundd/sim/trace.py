@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.model.attempts import CellState
-from boundd.core.model.outcomes import ErrorKind, Outcome
+from boundd.core.model.outcomes import Outcome
 
 
 class Violation(AssertionError):  # noqa: N818 - it is not an error of the program that finds it

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.model.cells import Cell, CellPolicy
-from boundd.core.model.outcomes import ErrorKind
 
 FOR_EVER_S = float("inf")
 RAMP = ((0.0, 0.1), (0.05, 0.5), (0.2, 1.0))

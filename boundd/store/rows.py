@@ -15,20 +15,12 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import Any
 
+from boundd.catalogue.outcomes import ErrorKind, Isolation
 from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellState, EndReason
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.history import Duration, Observation
 from boundd.core.model.memory_evidence import StoredText
-from boundd.core.model.outcomes import (
-    AttemptError,
-    ErrorKind,
-    Isolation,
-    Measurement,
-    MemoryCause,
-    Outcome,
-    PointRecord,
-    Verdict,
-)
+from boundd.core.model.outcomes import AttemptError, Measurement, MemoryCause, Outcome, PointRecord, Verdict
 from boundd.core.model.quarantines import Quarantine, Subject, SubjectKind
 from boundd.core.model.records import (
     LiftQuarantine,

@@ -19,10 +19,11 @@ from prometheus_client import (
     generate_latest,
 )
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.model.attempts import CellState
 from boundd.core.model.effects import Action, Note
 from boundd.core.model.events import Now
-from boundd.core.model.outcomes import ENVIRONMENT, ErrorKind, Outcome
+from boundd.core.model.outcomes import ENVIRONMENT, Outcome
 from boundd.text import encodable
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

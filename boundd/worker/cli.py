@@ -18,6 +18,7 @@ import click
 from boundd.catalogue.methods import installed_methods
 from boundd.catalogue.models import MODELS, RANDOM_MODELS
 from boundd.catalogue.options import OPTIONS, Option
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.catalogue.schedulers import SCHEDULERS
 from boundd.protocol.environment import RESULTS, WorkerEnvironment
 from boundd.protocol.lines import Error, Line, ResultsWriter
@@ -151,7 +152,11 @@ def _run(settings: Settings, environment: WorkerEnvironment, reporter: Reporter)
         if shortage is None:
             logging.getLogger(__name__).exception("the worker failed while it was at: %s", search.phase)
         message = printable(f"{type(error).__name__}: {error}")
-        line = shortage.line(search.phase) if shortage else Error(error="other", message=message, phase=search.phase)
+        line = (
+            shortage.line(search.phase)
+            if shortage
+            else Error(error=ErrorKind.OTHER, message=message, phase=search.phase)
+        )
     return _ended(search, line, reporter)
 
 
@@ -179,7 +184,7 @@ def _report_usage(message: str) -> None:
     path = os.environ.get(RESULTS)
     if path and os.path.isabs(path):  # noqa: PTH117 - a variable that may hold anything
         with ResultsWriter(Path(path)) as writer:
-            writer.write(Error(error="bad_data", message=printable(message), phase="usage"))
+            writer.write(Error(error=ErrorKind.BAD_DATA, message=printable(message), phase="usage"))
 
 
 def quieten() -> None:

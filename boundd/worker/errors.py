@@ -12,21 +12,22 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from boundd.protocol.lines import Error, ErrorKind
+from boundd.catalogue.outcomes import ErrorKind
+from boundd.protocol.lines import Error
 from boundd.protocol.out_of_memory import says_out_of_memory
 from boundd.protocol.strict_json import Json
 
 EXIT_CODES: Mapping[ErrorKind, int] = {
-    "other": 1,
-    "out_of_memory": 3,
-    "model_unavailable": 4,
-    "hub_unavailable": 4,
-    "bad_data": 5,
-    "host_memory": 6,
-    "host_limits": 6,
-    "package": 6,
-    "file_system": 6,
-    "device_failed": 6,
+    ErrorKind.OTHER: 1,
+    ErrorKind.OUT_OF_MEMORY: 3,
+    ErrorKind.MODEL_UNAVAILABLE: 4,
+    ErrorKind.HUB_UNAVAILABLE: 4,
+    ErrorKind.BAD_DATA: 5,
+    ErrorKind.HOST_MEMORY: 6,
+    ErrorKind.HOST_LIMITS: 6,
+    ErrorKind.PACKAGE: 6,
+    ErrorKind.FILE_SYSTEM: 6,
+    ErrorKind.DEVICE_FAILED: 6,
 }
 """0 is success and 2 is usage."""
 
@@ -40,7 +41,7 @@ _UNIT_BYTES = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB"
 class WorkerError(Exception):
     """A failure the worker reports: `kind` says who can do something about it."""
 
-    kind: ErrorKind = "other"
+    kind: ErrorKind = ErrorKind.OTHER
 
     def __init__(self, message: str, subject: str = "") -> None:
         super().__init__(message)
@@ -57,50 +58,50 @@ class ModelUnavailableError(WorkerError):
     """The model or the scorer could not be had; the message says what was looked for, where, and how to give
     it."""
 
-    kind: ErrorKind = "model_unavailable"
+    kind: ErrorKind = ErrorKind.MODEL_UNAVAILABLE
 
 
 class HubUnavailableError(WorkerError):
     """The hub can't be reached or can't answer for now; nothing is wrong with the model, as far as anybody knows."""
 
-    kind: ErrorKind = "hub_unavailable"
+    kind: ErrorKind = ErrorKind.HUB_UNAVAILABLE
 
 
 class PackageError(WorkerError):
     """A package that is needed is missing or broken."""
 
-    kind: ErrorKind = "package"
+    kind: ErrorKind = ErrorKind.PACKAGE
 
 
 class FileSystemError(WorkerError):
     """A disk or a share fails, is full, read-only or gone."""
 
-    kind: ErrorKind = "file_system"
+    kind: ErrorKind = ErrorKind.FILE_SYSTEM
 
 
 class HostLimitsError(WorkerError):
     """No descriptors or processes are left on this machine."""
 
-    kind: ErrorKind = "host_limits"
+    kind: ErrorKind = ErrorKind.HOST_LIMITS
 
 
 class HostMemoryError(WorkerError):
     """This machine is out of memory; the device is not."""
 
-    kind: ErrorKind = "host_memory"
+    kind: ErrorKind = ErrorKind.HOST_MEMORY
 
 
 class DeviceFailedError(WorkerError):
     """The device failed before it was used."""
 
-    kind: ErrorKind = "device_failed"
+    kind: ErrorKind = ErrorKind.DEVICE_FAILED
 
 
 class BadDataError(WorkerError):
     """What was asked for can't be measured: NaN images, a method that does not fit the model, a file of no
     prompts."""
 
-    kind: ErrorKind = "bad_data"
+    kind: ErrorKind = ErrorKind.BAD_DATA
 
 
 ERRORS_BY_KIND: Mapping[str, type[WorkerError]] = {
@@ -145,7 +146,7 @@ class Shortage:
     def line(self, phase: str | None) -> Error:
         """The line that reports it."""
         return Error(
-            error="out_of_memory",
+            error=ErrorKind.OUT_OF_MEMORY,
             message=self.message,
             phase=phase,
             requested_bytes=self.requested_bytes,

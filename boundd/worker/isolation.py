@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from boundd.catalogue.outcomes import Isolation
 from boundd.protocol.company import Lists, Whose, judge
-from boundd.protocol.lines import Isolation
 from boundd.protocol.seeing import is_here, read_lists, sees_every_pid, takes_lease
 from boundd.protocol.strict_json import Json
 from boundd.worker.devices import Stopwatch
@@ -80,7 +80,7 @@ class CpuWitness:
         """Contended when, over all timed sections, the process had less of the machine than it should have."""
         wall_s = sum(watch.wall_s for watch in timed)
         if wall_s < MIN_JUDGED_S:
-            return Attest("unknown", ("too short to judge",))
+            return Attest(Isolation.UNKNOWN, ("too short to judge",))
         return self._verdict(sum(watch.cpu_s for watch in timed) / wall_s)
 
     def _verdict(self, share: float) -> Attest:
@@ -97,10 +97,10 @@ class CpuWitness:
         if stolen is not None and stolen > MAX_STOLEN_SHARE:
             reasons.append(f"the hypervisor took {stolen:.0%} of the time")
         if reasons:
-            return Attest("contended", tuple(reasons), readings)
+            return Attest(Isolation.CONTENDED, tuple(reasons), readings)
         if self._threads != 1 and waiting is None:
-            return Attest("unknown", ("several threads, and the kernel counts no pressure",), readings)
-        return Attest("exclusive", (), readings)
+            return Attest(Isolation.UNKNOWN, ("several threads, and the kernel counts no pressure",), readings)
+        return Attest(Isolation.EXCLUSIVE, (), readings)
 
     def _read(self) -> _CpuCounts:
         return _CpuCounts(time.monotonic(), *_ticks(self._proc / "stat"), _waiting_s(self._proc / "pressure" / "cpu"))
@@ -129,7 +129,7 @@ class GpuWitness:
         self._lease_folder = lease_folder
         self._proc = proc
         self._every_pid = sees_every_pid(proc) if every_pid is None else every_pid
-        self._before = Attest("unknown")
+        self._before = Attest(Isolation.UNKNOWN)
         self._retries = 0
 
     def begin(self) -> None:
@@ -141,18 +141,22 @@ class GpuWitness:
         """Read it again: what was there at either end may have been there all along."""
         after = self.seen(read_gpu(self._uuid))
         retries = _allocator_retries() - self._retries
-        allocator = Attest("exclusive")
+        allocator = Attest(Isolation.EXCLUSIVE)
         if retries > 0:
-            allocator = Attest("contended", (f"memory was so short that the allocator retried {retries} time(s)",))
+            allocator = Attest(
+                Isolation.CONTENDED, (f"memory was so short that the allocator retried {retries} time(s)",)
+            )
         return merge([self._before, after, allocator])
 
     def seen(self, reading: GpuReading) -> Attest:
         """What one reading means."""
         readings: dict[str, Json] = {"sm_clock_mhz": reading.sm_clock_mhz}
         throttled = tuple(f"the GPU throttles: {name}" for bit, name in THROTTLES.items() if reading.throttle & bit)
-        attest = Attest("contended", throttled, readings) if throttled else Attest("exclusive", (), readings)
+        attest = (
+            Attest(Isolation.CONTENDED, throttled, readings) if throttled else Attest(Isolation.EXCLUSIVE, (), readings)
+        )
         if reading.lists is None:
-            return merge([attest, Attest("unknown", ("the driver could not be asked who is on the device",))])
+            return merge([attest, Attest(Isolation.UNKNOWN, ("the driver could not be asked who is on the device",))])
         company = judge(reading.lists, self._whose, every_pid=self._every_pid, own_bytes=reading.own_bytes)
         return merge([attest, Attest(company.isolation, company.reasons)])
 
@@ -186,8 +190,8 @@ class GpuReading:
 
 def worst(verdicts: Iterable[Isolation]) -> Isolation:
     """The least trustworthy of them; of none, 'exclusive'."""
-    rank: dict[Isolation, int] = {"exclusive": 0, "unknown": 1, "contended": 2}
-    return max(verdicts, key=rank.__getitem__, default="exclusive")
+    rank: dict[Isolation, int] = {Isolation.EXCLUSIVE: 0, Isolation.UNKNOWN: 1, Isolation.CONTENDED: 2}
+    return max(verdicts, key=rank.__getitem__, default=Isolation.EXCLUSIVE)
 
 
 def merge(attests: Sequence[Attest]) -> Attest:

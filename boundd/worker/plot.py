@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from boundd.catalogue.models import BUILTIN_MODELS
+from boundd.catalogue.outcomes import Isolation
 from boundd.protocol.lines import Line, Point, Result, name_of
 from boundd.protocol.strict_json import Json
 
@@ -164,7 +165,7 @@ def titles(result: Result) -> tuple[str, str]:
     attention = extra.get("attention")
     if attention not in (None, "sdpa"):
         parts.append(f"{attention} attention")
-    if result.isolation != "exclusive":
+    if result.isolation is not Isolation.EXCLUSIVE:
         parts.append(f"isolation: {result.isolation}")
     return title, "  ·  ".join(filter(None, parts))
 

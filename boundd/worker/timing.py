@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from boundd.catalogue.outcomes import Isolation
 from boundd.protocol.lease import Lease
-from boundd.protocol.lines import Isolation
 from boundd.worker.devices import Stopwatch
 from boundd.worker.isolation import Attest, Witness, merge
 from boundd.worker.statistics import Estimate, median_ratio
@@ -143,7 +143,7 @@ class Series:
 
     def add(self, pair: Pair, attest: Attest, took_s: float) -> None:
         """A pair was timed, and this was seen meanwhile."""
-        (self._disturbed if attest.isolation == "contended" else self._clean).append((pair, attest))
+        (self._disturbed if attest.isolation is Isolation.CONTENDED else self._clean).append((pair, attest))
         self.spent_s += took_s
 
     def timing(self) -> Timing:

@@ -20,6 +20,7 @@ import anyio.from_thread
 import pytest
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from boundd.catalogue.outcomes import ErrorKind, Isolation
 from boundd.client import Client
 from boundd.control.api import ExportText, ImportPreview, create_app
 from boundd.control.peers import AccessRules
@@ -31,15 +32,7 @@ from boundd.core.model.devices import DeviceReading
 from boundd.core.model.effects import Note
 from boundd.core.model.events import ConfigLoaded, DevicesRead, Event, Imported, Now
 from boundd.core.model.matrix import expand
-from boundd.core.model.outcomes import (
-    AttemptError,
-    ErrorKind,
-    Isolation,
-    Measurement,
-    Outcome,
-    PointRecord,
-    Verdict,
-)
+from boundd.core.model.outcomes import AttemptError, Measurement, Outcome, PointRecord, Verdict
 from boundd.core.model.records import Record, SaveAnswer
 from boundd.core.model.state import Rules, State
 from boundd.ports import ConfigError, EndedAttempt, Keep, KeptAnswer, StoreBusyError, keep_nothing

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from control_server import CELLS, GPU, LABELS, Running, curl, live_attempt
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.client import RefusedError
 from boundd.client.client import cell_path
 from boundd.core.model.devices import Device, DeviceReading
@@ -31,7 +32,7 @@ from boundd.core.model.events import (
     RetryRequested,
     UncordonRequested,
 )
-from boundd.core.model.outcomes import AttemptError, ErrorKind, Outcome, Verdict
+from boundd.core.model.outcomes import AttemptError, Outcome, Verdict
 from boundd.ports import Keep, keep_nothing
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.control import views
 from boundd.core.lifecycle.step import step
 from boundd.core.model.attempts import EndReason
@@ -17,7 +18,7 @@ from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.devices import DeviceReading
 from boundd.core.model.events import AttemptEnded, ConfigLoaded, DevicesRead, Now, Wake
 from boundd.core.model.host import THIS_NODE, HostReading
-from boundd.core.model.outcomes import AttemptError, ErrorKind, Outcome, Verdict
+from boundd.core.model.outcomes import AttemptError, Outcome, Verdict
 from boundd.core.model.state import Rules, State
 from boundd.core.scheduler.ledger import Ledger
 from boundd.text import size

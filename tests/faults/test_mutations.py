@@ -38,9 +38,10 @@ from typing import Any
 import anyio
 import pytest
 
+from boundd.catalogue.outcomes import Isolation
 from boundd.core.model.attempts import AttemptState, CellRecord, CellState
 from boundd.core.model.cells import Cell, CellPolicy
-from boundd.core.model.outcomes import Isolation, Measurement, Outcome, PointRecord, Verdict
+from boundd.core.model.outcomes import Measurement, Outcome, PointRecord, Verdict
 from boundd.core.model.records import Record, SaveCell, SaveEnd, SavePaused, SavePoint, SaveQuarantine
 from boundd.launch import shim
 from boundd.launch.records import RecordError, read_outcome, read_shim

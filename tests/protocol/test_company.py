@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from boundd.catalogue.outcomes import Isolation
 from boundd.protocol.company import UNACCOUNTED_BYTES, Company, Lists, Whose, judge
 
 GIB, MIB = 1024**3, 1024**2
@@ -32,7 +33,7 @@ def verdict(
 
 def test_alone_is_exclusive() -> None:
     """This worker in the lists, and nobody else but partners of the same lease and what has ended."""
-    assert verdict({ME: GIB}) == Company("exclusive", seen=True)
+    assert verdict({ME: GIB}) == Company(Isolation.EXCLUSIVE, seen=True)
     assert verdict({ME: GIB, 7: GIB}, OURS | {7: Whose.PARTNER}).isolation == "exclusive"
     assert verdict({ME: GIB, 7: GIB}, OURS | {7: Whose.ABSENT}).isolation == "exclusive"
 
@@ -40,7 +41,7 @@ def test_alone_is_exclusive() -> None:
 def test_a_stranger_is_named() -> None:
     """Whatever else could not be read."""
     seen = verdict({ME: GIB, 7: None}, unreadable={"graphics": "no"})
-    assert seen == Company("contended", ("process 7 is on the device",), (7,), seen=True)
+    assert seen == Company(Isolation.CONTENDED, ("process 7 is on the device",), (7,), seen=True)
     many = verdict(dict.fromkeys((1, 2, 3, 4, 5), GIB))
     assert many.reasons == ("processes 1, 2, 3 and 2 more are on the device",)
 

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from boundd.catalogue.outcomes import WORKER_ERROR_KINDS, ErrorKind, Isolation
 from boundd.protocol.lines import (
-    ERROR_KINDS,
-    ISOLATIONS,
     MAX_LINE_BYTES,
     Error,
     Line,
@@ -38,7 +37,7 @@ _json = st.recursive(
 )
 _objects = st.dictionaries(_text, _json, max_size=3)
 _extra = st.dictionaries(_text.map("x_".__add__), _json, max_size=3)
-_isolation = st.sampled_from(ISOLATIONS)
+_isolation = st.sampled_from(Isolation)
 _best = st.none() | st.fixed_dictionaries(
     {"parameters": _objects, "speedup": _speedups, "score_loss": st.none() | _numbers}
 )
@@ -64,7 +63,7 @@ lines: st.SearchStrategy[Line] = st.one_of(
     ),
     st.builds(
         Error,
-        error=st.sampled_from(ERROR_KINDS),
+        error=st.sampled_from(WORKER_ERROR_KINDS),
         message=_text,
         phase=st.none() | _text,
         requested_bytes=st.none() | _counts,
@@ -167,9 +166,9 @@ def test_bad_lines_are_malformed(text: str | bytes) -> None:
 def test_what_is_not_said_is_not_attested() -> None:
     """A worker that leaves isolation, score and best out gets 'unknown' and None, never a kinder guess."""
     point = parse_line('{"type": "point", "parameters": {}, "speedup": 2}')
-    assert point == Point(parameters={}, speedup=2.0, score_loss=None, isolation="unknown")
+    assert point == Point(parameters={}, speedup=2.0, score_loss=None, isolation=Isolation.UNKNOWN)
     result = parse_line('{"type": "result", "max_speedup": null}')
-    assert result == Result(max_speedup=None, max_speedup_within_tolerance=None, best=None, isolation="unknown")
+    assert result == Result(max_speedup=None, max_speedup_within_tolerance=None, best=None, isolation=Isolation.UNKNOWN)
 
 
 def test_unknown_keys_are_kept() -> None:
@@ -189,10 +188,10 @@ def test_a_long_line_is_refused_and_quoted_short() -> None:
     "line",
     [
         Progress(done=-1, total=1),
-        Point(parameters={}, speedup=float("nan"), score_loss=None, isolation="unknown"),
-        Point(parameters={}, speedup=1.0, score_loss=None, isolation="unknown", extra={"type": "x"}),
-        Point(parameters={}, speedup=1.0, score_loss=None, isolation="unknown", extra={"speedup": 9.0}),
-        Error(error="other", message="\udc80"),
+        Point(parameters={}, speedup=float("nan"), score_loss=None, isolation=Isolation.UNKNOWN),
+        Point(parameters={}, speedup=1.0, score_loss=None, isolation=Isolation.UNKNOWN, extra={"type": "x"}),
+        Point(parameters={}, speedup=1.0, score_loss=None, isolation=Isolation.UNKNOWN, extra={"speedup": 9.0}),
+        Error(error=ErrorKind.OTHER, message="\udc80"),
     ],
 )
 def test_nothing_malformed_is_encoded(line: Line) -> None:
@@ -233,8 +232,8 @@ def test_the_writer_appends_whole_lines(tmp_path: Path) -> None:
     progress = Progress(done=1, total=2)
     with ResultsWriter(path) as first, ResultsWriter(path) as second:
         first.write(progress)
-        second.write(Point(parameters={"a": 1}, speedup=2.0, score_loss=None, isolation="unknown"))
-        first.write(Error(error="other", message="gone"))
+        second.write(Point(parameters={"a": 1}, speedup=2.0, score_loss=None, isolation=Isolation.UNKNOWN))
+        first.write(Error(error=ErrorKind.OTHER, message="gone"))
     first.close()
     kept = LineSplitter().feed(path.read_bytes())
     assert [type(parse_line(line)) for line in kept] == [Progress, Point, Error]

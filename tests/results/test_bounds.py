@@ -2,7 +2,8 @@
 
 import pytest
 
-from boundd.core.model.outcomes import Isolation, Measurement
+from boundd.catalogue.outcomes import Isolation
+from boundd.core.model.outcomes import Measurement
 from boundd.results.bounds import Bound, BoundRules, bound_of
 
 

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boundd.catalogue.models import pipeline_classes
+from boundd.catalogue.outcomes import ErrorKind, Isolation
 from boundd.core.model.attempts import CellRecord, CellState
 from boundd.core.model.cells import Cell, CellPolicy
-from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement
+from boundd.core.model.outcomes import AttemptError, Measurement
 from boundd.results.bounds import BoundRules
 from boundd.results.export import ExportCell, render_export
 from boundd.results.legacy import Ambiguous, LegacyError, match_legacy, parse_legacy

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from boundd.catalogue.outcomes import Isolation
 from boundd.core.model.attempts import CellRecord
 from boundd.core.model.cells import Cell, CellPolicy
-from boundd.core.model.outcomes import Isolation, Measurement
+from boundd.core.model.outcomes import Measurement
 from boundd.results.staleness import Today, is_stale
 
 CELL = Cell.of({"model": "SD1.5", "method": "tome"}, ["model", "method"])

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from boundd.catalogue.outcomes import ErrorKind, Isolation
 from boundd.core.model.attempts import CellRecord, CellState
 from boundd.core.model.cells import Cell, CellPolicy
-from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement
+from boundd.core.model.outcomes import AttemptError, Measurement
 from boundd.results.bounds import BoundRules
 from boundd.results.table import bounds_table, print_bounds
 

@@ -16,11 +16,12 @@ from typing import Any
 import anyio
 import pytest
 
+from boundd.catalogue.outcomes import Isolation
 from boundd.core.model.attempts import Attempt, AttemptState, CellState
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.effects import Action, Note
 from boundd.core.model.events import AttemptEnded, ConfigLoaded, Now, PauseRequested, ResumeRequested
-from boundd.core.model.outcomes import Isolation, Measurement, Outcome, Verdict
+from boundd.core.model.outcomes import Measurement, Outcome, Verdict
 from boundd.core.model.records import Record, SaveAttempt, SaveEnd
 from boundd.core.model.state import Rules, State, sanity_check
 from boundd.devices.cpu import CpuProbe

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from immutables import Map
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.lifecycle import classification as classify
 from boundd.core.lifecycle import ending, loop, retry, step
 from boundd.core.lifecycle.loop import Keep, Loop, Turn, keep_nothing
@@ -24,7 +25,7 @@ from boundd.core.model.attempts import Attempt, EndReason
 from boundd.core.model.devices import Device, DeviceState
 from boundd.core.model.effects import Commit, Effect, Spawn, WakeAt
 from boundd.core.model.events import Event, Now
-from boundd.core.model.outcomes import ErrorKind, MemoryCause, Outcome, Verdict
+from boundd.core.model.outcomes import MemoryCause, Outcome, Verdict
 from boundd.core.model.reasons import Refusal, TakenAlone
 from boundd.core.model.records import Record, SaveCell, SaveEnd
 from boundd.core.model.state import State

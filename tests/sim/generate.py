@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.model.cells import Cell, CellPolicy
-from boundd.core.model.outcomes import ENVIRONMENT, ErrorKind
+from boundd.core.model.outcomes import ENVIRONMENT
 from boundd.core.model.state import Rules
 from boundd.sim.world import (
     CellTruth,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellState, EndReason
 from boundd.core.model.events import (
     AttemptEnded,
@@ -23,7 +24,7 @@ from boundd.core.model.events import (
     Event,
     PointMeasured,
 )
-from boundd.core.model.outcomes import ENVIRONMENT, ErrorKind, Outcome, Verdict
+from boundd.core.model.outcomes import ENVIRONMENT, Outcome, Verdict
 from boundd.core.model.quarantines import device_subject
 from boundd.core.model.records import Record, SaveAttempt, SaveCell, SaveEnd, SavePoint
 from boundd.core.model.state import Rules, State, sanity_check

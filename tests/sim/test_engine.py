@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.model.attempts import CellState
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.events import Now
-from boundd.core.model.outcomes import ErrorKind, Outcome
+from boundd.core.model.outcomes import Outcome
 from boundd.core.model.state import Rules, State
 from boundd.core.scheduler import ledger
 from boundd.core.scheduler.planner import Plan, plan

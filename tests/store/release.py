@@ -12,21 +12,13 @@ from pathlib import Path
 
 import anyio
 
+from boundd.catalogue.outcomes import ErrorKind, Isolation
 from boundd.core.model import records
 from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellState, attempt_id
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.history import Duration, Observation
 from boundd.core.model.memory_evidence import NeighbourOver
-from boundd.core.model.outcomes import (
-    AttemptError,
-    ErrorKind,
-    Isolation,
-    Measurement,
-    MemoryCause,
-    Outcome,
-    PointRecord,
-    Verdict,
-)
+from boundd.core.model.outcomes import AttemptError, Measurement, MemoryCause, Outcome, PointRecord, Verdict
 from boundd.core.model.quarantines import ByOperator, Quarantine, device_subject
 from boundd.store.sqlite import SqliteStore
 

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from boundd.catalogue.outcomes import ErrorKind, Isolation
 from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellState, EndReason, attempt_id
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.history import NEWEST_KEPT, Duration, Observation
-from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, PointRecord, Verdict
+from boundd.core.model.outcomes import AttemptError, Measurement, Outcome, PointRecord, Verdict
 from boundd.core.model.quarantines import device_subject
 from boundd.core.model.records import (
     LiftQuarantine,

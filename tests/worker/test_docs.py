@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from boundd.catalogue.outcomes import WORKER_ERROR_KINDS
 from boundd.protocol import environment
-from boundd.protocol.lines import ERROR_KINDS, Error, Memory, Point, Progress, Result
+from boundd.protocol.lines import Error, Memory, Point, Progress, Result
 from boundd.worker.cli import main
 from boundd.worker.errors import EXIT_CODES
 from boundd.worker.methods import load_method
@@ -35,7 +36,7 @@ def test_every_field_is_documented(line: type) -> None:
 
 def test_every_failure_is_documented() -> None:
     """Each kind of error and each exit code."""
-    for kind in ERROR_KINDS:
+    for kind in WORKER_ERROR_KINDS:
         assert f"`{kind}`" in TEXT
     for code in (0, 2, *EXIT_CODES.values()):
         assert f"| {code} |" in TEXT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from boundd.catalogue.outcomes import Isolation
 from boundd.protocol.lines import Point, Progress, encode, name_of
 from boundd.worker.earlier import read_earlier
 
@@ -11,7 +12,11 @@ from boundd.worker.earlier import read_earlier
 def point(speedup: float, instrument: str = "today", **parameters: int) -> Point:
     """A point's line."""
     return Point(
-        parameters=parameters, speedup=speedup, score_loss=None, isolation="exclusive", extra={"instrument": instrument}
+        parameters=parameters,
+        speedup=speedup,
+        score_loss=None,
+        isolation=Isolation.EXCLUSIVE,
+        extra={"instrument": instrument},
     )
 
 

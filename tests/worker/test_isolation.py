@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from boundd.catalogue.outcomes import Isolation
 from boundd.protocol.company import Lists
 from boundd.worker.devices import Stopwatch
 from boundd.worker.isolation import Attest, CpuWitness, GpuReading, GpuWitness, merge, worst
@@ -94,9 +95,13 @@ def test_a_throttled_gpu_is_not_fit_to_time(tmp_path: Path) -> None:
 def test_several_attests_make_one() -> None:
     """The worst verdict, every reason once, the last readings."""
     both = merge(
-        [Attest("exclusive", (), {"mhz": 1}), Attest("contended", ("a",), {"mhz": 2}), Attest("unknown", ("a",))]
+        [
+            Attest(Isolation.EXCLUSIVE, (), {"mhz": 1}),
+            Attest(Isolation.CONTENDED, ("a",), {"mhz": 2}),
+            Attest(Isolation.UNKNOWN, ("a",)),
+        ]
     )
-    assert both == Attest("contended", ("a",), {"mhz": 2})
+    assert both == Attest(Isolation.CONTENDED, ("a",), {"mhz": 2})
 
 
 def test_a_gpu_that_cannot_be_seen_is_unknown(tmp_path: Path) -> None:
@@ -157,6 +162,6 @@ def test_neighbours_that_keep_the_same_lease_are_fine(tmp_path: Path) -> None:
 
 def test_the_least_trustworthy_counts() -> None:
     """Contended outweighs unknown outweighs exclusive."""
-    assert worst(["exclusive", "unknown", "contended"]) == "contended"
-    assert worst(["exclusive", "unknown"]) == "unknown"
-    assert worst([]) == "exclusive"
+    assert worst(Isolation) is Isolation.CONTENDED
+    assert worst([Isolation.EXCLUSIVE, Isolation.UNKNOWN]) is Isolation.UNKNOWN
+    assert worst([]) is Isolation.EXCLUSIVE

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from boundd.catalogue.outcomes import Isolation
 from boundd.protocol.lines import Point, Result
 from boundd.worker.plot import SUFFIXES, Mark, PlotError, Plotter, check_plot, draw, frontier, marks_of
 
@@ -21,7 +22,9 @@ def point(speedup: float, loss: float | None, psnr_db: float | None = 30.0) -> P
     extra: dict[str, Any] = {"speedup_low": speedup * 0.98, "speedup_high": speedup * 1.02, "psnr_db": psnr_db}
     if loss is not None:
         extra |= {"score_loss_low": loss - 0.01, "score_loss_high": loss + 0.01}
-    return Point(parameters={"n": speedup}, speedup=speedup, score_loss=loss, isolation="exclusive", extra=extra)
+    return Point(
+        parameters={"n": speedup}, speedup=speedup, score_loss=loss, isolation=Isolation.EXCLUSIVE, extra=extra
+    )
 
 
 def result(best: Point, **extra: Any) -> Result:
@@ -43,7 +46,11 @@ def result(best: Point, **extra: Any) -> Result:
     bound = None if best.score_loss is None else best.speedup
     chosen = {"parameters": best.parameters, "speedup": best.speedup, "score_loss": best.score_loss}
     return Result(
-        max_speedup=9.0, max_speedup_within_tolerance=bound, best=chosen, isolation="exclusive", extra=described | extra
+        max_speedup=9.0,
+        max_speedup_within_tolerance=bound,
+        best=chosen,
+        isolation=Isolation.EXCLUSIVE,
+        extra=described | extra,
     )
 
 
@@ -113,7 +120,7 @@ def test_where_nothing_was_scored_it_says_so(extra: dict[str, Any], text: str, t
 
 def test_nothing_at_all_can_be_drawn(tmp_path: Path) -> None:
     """A result of which not even a noise floor is known."""
-    empty = Result(max_speedup=None, max_speedup_within_tolerance=None, best=None, isolation="unknown")
+    empty = Result(max_speedup=None, max_speedup_within_tolerance=None, best=None, isolation=Isolation.UNKNOWN)
     draw([], empty, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from boundd.protocol.lines import Isolation
+from boundd.catalogue.outcomes import Isolation
 from boundd.worker.devices import Device, Instant, Stopwatch
 from boundd.worker.isolation import Attest
 from boundd.worker.statistics import Estimate
@@ -68,7 +68,7 @@ class Bench:
     def judge(self, timed: Sequence[Stopwatch]) -> Attest:
         """The next verdict; alone, if there is none left."""
         assert timed
-        return Attest(self.verdicts.pop(0) if self.verdicts else "exclusive")
+        return Attest(self.verdicts.pop(0) if self.verdicts else Isolation.EXCLUSIVE)
 
     def next_pair(self) -> tuple[Timed, Timed]:
         """A pair's calls."""
@@ -151,7 +151,7 @@ def test_the_budget_ends_it_but_not_before_the_fewest(budget_s: float, pairs: in
 def test_disturbed_pairs_are_timed_again() -> None:
     """They don't count, and how many there were is said."""
     bench = Bench()
-    bench.verdicts = ["contended", "exclusive", "contended"]
+    bench.verdicts = [Isolation.CONTENDED, Isolation.EXCLUSIVE, Isolation.CONTENDED]
     timing = bench.measure(bench.timer())
     assert (timing.isolation, timing.dropped, timing.speedup.pairs) == ("exclusive", 2, FEWEST)
     assert bench.events.count("variant") == FEWEST + 2
@@ -161,7 +161,7 @@ def test_a_neighbour_that_stays_is_reported() -> None:
     """After MAX_DISTURBED pairs they count like the others, and the timing is contended; an unsure one is taken as it
     is."""
     bench = Bench()
-    bench.verdicts = ["contended"] * 100
+    bench.verdicts = [Isolation.CONTENDED] * 100
     timing = bench.measure(bench.timer())
     assert timing.isolation == "contended"
     assert timing.speedup.pairs <= FEWEST + MAX_DISTURBED
@@ -187,15 +187,15 @@ def test_a_rough_interval_is_as_wide_as_the_noise() -> None:
     pairs on it is their own."""
     pair = Pair(Stopwatch(2, 2), Stopwatch(1, 1))
     series = Series(FEWEST, 0.1, seed=1)
-    series.add(pair, Attest("exclusive"), 3.0)
+    series.add(pair, Attest(Isolation.EXCLUSIVE), 3.0)
     assert series.estimate() == Estimate(2.0, 2 / math.exp(0.3), 2 * math.exp(0.3), 1)
     for _ in range(3):
-        series.add(pair, Attest("exclusive"), 3.0)
+        series.add(pair, Attest(Isolation.EXCLUSIVE), 3.0)
     assert series.estimate().high == pytest.approx(2 * math.exp(0.15))
-    series.add(pair, Attest("exclusive"), 3.0)
+    series.add(pair, Attest(Isolation.EXCLUSIVE), 3.0)
     assert series.estimate() == Estimate(2.0, 2.0, 2.0, 5)
     quiet = Series(FEWEST, 0.0, seed=1)
-    quiet.add(pair, Attest("exclusive"), 3.0)
+    quiet.add(pair, Attest(Isolation.EXCLUSIVE), 3.0)
     assert quiet.estimate().high == pytest.approx(2 * math.exp(0.01))
 
 
@@ -213,8 +213,8 @@ def test_the_noise_is_that_of_single_pairs() -> None:
 def test_one_slow_call_makes_no_point_slow() -> None:
     """Of a few pairs the fastest bounds the interval from above."""
     series = Series(FEWEST, 0.01, seed=1)
-    series.add(Pair(Stopwatch(2, 2), Stopwatch(3, 3)), Attest("exclusive"), 1.0)
-    series.add(Pair(Stopwatch(2, 2), Stopwatch(1, 1)), Attest("exclusive"), 1.0)
+    series.add(Pair(Stopwatch(2, 2), Stopwatch(3, 3)), Attest(Isolation.EXCLUSIVE), 1.0)
+    series.add(Pair(Stopwatch(2, 2), Stopwatch(1, 1)), Attest(Isolation.EXCLUSIVE), 1.0)
     assert series.estimate().high > 2
 
 

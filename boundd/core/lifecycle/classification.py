@@ -11,13 +11,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from boundd.catalogue.outcomes import ErrorKind, Isolation
 from boundd.core.lifecycle.environment_evidence import (
     environment_failure_in,
     hub_failure_in,
     kind_of_start,
     missing_module_in,
 )
-from boundd.core.model.outcomes import AT_START, AttemptError, ErrorKind, Isolation, Measurement, Outcome, Verdict
+from boundd.core.model.outcomes import AT_START, AttemptError, Measurement, Outcome, Verdict
 from boundd.protocol.out_of_memory import last_exception, ran_out
 from boundd.protocol.printed import Printed, plain
 from boundd.text import legible

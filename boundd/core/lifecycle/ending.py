@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from immutables import Map
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.lifecycle.patience import give_up_waiting_cells, retry_uncharged
 from boundd.core.lifecycle.retry import decide, lower_batch_of_siblings
 from boundd.core.memory.diagnosis import diagnose
@@ -16,7 +17,7 @@ from boundd.core.model.devices import Device
 from boundd.core.model.effects import Action, Commit, Effect, Note, ResultsChanged
 from boundd.core.model.events import Now
 from boundd.core.model.history import Observation
-from boundd.core.model.outcomes import ErrorKind, MemoryCause, Outcome, Verdict
+from boundd.core.model.outcomes import MemoryCause, Outcome, Verdict
 from boundd.core.model.records import Record, SaveCell, SaveDuration, SaveEnd, SaveObservation
 from boundd.core.model.state import State
 from boundd.core.model.transitions import GIVE_UP, AttemptTrigger, Trigger, next_attempt_state, next_cell_state

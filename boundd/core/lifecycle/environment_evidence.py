@@ -11,7 +11,7 @@ import errno
 import re
 from dataclasses import dataclass
 
-from boundd.core.model.outcomes import ErrorKind
+from boundd.catalogue.outcomes import ErrorKind
 
 _LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.EUSERS})
 _MEMORY = frozenset({errno.ENOMEM})

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.lifecycle.retry import FREE_LIMIT, Decision
 from boundd.core.model import wording
 from boundd.core.model.attempts import Attempt, CellRecord
 from boundd.core.model.effects import Action, Note
-from boundd.core.model.outcomes import ErrorKind, Verdict
+from boundd.core.model.outcomes import Verdict
 from boundd.core.model.problems import Problem, ScopeKind, scopes_of
 from boundd.core.model.reasons import RetryReason, RetryRule
 from boundd.core.model.records import SaveCell

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.memory.footprint import WHOLE_DEVICE_PERCENT
 from boundd.core.memory.raising import LEVELS, RAISED_PERCENT
 from boundd.core.model.attempts import Attempt, CellRecord
-from boundd.core.model.outcomes import ErrorKind, MemoryCause, Verdict
+from boundd.core.model.outcomes import MemoryCause, Verdict
 from boundd.core.model.reasons import RetryReason, RetryRule
 from boundd.core.model.records import SaveCell
 from boundd.core.model.state import Rules, State

@@ -12,6 +12,7 @@ from typing import Any
 
 from immutables import Map
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.lifecycle.ending import end_attempt
 from boundd.core.lifecycle.retry import batch_to_retry
 from boundd.core.memory.diagnosis import SLACK_BYTES, over_bytes
@@ -22,7 +23,7 @@ from boundd.core.model.attempts import Attempt, AttemptState, CellRecord, CellSt
 from boundd.core.model.devices import Device
 from boundd.core.model.effects import Action, Commit, Effect, EndWorker, Note, ResultsChanged, Spawn, WakeAt
 from boundd.core.model.events import Event, Now
-from boundd.core.model.outcomes import AttemptError, ErrorKind
+from boundd.core.model.outcomes import AttemptError
 from boundd.core.model.queues import Cells
 from boundd.core.model.records import Record, SaveAttempt, SaveCell, SavePaused, SavePoint
 from boundd.core.model.state import State

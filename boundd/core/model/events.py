@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.devices import DeviceReading
 from boundd.core.model.host import HostReading
-from boundd.core.model.outcomes import ErrorKind, Measurement, PointRecord, Verdict
+from boundd.core.model.outcomes import Measurement, PointRecord, Verdict
 from boundd.core.model.quarantines import StuckProcess
 from boundd.core.model.state import Rules
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from boundd.catalogue.outcomes import ErrorKind, Isolation
 from boundd.core.model.memory_evidence import MemoryEvidence
 
 
@@ -20,36 +21,6 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
     LOST = "lost"
     REJECTED = "rejected"
-
-
-class ErrorKind(StrEnum):
-    """What was wrong with an attempt that did not succeed. It decides who pays for it (`retry`)."""
-
-    OUT_OF_MEMORY = "out_of_memory"
-    TIMEOUT = "timeout"
-    MODEL_UNAVAILABLE = "model_unavailable"
-    BAD_DATA = "bad_data"
-    KILLED_BY_SIGNAL = "killed_by_signal"
-    NO_RESULT = "no_result"
-    MALFORMED_RESULT = "malformed_result"
-    NOT_STARTED = "not_started"
-    CANCELLED = "cancelled"
-    LOST = "lost"
-    OTHER = "other"
-    HUB_UNAVAILABLE = "hub_unavailable"
-    """The hub, or the network on the way to it, doesn't answer or answers with an error of its own."""
-    HOST_MEMORY = "host_memory"
-    """The machine ran out of memory, not the device and not the cell's own limit."""
-    HOST_LIMITS = "host_limits"
-    """The machine, or the daemon's share of it, has no descriptors or processes left."""
-    INTERPRETER = "interpreter"
-    """The worker's program is missing or can't be executed."""
-    PACKAGE = "package"
-    """A package that the worker imports is missing or broken."""
-    FILE_SYSTEM = "file_system"
-    """A disk or a network share fails, is full, read-only or gone."""
-    DEVICE_FAILED = "device_failed"
-    """The device failed before the worker had used it."""
 
 
 AT_START = "start"
@@ -77,14 +48,6 @@ class MemoryCause(StrEnum):
     """A neighbour or a foreign process took what was reserved for it."""
     TOO_BIG = "too_big"
     """It was alone, its cap the whole device, and that was not enough."""
-
-
-class Isolation(StrEnum):
-    """Whether anything else used the device while it was timed. Only `exclusive` makes a bound."""
-
-    EXCLUSIVE = "exclusive"
-    CONTENDED = "contended"
-    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from boundd.core.model.outcomes import ErrorKind
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.model.requirements import Requirement
 
 

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.model.attempts import AttemptState, CellState
-from boundd.core.model.outcomes import ErrorKind
 from boundd.core.model.quarantines import Quarantine, StuckProcess
 from boundd.core.model.sources import Source
 

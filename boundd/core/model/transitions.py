@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.model.attempts import AttemptState, CellState
-from boundd.core.model.outcomes import ErrorKind, Outcome
+from boundd.core.model.outcomes import Outcome
 
 
 class IllegalTransitionError(AssertionError):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.model.devices import Device, DeviceReading
 from boundd.core.model.memory_evidence import (
     AllThereIs,
@@ -22,7 +23,7 @@ from boundd.core.model.memory_evidence import (
     StoppedByCap,
     StoredText,
 )
-from boundd.core.model.outcomes import AttemptError, ErrorKind, MemoryCause
+from boundd.core.model.outcomes import AttemptError, MemoryCause
 from boundd.core.model.quarantines import (
     ByOperator,
     CellsDied,

@@ -14,11 +14,12 @@ from dataclasses import replace
 
 from immutables import Map
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.model import wording
 from boundd.core.model.attempts import Attempt, AttemptState
 from boundd.core.model.effects import Action, Note
 from boundd.core.model.events import Now
-from boundd.core.model.outcomes import AT_START, ENVIRONMENT, AttemptError, ErrorKind, Outcome, Verdict
+from boundd.core.model.outcomes import AT_START, ENVIRONMENT, AttemptError, Outcome, Verdict
 from boundd.core.model.problems import HOST, Problem, ProblemKey, Scope, ScopeKind, scopes_of, work_name
 from boundd.core.model.reasons import HeldBack
 from boundd.core.model.requirements import Requirement

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.model.attempts import Attempt
 from boundd.core.model.devices import DeviceState, QuickDeath
-from boundd.core.model.outcomes import ErrorKind, Outcome, Verdict
+from boundd.core.model.outcomes import Outcome, Verdict
 from boundd.core.model.quarantines import CellsDied
 from boundd.core.model.reasons import OneAtATime, Resting
 from boundd.core.model.state import State

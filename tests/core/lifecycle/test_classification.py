@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from boundd.catalogue.outcomes import ErrorKind, Isolation
 from boundd.core.lifecycle.classification import Evidence, ReportedError, asks_for_output, classify
-from boundd.core.model.outcomes import ErrorKind, Isolation, Measurement, Outcome
+from boundd.core.model.outcomes import Measurement, Outcome
 from boundd.protocol.printed import Printed
 
 MEASURED = Measurement(2.0, 1.5, None, Isolation.EXCLUSIVE)

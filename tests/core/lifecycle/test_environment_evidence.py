@@ -13,9 +13,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.lifecycle.classification import Evidence, ReportedError, classify
 from boundd.core.lifecycle.environment_evidence import FOLDER, PROGRAM, kind_of_start, kind_of_status
-from boundd.core.model.outcomes import ENVIRONMENT, ErrorKind
+from boundd.core.model.outcomes import ENVIRONMENT
 
 VARIANTS = int(os.environ.get("BOUNDD_VARIANTS", "600"))
 AWAY = ErrorKind.HUB_UNAVAILABLE

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from boundd.catalogue.outcomes import ErrorKind, Isolation
 from boundd.core.lifecycle.loop import Loop, NotStored, keep_nothing, plans_after
 from boundd.core.model.attempts import AttemptState
 from boundd.core.model.cells import Cell, CellPolicy
@@ -28,7 +29,7 @@ from boundd.core.model.events import (
     ShutdownRequested,
     Wake,
 )
-from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, Verdict
+from boundd.core.model.outcomes import AttemptError, Measurement, Outcome, Verdict
 from boundd.core.model.records import Record, SaveAttempt, SaveEnd, SavePaused
 from boundd.core.model.state import Rules, State
 

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.lifecycle.retry import FREE_LIMIT, decide
 from boundd.core.memory.raising import LEVELS
 from boundd.core.model.attempts import Attempt, CellRecord
 from boundd.core.model.cells import Cell, CellPolicy
-from boundd.core.model.outcomes import AttemptError, ErrorKind, MemoryCause, Outcome, Verdict
+from boundd.core.model.outcomes import AttemptError, MemoryCause, Outcome, Verdict
 from boundd.core.model.reasons import RetryRule
 from boundd.core.model.state import Rules
 

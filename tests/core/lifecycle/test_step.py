@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from immutables import Map
 
+from boundd.catalogue.outcomes import ErrorKind, Isolation
 from boundd.core.lifecycle.step import step
 from boundd.core.model.attempts import AttemptState, CellState, EndReason
 from boundd.core.model.cells import Cell, CellPolicy
@@ -30,7 +31,7 @@ from boundd.core.model.events import (
     ShutdownRequested,
     Wake,
 )
-from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, PointRecord, Verdict
+from boundd.core.model.outcomes import AttemptError, Measurement, Outcome, PointRecord, Verdict
 from boundd.core.model.records import SaveCell, SaveEnd, SavePoint
 from boundd.core.model.state import Rules, State, sanity_check
 from boundd.core.model.transitions import CELL_TRANSITIONS, IllegalTransitionError, Trigger, next_cell_state

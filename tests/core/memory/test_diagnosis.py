@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from boundd.catalogue.outcomes import ErrorKind, Isolation
 from boundd.core.lifecycle.step import step
 from boundd.core.memory.diagnosis import diagnose
 from boundd.core.memory.raising import LEVELS
@@ -16,7 +17,7 @@ from boundd.core.model.devices import DeviceReading
 from boundd.core.model.effects import Action, Commit, Note
 from boundd.core.model.events import AttemptEnded, DevicesRead, Now, RetryRequested, Wake
 from boundd.core.model.memory_evidence import ForeignHeld, StoppedByCap
-from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement, MemoryCause, Outcome, Verdict
+from boundd.core.model.outcomes import AttemptError, Measurement, MemoryCause, Outcome, Verdict
 from boundd.core.model.records import SaveCell
 from boundd.core.model.state import State
 

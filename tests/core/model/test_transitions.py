@@ -13,13 +13,14 @@ from enum import StrEnum
 
 import pytest
 
+from boundd.catalogue.outcomes import ErrorKind, Isolation
 from boundd.core.lifecycle.step import step
 from boundd.core.model import events as ev
 from boundd.core.model.attempts import AttemptState, CellState, EndReason
 from boundd.core.model.cells import Cell
 from boundd.core.model.effects import Commit, Spawn
 from boundd.core.model.events import Event, Now
-from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, Verdict
+from boundd.core.model.outcomes import AttemptError, Measurement, Outcome, Verdict
 from boundd.core.model.records import SaveAttempt, SaveCell, SaveEnd
 from boundd.core.model.state import State
 from boundd.core.model.transitions import (

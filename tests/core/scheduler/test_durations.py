@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from boundd.catalogue.outcomes import Isolation
 from boundd.core.lifecycle.step import step
 from boundd.core.model.attempts import CellRecord
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.events import AttemptEnded, AttemptProgressed, Now, Wake
 from boundd.core.model.history import NEWEST_KEPT, Duration, Durations
-from boundd.core.model.outcomes import Isolation, Measurement, Outcome, Verdict
+from boundd.core.model.outcomes import Measurement, Outcome, Verdict
 from boundd.core.model.records import SaveDuration
 from boundd.core.model.state import State
 from boundd.core.model.workload import workload_of

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 
+from boundd.catalogue.outcomes import ErrorKind, Isolation
 from boundd.core.lifecycle.step import step
 from boundd.core.model import wording
 from boundd.core.model.attempts import Attempt, CellState
@@ -28,16 +29,7 @@ from boundd.core.model.events import (
     RetryRequested,
     Wake,
 )
-from boundd.core.model.outcomes import (
-    AT_START,
-    ENVIRONMENT,
-    AttemptError,
-    ErrorKind,
-    Isolation,
-    Measurement,
-    Outcome,
-    Verdict,
-)
+from boundd.core.model.outcomes import AT_START, ENVIRONMENT, AttemptError, Measurement, Outcome, Verdict
 from boundd.core.model.reasons import HeldBack
 from boundd.core.model.state import State, sanity_check
 from boundd.core.scheduler.environment import MAX_PAUSE_S, count_waiting, pause_s

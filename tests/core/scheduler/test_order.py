@@ -11,13 +11,14 @@ from dataclasses import replace
 
 import pytest
 
+from boundd.catalogue.outcomes import Isolation
 from boundd.core.lifecycle.step import step
 from boundd.core.model.attempts import CellState
 from boundd.core.model.cells import Cell, CellPolicy
 from boundd.core.model.devices import DeviceReading
 from boundd.core.model.events import AttemptEnded, ConfigLoaded, DevicesRead, Now, Wake
 from boundd.core.model.history import Duration, Durations, Observation, Observations
-from boundd.core.model.outcomes import Isolation, Measurement, Outcome, Verdict
+from boundd.core.model.outcomes import Measurement, Outcome, Verdict
 from boundd.core.model.reasons import EmptiedFor
 from boundd.core.model.state import Rules, State
 from boundd.core.model.workload import subject_on, workload_of

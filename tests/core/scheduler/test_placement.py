@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from boundd.catalogue.outcomes import ErrorKind, Isolation
 from boundd.core.lifecycle.step import step
 from boundd.core.model.attempts import Attempt, CellState
 from boundd.core.model.cells import Cell, CellPolicy
@@ -19,7 +20,7 @@ from boundd.core.model.effects import Action, Commit, Note
 from boundd.core.model.events import AttemptEnded, ConfigLoaded, DevicesRead, Event, Now, UncordonRequested, Wake
 from boundd.core.model.history import Duration, Durations, Observation, Observations
 from boundd.core.model.host import THIS_NODE, HostReading
-from boundd.core.model.outcomes import AttemptError, ErrorKind, Isolation, Measurement, Outcome, Verdict
+from boundd.core.model.outcomes import AttemptError, Measurement, Outcome, Verdict
 from boundd.core.model.quarantines import CellsDied
 from boundd.core.model.reasons import CoresShort, Full, HostMemoryShort, PlainRefusal
 from boundd.core.model.records import SaveQuarantine

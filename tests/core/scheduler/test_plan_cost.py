@@ -16,10 +16,11 @@ import pytest
 
 from benchmarks.packing.traces import TRACES, thinned
 from benchmarks.planner import Case, Clocked, matrix, readings
+from boundd.catalogue.outcomes import Isolation
 from boundd.core.model.devices import DeviceReading
 from boundd.core.model.events import AttemptEnded, AttemptStarted, ConfigLoaded, DevicesRead, Now, Wake
 from boundd.core.model.memo import Memo
-from boundd.core.model.outcomes import Isolation, Measurement, Outcome, Verdict
+from boundd.core.model.outcomes import Measurement, Outcome, Verdict
 from boundd.core.model.queues import Cells
 from boundd.core.model.state import Rules, State
 from boundd.core.scheduler.ledger import Ledger

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 
+from boundd.catalogue.outcomes import ErrorKind
 from boundd.core.lifecycle.step import step
 from boundd.core.model.attempts import AttemptState
 from boundd.core.model.cells import Cell, CellPolicy
@@ -27,7 +28,7 @@ from boundd.core.model.events import (
     UncordonRequested,
     Wake,
 )
-from boundd.core.model.outcomes import AttemptError, ErrorKind, Outcome, Verdict
+from boundd.core.model.outcomes import AttemptError, Outcome, Verdict
 from boundd.core.model.quarantines import ByOperator, Quarantine, StuckProcess, UnkillableAttempt
 from boundd.core.model.records import LiftQuarantine, SaveQuarantine
 from boundd.core.model.state import State, sanity_check
