@@ -25,7 +25,7 @@ from boundd.protocol.lines import Error, Line, ResultsWriter
 from boundd.worker.errors import EXIT_CODES, WorkerError, environment_of, printable, shortage_of
 from boundd.worker.plot import Plotter, check_plot
 from boundd.worker.report import JsonCollector, Reporter, ResultsReporter, Screen, SpeedupPrinter
-from boundd.worker.settings import Settings, resolve
+from boundd.worker.settings import RunSettings, resolve
 
 if TYPE_CHECKING:
     from boundd.worker.search import Search
@@ -128,7 +128,7 @@ def _reporters(stack: ExitStack, environment: WorkerEnvironment, as_json: bool) 
     return reporters
 
 
-def _run(settings: Settings, environment: WorkerEnvironment, reporter: Reporter) -> int:
+def _run(settings: RunSettings, environment: WorkerEnvironment, reporter: Reporter) -> int:
     """Search, and turn whatever goes wrong into a line and an exit code."""
     try:
         quieten()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from boundd.worker.errors import BadDataError, DeviceFailedError, PackageError
-from boundd.worker.settings import BUILTIN, Settings
+from boundd.worker.settings import BUILTIN, RunSettings
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Instant:
 
 
 @dataclass(frozen=True)
-class Device:
+class TorchDevice:
     """Where to run. `name` is torch's: 'cpu' or 'cuda:0' (CUDA_VISIBLE_DEVICES has already chosen which)."""
 
     name: str
@@ -52,7 +52,7 @@ class Device:
         """What speed-ups are measured by."""
         return "cuda events" if self.is_cuda else "cpu time" if self.threads == 1 else "wall"
 
-    def dtype_for(self, settings: Settings) -> str:
+    def dtype_for(self, settings: RunSettings) -> str:
         """The dtype asked for; else half precision on a GPU, and full on the CPU and for the built-in
         models."""
         half = self.is_cuda and settings.source != BUILTIN
@@ -140,7 +140,7 @@ class Device:
         return str(torch.cuda.get_device_name(self.name)) if self.is_cuda else _cpu_model()
 
 
-def open_device(settings: Settings, memory_cap_bytes: int | None, visible_devices: str | None = None) -> Device:
+def open_device(settings: RunSettings, memory_cap_bytes: int | None, visible_devices: str | None = None) -> TorchDevice:
     """The device to run on: the one asked for, else the GPU if there is one, else the CPU.
 
     A worker that was given a GPU by its UUID (`visible_devices`, as boundd sets CUDA_VISIBLE_DEVICES) never takes the
@@ -171,7 +171,7 @@ def open_device(settings: Settings, memory_cap_bytes: int | None, visible_device
         name = "cuda:0"
     if name != "cpu" and not name.startswith("cuda:"):
         raise BadDataError(f"--device {name}: must be cpu, cuda or cuda:N")
-    device = Device(name, settings.threads)
+    device = TorchDevice(name, settings.threads)
     if not device.is_cuda:
         torch.set_num_threads(settings.threads)
         return device

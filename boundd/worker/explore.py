@@ -17,13 +17,13 @@ from boundd.worker.methods.base import Parameters
 from boundd.worker.points import Baseline, Bench, PointRun
 from boundd.worker.quality import Quality
 from boundd.worker.sequential import SequentialTest
-from boundd.worker.statistics import Estimate
+from boundd.worker.statistics import IntervalEstimate
 from boundd.worker.timing import Timing, noise_of
-from boundd.worker.traversal import Traversal, Verdict, is_slower
+from boundd.worker.traversal import PointVerdict, Traversal, is_slower
 
 
 @dataclass(frozen=True)
-class Starved:
+class OutOfMemoryPoint:
     """A point at which memory ran out."""
 
     parameters: Parameters
@@ -84,7 +84,7 @@ class Explorer:
         self._runs: dict[int, PointRun] = {}
         self._lines: dict[int, Point] = {}
         self._refined: set[int] = set()
-        self.starved: list[Starved] = []
+        self.out_of_memory: list[OutOfMemoryPoint] = []
         self.read_back = 0
         for index, parameters in enumerate(traversal.points):
             if (point := earlier.get(name_of(parameters))) is not None:
@@ -169,7 +169,7 @@ class Explorer:
 
     def _judge_by_samples(self, index: int) -> None:
         run = self.run_of(index)
-        verdict: Verdict | None = Verdict.PASSED
+        verdict: PointVerdict | None = PointVerdict.PASSED
         if self._is_scored:
             run.warm_up()
             best = self._traversal.best
@@ -204,8 +204,8 @@ class Explorer:
             shortage = shortage_of(error)
             if shortage is None:
                 raise
-            self.starved.append(Starved(self._traversal.points[index], shortage))
-            self._traversal.judged(index, Verdict.STARVED)
+            self.out_of_memory.append(OutOfMemoryPoint(self._traversal.points[index], shortage))
+            self._traversal.judged(index, PointVerdict.OUT_OF_MEMORY)
             self._bench.device.free_unused()
             return False
         return True
@@ -240,11 +240,11 @@ class Explorer:
         low, high, pairs, verdict = (extra.get(name) for name in ("speedup_low", "speedup_high", "pairs", "verdict"))
         if not isinstance(low, int | float) or not isinstance(high, int | float) or not isinstance(pairs, int):
             return
-        if verdict is not None and verdict not in list(Verdict):
+        if verdict is not None and verdict not in list(PointVerdict):
             return
-        self._traversal.timed(index, Estimate(point.speedup, low, high, pairs))
+        self._traversal.timed(index, IntervalEstimate(point.speedup, low, high, pairs))
         if verdict is not None:
-            self._traversal.judged(index, Verdict(str(verdict)))
+            self._traversal.judged(index, PointVerdict(str(verdict)))
         if extra.get("refined") is True:
             self._refined.add(index)
         self._lines[index] = point

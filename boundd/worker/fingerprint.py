@@ -10,11 +10,11 @@ from typing import Any
 from boundd.catalogue.libraries import MEASURING, installed_version
 from boundd.protocol.content import text_digest
 from boundd.protocol.strict_json import Json, dumps
-from boundd.worker.devices import Device
+from boundd.worker.devices import TorchDevice
 from boundd.worker.loading import Loaded
 
 
-def fingerprint(device: Device, loaded: Loaded, distributions: Sequence[str]) -> dict[str, Json]:
+def fingerprint(device: TorchDevice, loaded: Loaded, distributions: Sequence[str]) -> dict[str, Json]:
     """Versions, the device model, and what was loaded: the content of the model's and the scorer's files, the
     scheduler's configuration, and the weights' revision where the folder tells it.
 

@@ -13,7 +13,7 @@ from boundd.worker.points import Baseline, Bench
 from boundd.worker.quality import blank_images, score_all
 from boundd.worker.sampling import Batch, to_host
 from boundd.worker.scorers import Scorer
-from boundd.worker.settings import RANDOM, Settings
+from boundd.worker.settings import RANDOM, RunSettings
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,7 @@ def check_prompts(pipe: Any, scorer: Scorer | None, batches: Sequence[Batch]) ->
     return remarks
 
 
-def check_images(settings: Settings, bench: Bench, baseline: Baseline) -> list[str]:
+def check_images(settings: RunSettings, bench: Bench, baseline: Baseline) -> list[str]:
     """What is to be said of the unaccelerated images.
 
     Raises:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from boundd.protocol.content import content_of
 from boundd.protocol.strict_json import Json
-from boundd.worker.devices import Device
+from boundd.worker.devices import TorchDevice
 from boundd.worker.errors import ModelUnavailableError
 from boundd.worker.pipelines import Pipeline, find_model, load_pipeline
 from boundd.worker.scorers import Scorer, load_scorer, scorer_files
-from boundd.worker.settings import RANDOM, Settings
+from boundd.worker.settings import RANDOM, RunSettings
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Loaded:
         return ("model", self.of_pipe), ("scorer", self.of_scorer)
 
 
-def load(settings: Settings, device: Device) -> Loaded:
+def load(settings: RunSettings, device: TorchDevice) -> Loaded:
     """The pipeline on its device, and the scorer.
 
     Raises:
@@ -96,7 +96,7 @@ def load(settings: Settings, device: Device) -> Loaded:
     return Loaded(pipe, scorer, of_pipe, of_scorer)
 
 
-def _load_pipeline(settings: Settings, device: Device) -> tuple[Pipeline, Content | None]:
+def _load_pipeline(settings: RunSettings, device: TorchDevice) -> tuple[Pipeline, Content | None]:
     if settings.weights == RANDOM:
         return load_pipeline(settings, device), None
     folder = find_model(settings)

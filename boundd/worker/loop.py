@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from boundd.worker.devices import Device, Instant
+from boundd.worker.devices import Instant, TorchDevice
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class LoopWatch:
     """Watches one pipeline, from now on. `on_decode`, where set, is called when a loop has ended."""
 
-    def __init__(self, pipe: Any, device: Device) -> None:
+    def __init__(self, pipe: Any, device: TorchDevice) -> None:
         self._device = device
         self._began: Instant | None = None
         self._ended: Instant | None = None

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 from boundd.protocol.lines import Memory
 from boundd.protocol.strict_json import Json
-from boundd.worker.devices import Device
+from boundd.worker.devices import TorchDevice
 from boundd.worker.isolation import read_gpu
 
 _RESET_PEAK_RSS = "5"
@@ -167,7 +167,7 @@ class MemoryLog:
         )
 
 
-def meter_for(device: Device, uuid: str | None) -> Meter:
+def meter_for(device: TorchDevice, uuid: str | None) -> Meter:
     """The meter of a device."""
     return CudaMeter(uuid) if device.is_cuda else RssMeter()
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from boundd.worker.architectures import ARCHITECTURES, build_pipeline
 from boundd.worker.attention import check_attention, set_attention
 from boundd.worker.completeness import attempt, build
-from boundd.worker.devices import Device
+from boundd.worker.devices import TorchDevice
 from boundd.worker.digits import model_folder
 from boundd.worker.errors import BadDataError, ModelUnavailableError
 from boundd.worker.fetch import Fetcher, Wanted
@@ -19,13 +19,13 @@ from boundd.worker.rehearsal import see_first_call
 from boundd.worker.sampling import Batch, Sampler
 from boundd.worker.schedulers import OwnScheduler, build_scheduler, read_own_scheduler, rehearse
 from boundd.worker.scorers import scorer_is_here
-from boundd.worker.settings import BUILTIN, RANDOM, Settings
+from boundd.worker.settings import BUILTIN, RANDOM, RunSettings
 
 Pipeline: TypeAlias = Any
 """A diffusers text-to-image pipeline; diffusers is not typed."""
 
 
-def load_pipeline(settings: Settings, device: Device, folder: ModelFolder | None = None) -> Pipeline:
+def load_pipeline(settings: RunSettings, device: TorchDevice, folder: ModelFolder | None = None) -> Pipeline:
     """The pipeline on its device, in its dtype, with the scheduler asked for.
 
     Args:
@@ -64,7 +64,7 @@ def load_pipeline(settings: Settings, device: Device, folder: ModelFolder | None
     return pipe
 
 
-def check_schedule(settings: Settings) -> None:
+def check_schedule(settings: RunSettings) -> None:
     """Refuse, before anything of it is loaded, a model that the scheduler asked for can't sample, as far as files on
     this machine say so.
 
@@ -77,7 +77,7 @@ def check_schedule(settings: Settings) -> None:
         rehearse(build_scheduler(own.config, settings.scheduler_class, own_class), settings.steps)
 
 
-def _own_scheduler(settings: Settings) -> OwnScheduler | None:
+def _own_scheduler(settings: RunSettings) -> OwnScheduler | None:
     """What the model says of its own scheduler; None where no file on this machine does."""
     if settings.weights == RANDOM:
         architecture = ARCHITECTURES[settings.source]
@@ -95,7 +95,7 @@ def _own_scheduler(settings: Settings) -> OwnScheduler | None:
     return read_own_scheduler(Path(index).parent) if isinstance(index, str) else None
 
 
-def describe(pipe: Pipeline, settings: Settings) -> ModelContext:
+def describe(pipe: Pipeline, settings: RunSettings) -> ModelContext:
     """What the methods may depend on, read off the UNet's structure rather than the model's name, and off what the
     pipeline was seen to do up to its first UNet call."""
     first = see_first_call(pipe, Sampler(settings, str(pipe.device)), Batch(("an image",), (settings.seed,)))
@@ -116,7 +116,7 @@ def describe(pipe: Pipeline, settings: Settings) -> ModelContext:
     )
 
 
-def _from_pretrained(settings: Settings, folder: ModelFolder, dtype: Any) -> Pipeline:
+def _from_pretrained(settings: RunSettings, folder: ModelFolder, dtype: Any) -> Pipeline:
     import diffusers
 
     unets = {name: architecture.unet for name, architecture in ARCHITECTURES.items()}
@@ -131,7 +131,7 @@ def _from_pretrained(settings: Settings, folder: ModelFolder, dtype: Any) -> Pip
     )
 
 
-def find_model(settings: Settings) -> ModelFolder:
+def find_model(settings: RunSettings) -> ModelFolder:
     """The folder of pretrained weights, read and found whole. The hub is not asked: `fetch_missing` has been, before.
 
     Raises:
@@ -150,7 +150,7 @@ def find_model(settings: Settings) -> ModelFolder:
     return read_model_folder(_cached(settings), settings.model, settings.pipeline_class)
 
 
-def fetch_missing(settings: Settings, fetcher: Fetcher) -> list[str]:
+def fetch_missing(settings: RunSettings, fetcher: Fetcher) -> list[str]:
     """Fetch the model and the scorer where they are a hub's and not on this machine; what is to be said of that.
 
     Raises:
@@ -173,7 +173,7 @@ def fetch_missing(settings: Settings, fetcher: Fetcher) -> list[str]:
     return [f'the hub calls {old} {new} by now: set source = "{new}"' for old, new in renamed if new]
 
 
-def _is_here(settings: Settings) -> bool:
+def _is_here(settings: RunSettings) -> bool:
     try:
         find_model(settings)
     except ModelUnavailableError:
@@ -183,7 +183,7 @@ def _is_here(settings: Settings) -> bool:
     return True
 
 
-def _cached(settings: Settings) -> Path:
+def _cached(settings: RunSettings) -> Path:
     """The folder of the hub's cache that holds the model."""
     import diffusers
 
@@ -199,7 +199,7 @@ def _is_path(source: str) -> bool:
     return source.startswith((".", "/", "~")) or Path(source).is_dir() or source.count("/") > 1
 
 
-def _not_found(settings: Settings, reason: str) -> str:
+def _not_found(settings: RunSettings, reason: str) -> str:
     from huggingface_hub import constants
 
     return (

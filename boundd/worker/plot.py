@@ -62,7 +62,7 @@ class Plotter:
 
 
 @dataclass(frozen=True)
-class Mark:
+class PlottedPoint:
     """A point as it is drawn. `cost` is a score loss in per cent, or a PSNR in decibels; each with its interval."""
 
     cost: float
@@ -75,7 +75,7 @@ class Mark:
     is_best: bool
 
 
-def marks_of(points: Sequence[Point], result: Result) -> tuple[list[Mark], bool]:
+def plotted_points(points: Sequence[Point], result: Result) -> tuple[list[PlottedPoint], bool]:
     """The points as they are drawn, and whether they are drawn by their score loss.
 
     Where no point was scored, by their PSNR. Where some were, the others have no place and are left out.
@@ -86,23 +86,23 @@ def marks_of(points: Sequence[Point], result: Result) -> tuple[list[Mark], bool]
     tolerance = _number(result.extra.get("tolerance"))
     finite = [value for point in chosen if (value := _number(point.extra.get("psnr_db"))) is not None]
     identical_db = max(finite, default=0.0) + _BEYOND_DB
-    marks = []
+    plotted = []
     for point in chosen:
         cost, low, high = _loss(point) if scored else _psnr(point, identical_db)
         within = not scored or tolerance is None or cost <= 100 * tolerance
         speedups = [_number(point.extra.get(name)) for name in ("speedup_low", "speedup_high")]
         slow, fast = (point.speedup if value is None else value for value in speedups)
-        marks.append(Mark(cost, low, high, point.speedup, slow, fast, within, point.parameters == best))
-    return marks, bool(scored)
+        plotted.append(PlottedPoint(cost, low, high, point.speedup, slow, fast, within, point.parameters == best))
+    return plotted, bool(scored)
 
 
-def frontier(marks: Sequence[Mark], *, less_is_better: bool) -> list[Mark]:
-    """The marks which no other one beats in both speed-up and cost, from the gentlest to the fastest."""
-    by_cost = sorted(marks, key=lambda mark: (mark.cost if less_is_better else -mark.cost, -mark.speedup))
-    best: list[Mark] = []
-    for mark in by_cost:
-        if not best or mark.speedup > best[-1].speedup:
-            best.append(mark)
+def frontier(plotted: Sequence[PlottedPoint], *, less_is_better: bool) -> list[PlottedPoint]:
+    """The points which no other one beats in both speed-up and cost, from the gentlest to the fastest."""
+    by_cost = sorted(plotted, key=lambda each: (each.cost if less_is_better else -each.cost, -each.speedup))
+    best: list[PlottedPoint] = []
+    for each in by_cost:
+        if not best or each.speedup > best[-1].speedup:
+            best.append(each)
     return best
 
 
@@ -116,15 +116,15 @@ def draw(points: Sequence[Point], result: Result, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    marks, is_scored = marks_of(points, result)
+    plotted, is_scored = plotted_points(points, result)
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     _draw_floor(axes, result)
-    _draw_marks(axes, marks, is_scored)
-    _draw_frontier(axes, marks, is_scored)
+    _draw_points(axes, plotted, is_scored)
+    _draw_frontier(axes, plotted, is_scored)
     if is_scored:
-        _draw_tolerance(axes, result, marks)
+        _draw_tolerance(axes, result, plotted)
         axes.set_xlabel("score loss against the unaccelerated images, per cent")
     else:
         axes.invert_xaxis()
@@ -137,7 +137,7 @@ def draw(points: Sequence[Point], result: Result, path: Path) -> None:
     title, subtitle = titles(result)
     figure.suptitle(title, x=0.02, ha="left", fontsize=13, fontweight="bold")
     axes.set_title(subtitle, loc="left", fontsize=9, color="#555555")
-    _draw_footnote(figure, points, marks, result)
+    _draw_footnote(figure, points, plotted, result)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none", fontsize=8)
     figure.savefig(path, dpi=150)
@@ -170,16 +170,16 @@ def titles(result: Result) -> tuple[str, str]:
     return title, "  ·  ".join(filter(None, parts))
 
 
-def _draw_marks(axes: Any, marks: Sequence[Mark], is_scored: bool) -> None:
+def _draw_points(axes: Any, plotted: Sequence[PlottedPoint], is_scored: bool) -> None:
     groups = (
         (
             "within the tolerance" if is_scored else "measured",
             _POINT,
             "o",
-            [m for m in marks if m.is_within and not m.is_best],
+            [m for m in plotted if m.is_within and not m.is_best],
         ),
-        ("beyond it", _OUTSIDE, "X", [m for m in marks if not m.is_within and not m.is_best]),
-        ("the bound", _BEST, "*", [m for m in marks if m.is_best]),
+        ("beyond it", _OUTSIDE, "X", [m for m in plotted if not m.is_within and not m.is_best]),
+        ("the bound", _BEST, "*", [m for m in plotted if m.is_best]),
     )
     for label, colour, shape, group in groups:
         if not group:
@@ -212,12 +212,12 @@ def _arms(upper: Sequence[float], lower: Sequence[float]) -> list[float]:
     return [max(0.0, high - low) for high, low in zip(upper, lower, strict=True)]
 
 
-def _draw_frontier(axes: Any, marks: Sequence[Mark], is_scored: bool) -> None:
-    best = frontier(marks, less_is_better=is_scored)
+def _draw_frontier(axes: Any, plotted: Sequence[PlottedPoint], is_scored: bool) -> None:
+    best = frontier(plotted, less_is_better=is_scored)
     if len(best) > 1:
         axes.step(
-            [mark.cost for mark in best],
-            [mark.speedup for mark in best],
+            [each.cost for each in best],
+            [each.speedup for each in best],
             where="post",
             color=_FRONTIER,
             linewidth=1.4,
@@ -226,13 +226,13 @@ def _draw_frontier(axes: Any, marks: Sequence[Mark], is_scored: bool) -> None:
         )
 
 
-def _draw_tolerance(axes: Any, result: Result, marks: Sequence[Mark]) -> None:
+def _draw_tolerance(axes: Any, result: Result, plotted: Sequence[PlottedPoint]) -> None:
     tolerance = _number(result.extra.get("tolerance"))
     if tolerance is None:
         return
     axes.axvline(100 * tolerance, color=_BEST, linestyle="--", linewidth=1, zorder=1, label=f"tolerance {tolerance:g}")
     # A hopeless point far to the right would press all that matters into a corner.
-    costs = sorted(mark.cost for mark in marks)
+    costs = sorted(each.cost for each in plotted)
     limit = max(8 * 100 * tolerance, costs[int(0.75 * (len(costs) - 1))] * 1.2, 1.0)
     if costs[-1] > limit:
         left = axes.get_xlim()[0]
@@ -256,9 +256,9 @@ def _draw_floor(axes: Any, result: Result) -> None:
         )
 
 
-def _draw_footnote(figure: Any, points: Sequence[Point], marks: Sequence[Mark], result: Result) -> None:
+def _draw_footnote(figure: Any, points: Sequence[Point], plotted: Sequence[PlottedPoint], result: Result) -> None:
     notes = ["bars: 95% intervals"]
-    if unplaced := len(points) - len(marks):
+    if unplaced := len(points) - len(plotted):
         notes.append(f"{unplaced} timed and not scored")
     for key, text in (
         ("points_skipped", "settled by others and not measured"),

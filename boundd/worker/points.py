@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from boundd.protocol.lease import Lease
 from boundd.worker.contact_sheet import thumbnails
-from boundd.worker.devices import Device, Stopwatch
+from boundd.worker.devices import Stopwatch, TorchDevice
 from boundd.worker.errors import BadDataError, WorkerError
 from boundd.worker.loop import LoopWatch
 from boundd.worker.memory import MemoryLog, Peak
@@ -21,9 +21,9 @@ from boundd.worker.quality import Quality, Sample, compare_images, score_all, su
 from boundd.worker.sampling import Batch, Sampler, to_host
 from boundd.worker.scorers import Scorer
 from boundd.worker.sequential import SequentialTest
-from boundd.worker.statistics import Estimate
+from boundd.worker.statistics import IntervalEstimate
 from boundd.worker.timing import PairTimer, Series, Timed, Timing, is_steady
-from boundd.worker.traversal import Verdict, is_slower
+from boundd.worker.traversal import PointVerdict, is_slower
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ class Bench:
     batches: Sequence[Batch]
     sampler: Sampler
     scorer: Scorer | None
-    device: Device
+    device: TorchDevice
     lease: Lease
     timer: PairTimer
     loop: LoopWatch
@@ -232,7 +232,7 @@ class PointRun:
         index = self._next()
         return lambda: self._baseline.time(index), lambda: self._call(index)
 
-    def judge(self, test: SequentialTest | None, fastest: Estimate | None) -> Verdict | None:
+    def judge(self, test: SequentialTest | None, fastest: IntervalEstimate | None) -> PointVerdict | None:
         """Make and score samples until the test rejects the point, or all are there; without a test, until all are
         there. Samples of a point that seems slower than the fastest so far are made as pairs with the baseline, because
         its speed may settle it; of others the last ones, so that what passes has been timed as well; and none of a
@@ -245,7 +245,7 @@ class PointRun:
             self._score_waiting()
             excess = [] if test is None else self._excess(test)
             if test is not None and test.rejects(excess, self._bench.samples):
-                return Verdict.REJECTED
+                return PointVerdict.REJECTED
             missing = self._missing()
             if not missing:
                 return self.verdict(test)
@@ -258,7 +258,7 @@ class PointRun:
                 self._make(missing[0])
 
     def _wants_pair(
-        self, own: Estimate, fastest: Estimate | None, excess: Sequence[float], missing_batches: int
+        self, own: IntervalEstimate, fastest: IntervalEstimate | None, excess: Sequence[float], missing_batches: int
     ) -> bool:
         """Whether the next sample is better made beside a baseline call, which costs a batch of images more."""
         if fastest is not None and own.high < fastest.low:
@@ -316,12 +316,12 @@ class PointRun:
             if sample.score is not None
         ]
 
-    def verdict(self, test: SequentialTest | None) -> Verdict:
+    def verdict(self, test: SequentialTest | None) -> PointVerdict:
         """What all samples say, once all are there."""
         loss = self.quality().score_loss
         if test is None or loss is None:
-            return Verdict.PASSED
-        return Verdict.PASSED if loss.value <= test.tolerance else Verdict.FAILED
+            return PointVerdict.PASSED
+        return PointVerdict.PASSED if loss.value <= test.tolerance else PointVerdict.FAILED
 
     def _all_samples(self) -> list[Sample]:
         return [sample for index in sorted(self._samples) for sample in self._samples[index]]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from boundd.worker.errors import BadDataError
 from boundd.worker.scorers import Scorer
-from boundd.worker.statistics import Estimate, relative_loss
+from boundd.worker.statistics import IntervalEstimate, relative_loss
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ class Quality:
     """
 
     samples: int
-    score_loss: Estimate | None
+    score_loss: IntervalEstimate | None
     mean_score: float | None
     psnr_db: float | None
     ssim: float

@@ -15,7 +15,7 @@ from boundd.worker.digits import PROMPTS as DIGIT_PROMPTS
 from boundd.worker.errors import BadDataError
 from boundd.worker.methods.base import Call
 from boundd.worker.prompts import PROMPTS, read_prompt_file
-from boundd.worker.settings import BUILTIN, Settings
+from boundd.worker.settings import BUILTIN, RunSettings
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ class Batch:
     seeds: tuple[int, ...]
 
 
-def read_prompts(settings: Settings) -> Sequence[str]:
+def read_prompts(settings: RunSettings) -> Sequence[str]:
     """The prompts to go round: a file's lines, else the digits' own, else the list that ships with boundd.
 
     Raises:
@@ -55,7 +55,7 @@ def cut_batches(prompts: Sequence[str], num_samples: int, batch_size: int, seed:
 class Sampler:
     """Calls a pipeline, or what a method made of it, always in the same way."""
 
-    def __init__(self, settings: Settings, device_name: str) -> None:
+    def __init__(self, settings: RunSettings, device_name: str) -> None:
         self._device_name = device_name
         self._options: dict[str, Any] = {
             "num_inference_steps": settings.steps,

@@ -14,7 +14,7 @@ from boundd.protocol.lease import DeviceLease, Lease, NoLease
 from boundd.protocol.lines import Progress, Result
 from boundd.protocol.strict_json import Json, dumps
 from boundd.worker.contact_sheet import save_sheet, thumbnails
-from boundd.worker.devices import Device, open_device
+from boundd.worker.devices import TorchDevice, open_device
 from boundd.worker.earlier import read_earlier
 from boundd.worker.errors import BadDataError, Shortage, WorkerError, shortage_of
 from boundd.worker.explore import Explorer, Instrument
@@ -35,7 +35,7 @@ from boundd.worker.report import Reporter
 from boundd.worker.sampling import Sampler, cut_batches, read_prompts
 from boundd.worker.schedulers import describe_timesteps, rehearse
 from boundd.worker.scorers import ClipScorer
-from boundd.worker.settings import Settings
+from boundd.worker.settings import RunSettings
 from boundd.worker.timing import PairTimer, StopRule
 from boundd.worker.traversal import Traversal
 
@@ -54,7 +54,7 @@ class OutOfMemoryError(Exception):
 class Search:
     """One cell's search. `phase` says how far it is, for whoever reports its failure."""
 
-    def __init__(self, settings: Settings, environment: WorkerEnvironment, reporter: Reporter) -> None:
+    def __init__(self, settings: RunSettings, environment: WorkerEnvironment, reporter: Reporter) -> None:
         self._settings = settings
         self._environment = environment
         self._reporter = reporter
@@ -93,7 +93,7 @@ class Search:
         else:
             explorer.explore_lazily()
         if not explorer.lines:
-            raise OutOfMemoryError(explorer.starved[-1].shortage)
+            raise OutOfMemoryError(explorer.out_of_memory[-1].shortage)
         check_losses(point.score_loss for point in explorer.lines)
         best = _best(traversal, explorer)
         extra = self._extra(bench, baseline, traversal, explorer, best)
@@ -209,7 +209,7 @@ class Search:
         }
         return hashlib.sha256(dumps(subject).encode()).hexdigest()[:16]
 
-    def _witness(self, device: Device) -> Witness:
+    def _witness(self, device: TorchDevice) -> Witness:
         if not device.is_cuda:
             return CpuWitness(device.threads)
         return GpuWitness(device.uuid(self._environment.visible_devices), self._environment.lease_folder)
@@ -251,7 +251,7 @@ class Search:
             "points": len(explorer.lines),
             "points_read_back": explorer.read_back,
             "points_skipped": skipped,
-            "points_out_of_memory": [starved.as_json() for starved in explorer.starved],
+            "points_out_of_memory": [point.as_json() for point in explorer.out_of_memory],
             "images_generated": bench.images_made,
             "fingerprint": self._fingerprint(bench),
             "folders": {} if self._loaded is None else self._loaded.folders(),
@@ -315,7 +315,7 @@ class Search:
         save_sheet(torch.cat([run.thumbnails[index] for index in sorted(run.thumbnails)]), folder / "best.png")
 
 
-def run_baseline(bench: Bench, memory_cap_bytes: int | None, settings: Settings) -> Baseline:
+def run_baseline(bench: Bench, memory_cap_bytes: int | None, settings: RunSettings) -> Baseline:
     """Warm up, make every sample without acceleration, time the baseline against itself, and score.
 
     The scorer is placed on the device only now, when the pipeline's peak is known, and only if both fit.
@@ -362,7 +362,7 @@ def _noise(baseline: Baseline) -> dict[str, Json]:
     }
 
 
-def _describe_run(settings: Settings, bench: Bench, baseline: Baseline) -> dict[str, Json]:
+def _describe_run(settings: RunSettings, bench: Bench, baseline: Baseline) -> dict[str, Json]:
     """What was measured, so that a result can be read without its cell: as it was used, not as it was asked for."""
     height_px, width_px = baseline.made(0).images.shape[-2:]
     return {

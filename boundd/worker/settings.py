@@ -43,7 +43,7 @@ class SettingsError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class RunSettings:
     """One run, with nothing left to look up.
 
     Attributes:
@@ -95,7 +95,7 @@ class Settings:
     threads: int
 
 
-def resolve(options: Mapping[str, Any], environment: WorkerEnvironment) -> Settings:
+def resolve(options: Mapping[str, Any], environment: WorkerEnvironment) -> RunSettings:
     """Settle every setting: an option wins over the cell, the cell over the model's entry, that over the
     default.
 
@@ -120,7 +120,7 @@ def resolve(options: Mapping[str, Any], environment: WorkerEnvironment) -> Setti
 
     weights = setting("weights")
     model, pipeline_class = _model(setting("pipe"), setting("source"))
-    return Settings(
+    return RunSettings(
         model=model,
         pipeline_class=pipeline_class,
         source=_source(model, setting("source"), weights),

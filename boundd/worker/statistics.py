@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Estimate:
+class IntervalEstimate:
     """A value with its 95% interval, and the number of pairs both come from."""
 
     value: float
@@ -34,7 +34,7 @@ class Estimate:
         return (self.high - self.low) / 2 / abs(self.value) if self.value else float("inf")
 
 
-def median_ratio(baseline_s: Sequence[float], variant_s: Sequence[float], seed: int) -> Estimate:
+def median_ratio(baseline_s: Sequence[float], variant_s: Sequence[float], seed: int) -> IntervalEstimate:
     """The median of baseline / variant over the pairs: a speed-up.
 
     Args:
@@ -46,7 +46,7 @@ def median_ratio(baseline_s: Sequence[float], variant_s: Sequence[float], seed: 
     return _estimate(ratios, statistics.median, seed)
 
 
-def relative_loss(baseline: Sequence[float], variant: Sequence[float], seed: int) -> Estimate:
+def relative_loss(baseline: Sequence[float], variant: Sequence[float], seed: int) -> IntervalEstimate:
     """(baseline − variant) / baseline of the means, over the paired scores of the same seeds.
 
     Raises:
@@ -65,8 +65,8 @@ def relative_loss(baseline: Sequence[float], variant: Sequence[float], seed: int
     return _estimate(pairs, loss, seed)
 
 
-def _estimate(sample: Sequence[Item], of: Callable[[Sequence[Item]], float], seed: int) -> Estimate:
+def _estimate(sample: Sequence[Item], of: Callable[[Sequence[Item]], float], seed: int) -> IntervalEstimate:
     source = random.Random(seed)  # noqa: S311 - resampling, not secrecy
     values = sorted(of(source.choices(sample, k=len(sample))) for _ in range(RESAMPLES))
     cut = int(RESAMPLES * (1 - CONFIDENCE) / 2)
-    return Estimate(of(sample), values[cut], values[-1 - cut], len(sample))
+    return IntervalEstimate(of(sample), values[cut], values[-1 - cut], len(sample))

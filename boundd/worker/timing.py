@@ -19,7 +19,7 @@ from boundd.catalogue.outcomes import Isolation
 from boundd.protocol.lease import Lease
 from boundd.worker.devices import Stopwatch
 from boundd.worker.isolation import Attest, Witness, merge
-from boundd.worker.statistics import Estimate, median_ratio
+from boundd.worker.statistics import IntervalEstimate, median_ratio
 
 MIN_PAIRS = 2
 MAX_DISTURBED = 5
@@ -61,7 +61,7 @@ class Pair:
 class Timing:
     """The speed-up of a variant, what it rests on, and whether the device was its alone."""
 
-    speedup: Estimate
+    speedup: IntervalEstimate
     pairs: Sequence[Pair]
     attest: Attest
     dropped: int
@@ -152,7 +152,7 @@ class Series:
         attest = merge([attest for _, attest in counted])
         return Timing(self.estimate(), [pair for pair, _ in counted], attest, self.tries - len(counted))
 
-    def estimate(self) -> Estimate:
+    def estimate(self) -> IntervalEstimate:
         """The speed-up: with few pairs by the noise of the A/A run, else by the pairs' own spread."""
         pairs = [pair for pair, _ in self._counted()]
         if len(pairs) >= self._fewest or self._noise is None:
@@ -160,7 +160,9 @@ class Series:
         ratios = [pair.ratio for pair in pairs]
         width = math.exp(max(MIN_ROUGH_SHARE, ROUGH_DEVIATIONS * self._noise / math.sqrt(len(pairs))))
         # One slow call of the variant must not make a fast point look slow: the fastest pair bounds it.
-        return Estimate(statistics.median(ratios), statistics.median(ratios) / width, max(ratios) * width, len(pairs))
+        return IntervalEstimate(
+            statistics.median(ratios), statistics.median(ratios) / width, max(ratios) * width, len(pairs)
+        )
 
     def _counted(self) -> list[tuple[Pair, Attest]]:
         enough = len(self._clean) >= min(self._fewest, max(1, self.tries - MAX_DISTURBED))
@@ -187,14 +189,14 @@ class PairTimer:
         self._longest_s = 0.0
 
     def measure(
-        self, series: Series, next_pair: NextPair, is_enough: Callable[[Estimate], bool] = lambda _: False
+        self, series: Series, next_pair: NextPair, is_enough: Callable[[IntervalEstimate], bool] = lambda _: False
     ) -> None:
         """Time pairs until the rule, or `is_enough`, says so. A pair that a neighbour disturbed is timed again, up to
         MAX_DISTURBED times."""
         while not self.is_done(series, is_enough):
             self.add_pair(series, next_pair)
 
-    def is_done(self, series: Series, is_enough: Callable[[Estimate], bool]) -> bool:
+    def is_done(self, series: Series, is_enough: Callable[[IntervalEstimate], bool]) -> bool:
         """Whether the series needs no further pair."""
         rule = self.rule
         if series.tries >= MIN_PAIRS and self.is_spent(series):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from boundd.worker.methods.base import Parameters
-from boundd.worker.statistics import Estimate
+from boundd.worker.statistics import IntervalEstimate
 
 FAILURES_IN_A_ROW = 3
 """So many, and the bound is not near the fastest points: going down one by one would judge most of the grid."""
@@ -29,7 +29,7 @@ LEAST_PAIRS = 2
 """So many pairs must have shown that a point is slower."""
 
 
-class Verdict(StrEnum):
+class PointVerdict(StrEnum):
     """What became of a point."""
 
     PASSED = "passed"
@@ -38,7 +38,7 @@ class Verdict(StrEnum):
     """Above the tolerance, by the sequential test."""
     FAILED = "failed"
     """Above the tolerance on all samples."""
-    STARVED = "out_of_memory"
+    OUT_OF_MEMORY = "out_of_memory"
     """Memory ran out."""
 
 
@@ -80,8 +80,8 @@ class Skip:
 @dataclass
 class _Entry:
     parameters: Parameters
-    estimate: Estimate | None = None
-    verdict: Verdict | None = None
+    estimate: IntervalEstimate | None = None
+    verdict: PointVerdict | None = None
 
 
 @dataclass
@@ -119,27 +119,27 @@ class Traversal:
         """From now on search among these points only: the best of them, whatever passed beside them."""
         self._among = frozenset(among)
 
-    def timed(self, index: int, estimate: Estimate) -> None:
+    def timed(self, index: int, estimate: IntervalEstimate) -> None:
         """Note how fast a point is; a later, better estimate takes the place of an earlier one."""
         self._entries[index].estimate = estimate
 
-    def judged(self, index: int, verdict: Verdict) -> None:
+    def judged(self, index: int, verdict: PointVerdict) -> None:
         """Note what became of a point."""
         self._entries[index].verdict = verdict
-        self._failures = self._failures + 1 if verdict in (Verdict.REJECTED, Verdict.FAILED) else 0
+        self._failures = self._failures + 1 if verdict in (PointVerdict.REJECTED, PointVerdict.FAILED) else 0
 
-    def verdict(self, index: int) -> Verdict | None:
+    def verdict(self, index: int) -> PointVerdict | None:
         """What became of a point; None while nothing did."""
         return self._entries[index].verdict
 
-    def estimate(self, index: int) -> Estimate | None:
+    def estimate(self, index: int) -> IntervalEstimate | None:
         """How fast a point is, as far as it was timed."""
         return self._entries[index].estimate
 
     @property
     def best(self) -> int | None:
         """The fastest point that passed; ties go to the first."""
-        passed = list(self._with(Verdict.PASSED))
+        passed = list(self._with(PointVerdict.PASSED))
         return max(passed, key=lambda index: (self._known(index).value, -index), default=None)
 
     def contenders(self) -> list[int]:
@@ -148,7 +148,7 @@ class Traversal:
         if best is None:
             return []
         low = self._known(best).low
-        return [index for index in self._with(Verdict.PASSED) if self._known(index).high >= low]
+        return [index for index in self._with(PointVerdict.PASSED) if self._known(index).high >= low]
 
     def open(self) -> list[int]:
         """The points that may still turn out to be the fastest that passes."""
@@ -197,10 +197,10 @@ class Traversal:
 
     def _settled_by(self, index: int) -> str | None:
         """Why a point needs no verdict of its own; None while it does."""
-        for passed in self._with(Verdict.PASSED):
+        for passed in self._with(PointVerdict.PASSED):
             if index in self._no_faster[passed] and not self._is_measured_faster(index, passed):
                 return f"no faster than {_named(self.points[passed])}, which passed"
-        for rejected in (other for other, entry in enumerate(self._entries) if entry.verdict is Verdict.REJECTED):
+        for rejected in (other for other, entry in enumerate(self._entries) if entry.verdict is PointVerdict.REJECTED):
             if index in self._at_least_as_lossy[rejected]:
                 return f"at least as lossy as {_named(self.points[rejected])}, which was rejected"
         return self._outrun(index)
@@ -227,10 +227,10 @@ class Traversal:
         own, other = self._entries[index].estimate, self._entries[than].estimate
         return own is not None and other is not None and own.low > other.high
 
-    def _with(self, *verdicts: Verdict) -> Iterator[int]:
+    def _with(self, *verdicts: PointVerdict) -> Iterator[int]:
         return (index for index in sorted(self._among) if self._entries[index].verdict in verdicts)
 
-    def _known(self, index: int) -> Estimate:
+    def _known(self, index: int) -> IntervalEstimate:
         estimate = self._entries[index].estimate
         assert estimate is not None, "a point is timed before it is judged"
         return estimate
@@ -240,7 +240,7 @@ class Traversal:
         return 0.0 if estimate is None else estimate.value
 
 
-def is_slower(own: Estimate, fastest: Estimate) -> bool:
+def is_slower(own: IntervalEstimate, fastest: IntervalEstimate) -> bool:
     """Whether a point is settled as slower: by LEAST_PAIRS at least, since one call may have been an outlier."""
     return own.pairs >= LEAST_PAIRS and own.high < fastest.low
 

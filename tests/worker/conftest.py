@@ -12,12 +12,12 @@ from boundd.catalogue.schedulers import resolve_scheduler
 from boundd.protocol.environment import WorkerEnvironment
 from boundd.worker.devices import open_device
 from boundd.worker.pipelines import build_scheduler, load_pipeline
-from boundd.worker.settings import Settings, resolve
+from boundd.worker.settings import RunSettings, resolve
 
 MODELS = ("digits-sd15", "digits-sd21", "digits-sdxl")
 SCHEDULERS = ("DDIM", "DPM-Solver++", "UniPC")
 
-MakeSettings = Callable[..., Settings]
+MakeSettings = Callable[..., RunSettings]
 Load = Callable[[str, str], Any]
 
 
@@ -25,7 +25,7 @@ Load = Callable[[str, str], Any]
 def make_settings() -> MakeSettings:
     """Settings of a small run; any option can be given."""
 
-    def make(**options: Any) -> Settings:
+    def make(**options: Any) -> RunSettings:
         small = {
             "pipe": "digits-sd15",
             "sched": "DDIM",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from boundd.catalogue.outcomes import Isolation
 from boundd.protocol.lines import Point, Result
-from boundd.worker.plot import SUFFIXES, Mark, PlotError, Plotter, check_plot, draw, frontier, marks_of
+from boundd.worker.plot import SUFFIXES, PlotError, PlottedPoint, Plotter, check_plot, draw, frontier, plotted_points
 
 MAGIC = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 
@@ -157,25 +157,25 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path: Path, monkeypatch:
 
 def test_identical_images_have_a_place() -> None:
     """Past the most alike of the others, since their PSNR is infinite."""
-    marks, is_scored = marks_of(UNSCORED, result(UNSCORED[2]))
+    marks, is_scored = plotted_points(UNSCORED, result(UNSCORED[2]))
     assert not is_scored
     assert [mark.cost for mark in marks] == [35.0, 30.0, 20.0]
 
 
 MARKS = st.builds(
-    lambda cost, speedup: Mark(cost, cost, cost, speedup, speedup, speedup, True, False),
+    lambda cost, speedup: PlottedPoint(cost, cost, cost, speedup, speedup, speedup, True, False),
     st.floats(-5, 50),
     st.floats(0.5, 10),
 )
 
 
 @given(st.lists(MARKS, min_size=1), st.booleans())
-def test_nothing_beats_the_frontier(marks: list[Mark], less_is_better: bool) -> None:
+def test_nothing_beats_the_frontier(marks: list[PlottedPoint], less_is_better: bool) -> None:
     """No mark is at least as good as one of the frontier in both and better in one, and what is left out is beaten."""
     best = frontier(marks, less_is_better=less_is_better)
     sign = 1 if less_is_better else -1
 
-    def beats(first: Mark, second: Mark) -> bool:
+    def beats(first: PlottedPoint, second: PlottedPoint) -> bool:
         no_worse = sign * first.cost <= sign * second.cost and first.speedup >= second.speedup
         return no_worse and (first.cost, first.speedup) != (second.cost, second.speedup)
 

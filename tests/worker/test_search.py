@@ -31,7 +31,7 @@ from boundd.worker.methods import load_method
 from boundd.worker.methods.base import Call, Method, ModelContext, Parameters
 from boundd.worker.sampling import Batch, Sampler
 from boundd.worker.search import OutOfMemoryError, Search
-from boundd.worker.settings import Settings
+from boundd.worker.settings import RunSettings
 from tests.worker.conftest import MakeSettings
 
 TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -53,7 +53,7 @@ class Recorder:
         return [line for line in self.lines if isinstance(line, kind)]
 
 
-def run(settings: Settings, **environment: Any) -> tuple[Recorder, Result]:
+def run(settings: RunSettings, **environment: Any) -> tuple[Recorder, Result]:
     """Search, and give what was reported."""
     recorder = Recorder()
     result = Search(settings, WorkerEnvironment(**environment), recorder).run()
@@ -184,7 +184,7 @@ def test_a_lazy_search_makes_fewer_images_and_says_what_it_left_out(make_setting
     assert exhaustive.extra["points"] == 9
 
 
-def vars_of(settings: Settings) -> dict[str, Any]:
+def vars_of(settings: RunSettings) -> dict[str, Any]:
     """The options of the search above, once more."""
     names = ("num_samples", "batch_size", "steps", "tolerance", "grid")
     return {name: getattr(settings, name) for name in names}

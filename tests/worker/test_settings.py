@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from boundd.protocol.environment import WorkerEnvironment
-from boundd.worker.settings import Settings, SettingsError, resolve
+from boundd.worker.settings import RunSettings, SettingsError, resolve
 
 OPTIONS = {"pipe": "SD1.5", "sched": "DDIM", "steps": 20, "search_targets": "deepcache"}
 
 
-def settle(options: Mapping[str, Any] | None = None, **environment: Any) -> Settings:
+def settle(options: Mapping[str, Any] | None = None, **environment: Any) -> RunSettings:
     """Settings of these options in this environment."""
     return resolve(OPTIONS if options is None else options, WorkerEnvironment(**environment))
 

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import pytest
 
 from boundd.catalogue.outcomes import Isolation
-from boundd.worker.devices import Device, Instant, Stopwatch
+from boundd.worker.devices import Instant, Stopwatch, TorchDevice
 from boundd.worker.isolation import Attest
-from boundd.worker.statistics import Estimate
+from boundd.worker.statistics import IntervalEstimate
 from boundd.worker.timing import (
     MAX_DISTURBED,
     MIN_PAIRS,
@@ -188,12 +188,12 @@ def test_a_rough_interval_is_as_wide_as_the_noise() -> None:
     pair = Pair(Stopwatch(2, 2), Stopwatch(1, 1))
     series = Series(FEWEST, 0.1, seed=1)
     series.add(pair, Attest(Isolation.EXCLUSIVE), 3.0)
-    assert series.estimate() == Estimate(2.0, 2 / math.exp(0.3), 2 * math.exp(0.3), 1)
+    assert series.estimate() == IntervalEstimate(2.0, 2 / math.exp(0.3), 2 * math.exp(0.3), 1)
     for _ in range(3):
         series.add(pair, Attest(Isolation.EXCLUSIVE), 3.0)
     assert series.estimate().high == pytest.approx(2 * math.exp(0.15))
     series.add(pair, Attest(Isolation.EXCLUSIVE), 3.0)
-    assert series.estimate() == Estimate(2.0, 2.0, 2.0, 5)
+    assert series.estimate() == IntervalEstimate(2.0, 2.0, 2.0, 5)
     quiet = Series(FEWEST, 0.0, seed=1)
     quiet.add(pair, Attest(Isolation.EXCLUSIVE), 3.0)
     assert quiet.estimate().high == pytest.approx(2 * math.exp(0.01))
@@ -230,8 +230,8 @@ def test_the_devices_own_clock_wins() -> None:
     assert Stopwatch(2.0, 0.1).elapsed_s == 2.0
     assert Stopwatch(2.0, 0.1, device_s=1.5).elapsed_s == 1.5
     start, end = Instant(wall_s=1.0, cpu_s=1.0), Instant(wall_s=3.0, cpu_s=2.5)
-    assert Device("cpu", 1).between(start, end) == 1.5
-    assert Device("cpu", 2).between(start, end) == 2.0
-    value, watch = Device("cpu", 1).time(lambda: sum(range(100_000)))
+    assert TorchDevice("cpu", 1).between(start, end) == 1.5
+    assert TorchDevice("cpu", 2).between(start, end) == 2.0
+    value, watch = TorchDevice("cpu", 1).time(lambda: sum(range(100_000)))
     assert value == sum(range(100_000))
     assert 0 < watch.elapsed_s <= watch.cpu_s

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boundd.worker.methods.base import Parameters
-from boundd.worker.statistics import Estimate
-from boundd.worker.traversal import MethodOrder, Traversal, Verdict
+from boundd.worker.statistics import IntervalEstimate
+from boundd.worker.traversal import MethodOrder, PointVerdict, Traversal
 
 INTERVALS = (2, 3, 5, 7, 10)
 BRANCHES = (0, 1, 2, 3)
@@ -48,13 +48,13 @@ class World:
                 self.time(traversal, index)
             else:
                 self.judged += 1
-                traversal.judged(index, Verdict.PASSED if self.passes[index] else Verdict.REJECTED)
+                traversal.judged(index, PointVerdict.PASSED if self.passes[index] else PointVerdict.REJECTED)
 
     def time(self, traversal: Traversal, index: int) -> None:
         """Measure a speed-up."""
         self.timed += 1
         speedup = self.speedups[index]
-        traversal.timed(index, Estimate(speedup, speedup * (1 - self.width), speedup * (1 + self.width), 2))
+        traversal.timed(index, IntervalEstimate(speedup, speedup * (1 - self.width), speedup * (1 + self.width), 2))
 
     @property
     def winner(self) -> int | None:
@@ -119,21 +119,21 @@ def test_what_was_measured_beats_the_order() -> None:
     """A point said to be slower, and measured faster than the one that passed, stays open."""
     traversal = Traversal(GRID, [ORDER])
     fast, slow = GRID.index({"interval": 10, "branch": 0}), GRID.index({"interval": 7, "branch": 0})
-    traversal.timed(fast, Estimate(2.0, 1.9, 2.1, 1))
-    traversal.timed(slow, Estimate(2.5, 2.4, 2.6, 1))
-    traversal.judged(fast, Verdict.PASSED)
+    traversal.timed(fast, IntervalEstimate(2.0, 1.9, 2.1, 1))
+    traversal.timed(slow, IntervalEstimate(2.5, 2.4, 2.6, 1))
+    traversal.judged(fast, PointVerdict.PASSED)
     assert slow in traversal.open()
     assert traversal.candidate() == slow
 
 
 def test_a_near_miss_speaks_for_no_other() -> None:
     """What failed on all samples without being rejected settles only itself; what was rejected, all that is lossier."""
-    for verdict, settled in ((Verdict.FAILED, 1), (Verdict.REJECTED, 8)):
+    for verdict, settled in ((PointVerdict.FAILED, 1), (PointVerdict.REJECTED, 8)):
         traversal = Traversal(GRID, [ORDER])
         index = GRID.index({"interval": 5, "branch": 1})
-        traversal.timed(index, Estimate(1.5, 1.4, 1.6, 1))
+        traversal.timed(index, IntervalEstimate(1.5, 1.4, 1.6, 1))
         traversal.judged(index, verdict)
-        assert len(GRID) - len(traversal.open()) == (settled if verdict is Verdict.FAILED else 6)
+        assert len(GRID) - len(traversal.open()) == (settled if verdict is PointVerdict.FAILED else 6)
 
 
 def test_every_point_left_out_has_its_reason() -> None:
@@ -146,7 +146,7 @@ def test_every_point_left_out_has_its_reason() -> None:
     assert any("which passed" in reason for reason in reasons)
     assert all("the search ended" not in reason for reason in reasons)
     lossier = Traversal(GRID, [UNSURE])
-    lossier.judged(GRID.index({"interval": 2, "branch": 3}), Verdict.REJECTED)
+    lossier.judged(GRID.index({"interval": 2, "branch": 3}), PointVerdict.REJECTED)
     assert all("which was rejected" in skip.reason for skip in lossier.skipped() if skip.parameters != IDENTITY)
 
 
@@ -154,18 +154,23 @@ def test_contenders_overlap_the_best() -> None:
     """Only what passed and may be the fastest."""
     traversal = Traversal(GRID, [UNSURE])
     for index, (value, verdict) in enumerate(
-        [(1.0, Verdict.PASSED), (1.98, Verdict.PASSED), (2.0, Verdict.PASSED), (2.5, Verdict.FAILED)]
+        [
+            (1.0, PointVerdict.PASSED),
+            (1.98, PointVerdict.PASSED),
+            (2.0, PointVerdict.PASSED),
+            (2.5, PointVerdict.FAILED),
+        ]
     ):
-        traversal.timed(index, Estimate(value, value - 0.05, value + 0.05, 5))
+        traversal.timed(index, IntervalEstimate(value, value - 0.05, value + 0.05, 5))
         traversal.judged(index, verdict)
     assert traversal.best == 2
     assert traversal.contenders() == [1, 2]
 
 
 def test_memory_that_ran_out_says_nothing_of_others() -> None:
-    """A starved point is settled and settles nothing."""
+    """A point that ran out of memory needs no verdict, and rules out no other point."""
     traversal = Traversal(GRID, [ORDER])
-    traversal.judged(GRID.index({"interval": 10, "branch": 0}), Verdict.STARVED)
+    traversal.judged(GRID.index({"interval": 10, "branch": 0}), PointVerdict.OUT_OF_MEMORY)
     assert len(traversal.open()) == len(GRID) - 1
     assert GRID.index({"interval": 7, "branch": 0}) in traversal.to_time()
 
@@ -180,7 +185,7 @@ def test_methods_are_compared_one_by_one() -> None:
         {"ratio": 0.7},
     ]
     traversal = Traversal(points, [ORDER, other])
-    traversal.judged(1, Verdict.REJECTED)
+    traversal.judged(1, PointVerdict.REJECTED)
     assert traversal.open() == [0, 3]
 
 
@@ -188,8 +193,8 @@ def test_a_focus_leaves_the_rest_aside() -> None:
     """Within a focus the best is the best of it, and what passed outside doesn't settle its points."""
     traversal = Traversal(GRID, [ORDER])
     fast = GRID.index({"interval": 10, "branch": 0})
-    traversal.timed(fast, Estimate(3.0, 2.9, 3.1, 1))
-    traversal.judged(fast, Verdict.PASSED)
+    traversal.timed(fast, IntervalEstimate(3.0, 2.9, 3.1, 1))
+    traversal.judged(fast, PointVerdict.PASSED)
     assert traversal.open() == []
     some = [GRID.index({"interval": 2, "branch": branch}) for branch in BRANCHES]
     traversal.focus(some)
