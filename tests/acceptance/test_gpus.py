@@ -217,16 +217,18 @@ def test_process_lists_are_read_when_something_has_changed(box: Box, fake: FakeN
 
 @needs_gcc
 def test_a_driver_that_hangs_and_comes_back_stops_nothing(box: Box, fake: FakeNvml) -> None:
-    """While it hangs the daemon answers, says why nothing new starts, and what runs ends well; then it goes on."""
+    """While it hangs on one GPU the daemon answers, says why nothing new starts there, and what runs ends well; another
+    GPU may go on meanwhile. Then all goes on."""
     use_nvml(box, '"alone", "b", "c", "d"')
     daemon = box.start("--until-idle")
     box.wait_for(lambda: len(seen(box)) == 3)
     fake.devices[0].hang = 1
     box.wait_for(lambda: device(box, "GPU-aaaa")["state"] == "unavailable")
     assert "did not answer within 2.0 s" in device(box, "GPU-aaaa")["reason"]
+    before = [worker["cell"] for worker in seen(box)]
     (box.folder / "go").touch()
-    box.wait_for(lambda: len([1 for line in box.log() if line.get("event.action") == "attempt-ended"]) == 3)
-    assert len(seen(box)) == 3
+    box.wait_for(lambda: len([1 for line in box.log() if line.get("event.action") == "attempt-ended"]) >= 3)
+    assert {worker["device"] for worker in seen(box) if worker["cell"] not in before} <= {"GPU-bbbb"}
     fake.devices[0].hang = 0
     assert daemon.wait(60) == 0
     assert len(seen(box)) == 4
