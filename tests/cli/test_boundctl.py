@@ -61,7 +61,10 @@ def test_status_is_watched_on_a_screen_of_its_own(running: Running) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "boundd.cli.boundctl", "status", "--watch"]
     env = {**os.environ, "BOUNDD_SOCKET": str(running.socket), "TERM": "xterm", "COLUMNS": "160", "LINES": "40"}
+    # A shell's background job ignores Ctrl-C, and hands that on.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     watching = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
     os.close(theirs)
     seen = b""
 
