@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from boundd import locations
 from boundd.config.schema import Config
 from boundd.ports import ConfigError
 
@@ -74,7 +74,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: the file can't be read, or is not TOML; with the line where it is not.
     """
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        return locations.read_toml(path)
     except OSError as error:
         raise ConfigError([f"{path}: can't be read: {error.strerror or error}"]) from None
     except UnicodeDecodeError as error:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from boundd.config import check_writable, find_config, load
-from boundd.config.paths import users_state_dir
 from boundd.config.state_folder import NETWORK, kind_of, lacking, over_the_network
+from boundd.locations import user_state_dir
 from boundd.ports import ConfigError
 
 CONFIG = """
@@ -88,9 +88,11 @@ def test_xdg_folders(tmp_path: Path) -> None:
     assert find_config(None, environ, cwd, home) == tmp_path / "xdg/boundd/config.toml"
     assert find_config(None, {"XDG_CONFIG_HOME": "xdg"}, cwd, home) == home / ".config/boundd/config.toml"
     assert find_config(None, {"XDG_CONFIG_HOME": "/none"}, cwd, home) == home / ".config/boundd/config.toml"
-    assert users_state_dir(environ, home) == tmp_path / "state/boundd"
-    assert users_state_dir({"XDG_STATE_HOME": "state"}, home) == home / ".local/state/boundd"
+    assert user_state_dir({**environ, "HOME": str(home)}) == tmp_path / "state/boundd"
+    assert user_state_dir({"XDG_STATE_HOME": "state", "HOME": str(home)}) == home / ".local/state/boundd"
     (home / ".local/state/boundd").mkdir(parents=True)
-    assert users_state_dir(environ, home) == home / ".local/state/boundd", "a state from before is not lost"
+    assert user_state_dir({**environ, "HOME": str(home)}) == home / ".local/state/boundd", (
+        "a state from before is not lost"
+    )
     (tmp_path / "state/boundd").mkdir(parents=True)
-    assert users_state_dir(environ, home) == tmp_path / "state/boundd"
+    assert user_state_dir({**environ, "HOME": str(home)}) == tmp_path / "state/boundd"
