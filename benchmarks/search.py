@@ -24,7 +24,7 @@ import click
 from benchmarks.machine import command_line, describe
 from boundd.protocol.environment import WorkerEnvironment
 from boundd.protocol.lines import Line, Result
-from boundd.worker.cli import quieten
+from boundd.worker.cli import silence_libraries
 
 MODELS = ("digits-sd15", "digits-sd21", "digits-sdxl")
 SCHEDULERS = ("DDIM", "DPM-Solver++", "UniPC")
@@ -79,7 +79,7 @@ class _Silent:
 def run_cell(options: dict[str, Any]) -> Cell:
     """Search one cell both ways, in this process."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    quieten()
+    silence_libraries()
     found = {name: _search(options | {"exhaustive": name == "exhaustive"}) for name in ("lazy", "exhaustive")}
     label = "/".join(str(options[name]) for name in ("pipe", "sched", "search_targets", "steps"))
     return Cell(label, options["search_targets"], found["lazy"], found["exhaustive"])

@@ -1,5 +1,7 @@
-"""The worker's command line. Only what it needs to answer `--help` and wrong usage is imported at its
-start."""
+"""The worker's command line.
+
+Heavy libraries are imported only when a run begins, so that `--help` and usage errors are quick.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from boundd.protocol.environment import RESULTS, WorkerEnvironment
 from boundd.protocol.lines import Error, Line, ResultsWriter
 from boundd.worker.errors import EXIT_CODES, WorkerError, environment_of, printable, shortage_of
 from boundd.worker.plot import Plotter, check_plot
-from boundd.worker.report import JsonCollector, Reporter, ResultsReporter, Screen, SpeedupPrinter
+from boundd.worker.report import JsonCollector, Reporter, ResultsReporter, SpeedupPrinter, TerminalReporter
 from boundd.worker.settings import RunSettings, resolve
 
 if TYPE_CHECKING:
@@ -51,17 +53,17 @@ _NAMES = {
     "schedulers": lambda: SCHEDULERS,
     "methods": installed_methods,
 }
-"""What the placeholders in an option's help stand for."""
+"""The names that replace each placeholder in an option's help text."""
 
 
 def help_of(option: Option, *, quote: str = "") -> str:
-    """What an option means, with the names that there are, each between two of `quote`."""
+    """An option's help text, its placeholders filled with the known names, each enclosed in `quote`."""
     names = {each: ", ".join(f"{quote}{name}{quote}" for name in known()) for each, known in _NAMES.items()}
     return option.help.format(**names)
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
-    """Every option of the catalogue, by its old name with underscores, and with dashes too."""
+    """Add every option of the catalogue to a command. Names work with underscores and with dashes."""
     for option in reversed(list(OPTIONS.values())):
         spellings = dict.fromkeys((f"--{option.name}", f"--{option.name.replace('_', '-')}"))
         said = help_of(option).replace("`", "")
@@ -85,12 +87,12 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document at the end, and nothing else.")
 def main(as_json: bool, plot: str | None, **options: Any) -> None:
-    """Find how much faster a diffusion model can go with an acceleration method, before it shows.
+    """Find how much an acceleration method speeds a diffusion model up before image quality suffers.
 
-    Generates and scores a baseline, then measures every point of the method's grid: its speed-up over the
-    baseline, timed in interleaved pairs, and the score it loses. Prints `speedup: 2.31` for each point.
-    Started by boundd it takes what is not given here from the environment (BOUNDD_CELL and its like), and
-    appends its results to $BOUNDD_RESULTS.
+    Generates and scores baseline images, then measures points of the method's parameter grid: the speed-up
+    over the baseline, timed in interleaved pairs, and the score loss. Prints `speedup: 2.31` for each point.
+    When boundd starts it, options that are not given come from environment variables such as BOUNDD_CELL,
+    and results are appended to $BOUNDD_RESULTS.
     """
     try:
         environment = WorkerEnvironment.from_environ(os.environ)
@@ -104,10 +106,10 @@ def main(as_json: bool, plot: str | None, **options: Any) -> None:
         reporters = _reporters(stack, environment, as_json)
         if plot is not None:
             reporters.append(Plotter(Path(plot)))
-        sys.exit(_run(settings, environment, _Fan(reporters)))
+        sys.exit(_run(settings, environment, _ReporterGroup(reporters)))
 
 
-class _Fan:
+class _ReporterGroup:
     """Passes every line to several reporters."""
 
     def __init__(self, reporters: Sequence[Reporter]) -> None:
@@ -124,14 +126,14 @@ def _reporters(stack: ExitStack, environment: WorkerEnvironment, as_json: bool) 
         reporters.append(ResultsReporter(stack.enter_context(ResultsWriter(environment.results))))
     reporters.append(JsonCollector(sys.stdout) if as_json else SpeedupPrinter(sys.stdout))
     if sys.stderr.isatty():
-        reporters.append(stack.enter_context(Screen()))
+        reporters.append(stack.enter_context(TerminalReporter()))
     return reporters
 
 
 def _run(settings: RunSettings, environment: WorkerEnvironment, reporter: Reporter) -> int:
-    """Search, and turn whatever goes wrong into a line and an exit code."""
+    """Run the search. A failure is reported as an error line; returns the exit code."""
     try:
-        quieten()
+        silence_libraries()
         from boundd.worker.search import OutOfMemoryError, Search
     except (ImportError, OSError) as error:
         return _no_start(error, reporter)
@@ -150,7 +152,7 @@ def _run(settings: RunSettings, environment: WorkerEnvironment, reporter: Report
         if shortage is None and (lacking := environment_of(error)) is not None:
             return _ended(search, lacking.line(search.phase), reporter)
         if shortage is None:
-            logging.getLogger(__name__).exception("the worker failed while it was at: %s", search.phase)
+            logging.getLogger(__name__).exception("the worker failed in the phase: %s", search.phase)
         message = printable(f"{type(error).__name__}: {error}")
         line = (
             shortage.line(search.phase)
@@ -172,7 +174,7 @@ def _told(line: Error, reporter: Reporter) -> int:
 
 
 def _no_start(error: ImportError | OSError, reporter: Reporter) -> int:
-    """What the libraries lack is told as what it is, not as a worker that crashed."""
+    """Report that an import failed because of the machine (a missing package, a broken disk), not as a crash."""
     lacking = environment_of(error)
     if lacking is None:
         raise error
@@ -180,15 +182,15 @@ def _no_start(error: ImportError | OSError, reporter: Reporter) -> int:
 
 
 def _report_usage(message: str) -> None:
-    """Wrong usage by the daemon is a result too: without a line it would look like a worker that crashed."""
+    """Write wrong usage into the results file too, if there is one. Without a line the daemon would see a crash."""
     path = os.environ.get(RESULTS)
     if path and os.path.isabs(path):  # noqa: PTH117 - a variable that may hold anything
         with ResultsWriter(Path(path)) as writer:
             writer.write(Error(error=ErrorKind.BAD_DATA, message=printable(message), phase="usage"))
 
 
-def quieten() -> None:
-    """Keep the libraries' import chatter and bars off the output; their errors still come through."""
+def silence_libraries() -> None:
+    """Switch off the libraries' warnings, progress bars and telemetry. Errors are still shown."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

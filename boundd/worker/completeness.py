@@ -56,12 +56,12 @@ def build(part: Part, dtype: Any) -> Module:
 
     where = str(part.weights.files[0])
     check_dtypes(where, part.weights.dtypes)
-    module, report = attempt(load, f"{where} could not be loaded as a {part.class_name}")
+    module, report = load_or_refuse(load, f"{where} could not be loaded as a {part.class_name}")
     check_complete(module, report, where, () if of_diffusers else OTHER_TOWERS)
     return module
 
 
-def attempt(load: Callable[[], Any], what: str) -> Any:
+def load_or_refuse(load: Callable[[], Any], what: str) -> Any:
     """The value of `load`; whatever a library raises while it reads a part's files is about these files.
 
     Raises:

@@ -11,7 +11,7 @@ from boundd.worker.settings import BUILTIN, RunSettings
 
 
 @dataclass(frozen=True)
-class Stopwatch:
+class CallTime:
     """What one call took: seconds on the wall, of CPU time by this process, and by the device's own clock; and what
     its denoising loop took, where it was seen."""
 
@@ -87,7 +87,7 @@ class TorchDevice:
             return elapsed_ms / 1000
         return end.cpu_s - start.cpu_s if self.threads == 1 else end.wall_s - start.wall_s
 
-    def time(self, call: Any) -> tuple[Any, Stopwatch]:
+    def time(self, call: Any) -> tuple[Any, CallTime]:
         """Run `call` to its end on the device, and say what it took."""
         self.synchronize()
         start = self.now()
@@ -95,7 +95,7 @@ class TorchDevice:
         end = self.now()
         self.synchronize()
         stopped_s = time.perf_counter()
-        return value, Stopwatch(stopped_s - start.wall_s, time.process_time() - start.cpu_s, self.between(start, end))
+        return value, CallTime(stopped_s - start.wall_s, time.process_time() - start.cpu_s, self.between(start, end))
 
     def free_unused(self) -> None:
         """Give what the allocator holds and nothing uses back to the device."""

@@ -1,7 +1,7 @@
-"""How the worker fails on purpose: kinds of failure, their exit codes, and recognising memory that ran out.
+"""The failures that the worker reports, their exit codes, and how out-of-memory errors are recognised.
 
-Importing this module loads no heavy library: exceptions are told apart by name and text, because the forms
-differ from one version of torch to the next.
+Importing this module loads no heavy library. Exceptions of torch are recognised by name and text, because their classes
+differ between versions.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _UNIT_BYTES = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB"
 
 
 class WorkerError(Exception):
-    """A failure the worker reports: `kind` says who can do something about it."""
+    """A failure that the worker reports. `kind` says what failed: the data, the model, the hub or the machine."""
 
     kind: ErrorKind = ErrorKind.OTHER
 
     def __init__(self, message: str, subject: str = "") -> None:
         super().__init__(message)
         self.subject = subject
-        """What is to be seen to, where the environment failed: a hub's host, a package, a path."""
+        """For a failure of the environment, what needs attention: a hub's host name, a package, a path."""
 
     def line(self, phase: str | None) -> Error:
         """The line that reports it."""
@@ -55,14 +55,13 @@ class WorkerError(Exception):
 
 
 class ModelUnavailableError(WorkerError):
-    """The model or the scorer could not be had; the message says what was looked for, where, and how to give
-    it."""
+    """The model or the scorer was not found or is damaged. The message says where it was looked for and what to do."""
 
     kind: ErrorKind = ErrorKind.MODEL_UNAVAILABLE
 
 
 class HubUnavailableError(WorkerError):
-    """The hub can't be reached or can't answer for now; nothing is wrong with the model, as far as anybody knows."""
+    """The hub can't be reached, or can't answer now. Trying again may help."""
 
     kind: ErrorKind = ErrorKind.HUB_UNAVAILABLE
 
@@ -98,8 +97,7 @@ class DeviceFailedError(WorkerError):
 
 
 class BadDataError(WorkerError):
-    """What was asked for can't be measured: NaN images, a method that does not fit the model, a file of no
-    prompts."""
+    """The cell can't be measured: images with NaN, a method that does not fit the model, a file without prompts."""
 
     kind: ErrorKind = ErrorKind.BAD_DATA
 
@@ -126,7 +124,7 @@ _BY_ERRNO: Mapping[int, type[WorkerError]] = {
 
 
 def environment_of(error: BaseException) -> WorkerError | None:
-    """The failure of the environment that an exception is, by its class and number; None where it may be anything."""
+    """The failure of the environment that an exception stands for, by its class and errno; None for other errors."""
     if isinstance(error, OSError) and (kind := _BY_ERRNO.get(error.errno or 0)) is not None:
         return kind(f"{type(error).__name__}: {error}", str(error.filename or ""))
     if isinstance(error, ImportError):
@@ -137,7 +135,7 @@ def environment_of(error: BaseException) -> WorkerError | None:
 
 @dataclass(frozen=True)
 class Shortage:
-    """Memory that ran out: the library's own words, and the sizes they name (None where they name none)."""
+    """An out-of-memory error: the library's message, and the sizes that it names (None where it names none)."""
 
     message: str
     requested_bytes: int | None
@@ -155,7 +153,7 @@ class Shortage:
 
 
 def shortage_of(error: BaseException) -> Shortage | None:
-    """What ran short, when `error` says that memory did, or was raised from one that does; None for any other error."""
+    """The out-of-memory error that `error` is, or was raised from; None for any other error."""
     short = None if isinstance(error, WorkerError) else says_out_of_memory(error)
     if short is None:
         return None
@@ -165,7 +163,7 @@ def shortage_of(error: BaseException) -> Shortage | None:
 
 
 def printable(text: str) -> str:
-    """`text` as a line may hold it: no lone surrogates, and not endless."""
+    """`text` as a result line may hold it: valid Unicode, and cut to a length limit."""
     return text.encode("utf-8", "replace").decode()[:_MESSAGE_CHARACTERS]
 
 

@@ -31,8 +31,8 @@ STALL_S = 60.0
 """So long without a new byte, and the hub is taken to be away."""
 ANSWER_S = 90.0
 """So long until the hub has answered whether it has the model: the tries of `fetching`, and a slow start."""
-LOOK_S = 0.5
-TELL_S = 5.0
+POLL_S = 0.5
+REPORT_S = 5.0
 LOCKS = ".boundd"
 """The folder of the locks, in the Hugging Face cache: whoever shares the cache shares the fetching."""
 
@@ -46,7 +46,7 @@ class Wanted:
     pipeline_class: str = ""
 
 
-Tell = Callable[[Mapping[str, Any]], None]
+ReportProgress = Callable[[Mapping[str, Any]], None]
 """Takes what there is to say of a fetch: numbers and words for a progress line."""
 
 
@@ -60,7 +60,9 @@ class Fetcher:
         stall_s: without a new byte, after which it is given up.
     """
 
-    def __init__(self, timeout_s: float, marker: Path | None, tell: Tell, *, stall_s: float = STALL_S) -> None:
+    def __init__(
+        self, timeout_s: float, marker: Path | None, tell: ReportProgress, *, stall_s: float = STALL_S
+    ) -> None:
         self._ends_s = time.monotonic() + timeout_s
         self._timeout_s = timeout_s
         self._stall_s = stall_s
@@ -124,7 +126,7 @@ class Fetcher:
                     waited = True
                 self._check_time(wanted, endpoint, "another worker's fetch")
                 self._say(f"waits for another worker that fetches {wanted.source}", 0)
-                time.sleep(LOOK_S)
+                time.sleep(POLL_S)
             if waited and (failure := _failure_in(lock)) is not None:
                 raise failure
             yield lambda error: _record(lock, error)
@@ -174,7 +176,7 @@ class Fetcher:
             self._check_time(wanted, endpoint, f"{progress[0]:,} bytes of it")
             self._say(f"fetches {wanted.source}", progress[0])
             with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(LOOK_S)
+                child.wait(POLL_S)
 
     def _check_time(self, wanted: Wanted, endpoint: str, had: str) -> None:
         if time.monotonic() > self._ends_s:
@@ -186,7 +188,7 @@ class Fetcher:
             )
 
     def _say(self, message: str, size_bytes: int) -> None:
-        if time.monotonic() - self._told_s >= TELL_S:
+        if time.monotonic() - self._told_s >= REPORT_S:
             self._told_s = time.monotonic()
             self._tell({"message": message, "fetched_bytes": size_bytes})
 

@@ -15,17 +15,17 @@ from boundd.worker import hub
 from boundd.worker.errors import HubUnavailableError, ModelUnavailableError, WorkerError, printable
 
 TRIES = 3
-"""How often a hub that doesn't answer is asked, before anything is fetched."""
+"""How often the hub is asked before it counts as unavailable."""
 PAUSE_S = 1.0
 DOWNLOADING = "downloading"
-"""What is said once the hub has answered."""
+"""The state that is printed once the hub has answered."""
 
 
 def fetch(what: str, source: str, pipeline_class: str) -> dict[str, str]:
-    """Fetch it; where it lies then, and what it is called by now.
+    """Fetch a model or scorer; returns its `folder`, and its new name as `renamed_to` ("" if it has none).
 
     Raises:
-        WorkerError: it can't be had, or not now.
+        WorkerError: it does not exist, may not be read, or can't be fetched now.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
@@ -43,7 +43,7 @@ def fetch(what: str, source: str, pipeline_class: str) -> dict[str, str]:
 
 
 def _asked(endpoint: str, what: str, source: str, headers: dict[str, str], timeout_s: float) -> str:
-    """The id that it has by now, where it was renamed; asks for that too, since a name may lead nowhere."""
+    """The new id of a renamed repository, else "". The new id is asked for too, because it may not exist."""
     renamed = _persistently(endpoint, what, source, headers, timeout_s)
     if renamed:
         try:
@@ -93,7 +93,7 @@ def _scorer(source: str) -> str:
 
 
 def main() -> int:
-    """Do what standard input asks for."""
+    """Handle the request on standard input."""
     request = json.loads(sys.stdin.readline())
     try:
         answer = fetch(request["what"], request["source"], request["pipeline_class"])

@@ -1,5 +1,4 @@
-"""What a result depends on besides its parameters: a result whose fingerprint changed must be measured
-again."""
+"""What a result depends on besides its parameters. When its fingerprint changes, a result is stale."""
 
 from __future__ import annotations
 
@@ -15,11 +14,11 @@ from boundd.worker.loading import Loaded
 
 
 def fingerprint(device: TorchDevice, loaded: Loaded, distributions: Sequence[str]) -> dict[str, Json]:
-    """Versions, the device model, and what was loaded: the content of the model's and the scorer's files, the
-    scheduler's configuration, and the weights' revision where the folder tells it.
+    """Library versions, the device's model, digests of the model's and the scorer's files, a digest of the scheduler's
+    configuration, and the hub revision of the weights if the folder's path holds it.
 
     Args:
-        device: that it ran on.
+        device: the device that was used.
         loaded: what was measured.
         distributions: the PyPI names of the libraries that the methods use.
     """
@@ -35,7 +34,7 @@ def fingerprint(device: TorchDevice, loaded: Loaded, distributions: Sequence[str
 
 
 def _scheduler_digest(scheduler: Any) -> str:
-    """Of its class and its configuration, but for what diffusers notes of its own there."""
+    """A digest of its class and configuration, without the private keys of diffusers."""
     config = {key: str(value) for key, value in scheduler.config.items() if not key.startswith("_")}
     return text_digest(dumps({"class": type(scheduler).__name__, **dict(sorted(config.items()))}))
 

@@ -19,7 +19,7 @@ from boundd.catalogue.outcomes import Isolation
 from boundd.protocol.company import Lists, Whose, judge
 from boundd.protocol.seeing import is_here, read_lists, sees_every_pid, takes_lease
 from boundd.protocol.strict_json import Json
-from boundd.worker.devices import Stopwatch
+from boundd.worker.devices import CallTime
 
 MIN_CPU_SHARE = 0.9
 """Below it, somebody else had this process's core for over a tenth of the time."""
@@ -41,7 +41,7 @@ THROTTLES: Mapping[int, str] = {
 
 
 @dataclass(frozen=True)
-class Attest:
+class Attestation:
     """What was seen of a timed section: the verdict, the reasons against it, and readings at its ends."""
 
     isolation: Isolation
@@ -53,17 +53,17 @@ class Attest:
         return {"reasons": list(self.reasons), **(self.readings or {})}
 
 
-class Witness(Protocol):
+class IsolationMonitor(Protocol):
     """Says what was seen of other users of the device."""
 
     def begin(self) -> None:
         """Before the timed sections of a point."""
 
-    def judge(self, timed: Sequence[Stopwatch]) -> Attest:
+    def judge(self, timed: Sequence[CallTime]) -> Attestation:
         """After them."""
 
 
-class CpuWitness:
+class CpuIsolationMonitor:
     """Judges by this process's share of a core; with several threads, which also wait for each other, by the time in
     which anything on the machine waited for a core."""
 
@@ -76,14 +76,14 @@ class CpuWitness:
         """Read what the kernel counts."""
         self._begun = self._read()
 
-    def judge(self, timed: Sequence[Stopwatch]) -> Attest:
+    def judge(self, timed: Sequence[CallTime]) -> Attestation:
         """Contended when, over all timed sections, the process had less of the machine than it should have."""
         wall_s = sum(watch.wall_s for watch in timed)
         if wall_s < MIN_JUDGED_S:
-            return Attest(Isolation.UNKNOWN, ("too short to judge",))
+            return Attestation(Isolation.UNKNOWN, ("too short to judge",))
         return self._verdict(sum(watch.cpu_s for watch in timed) / wall_s)
 
-    def _verdict(self, share: float) -> Attest:
+    def _verdict(self, share: float) -> Attestation:
         before, after = self._begun, self._read()
         readings: dict[str, Json] = {"cpu_share": round(share, 3)}
         waiting = _share(before.waiting_s, after.waiting_s, after.at_s - before.at_s)
@@ -97,10 +97,10 @@ class CpuWitness:
         if stolen is not None and stolen > MAX_STOLEN_SHARE:
             reasons.append(f"the hypervisor took {stolen:.0%} of the time")
         if reasons:
-            return Attest(Isolation.CONTENDED, tuple(reasons), readings)
+            return Attestation(Isolation.CONTENDED, tuple(reasons), readings)
         if self._threads != 1 and waiting is None:
-            return Attest(Isolation.UNKNOWN, ("several threads, and the kernel counts no pressure",), readings)
-        return Attest(Isolation.EXCLUSIVE, (), readings)
+            return Attestation(Isolation.UNKNOWN, ("several threads, and the kernel counts no pressure",), readings)
+        return Attestation(Isolation.EXCLUSIVE, (), readings)
 
     def _read(self) -> _CpuCounts:
         return _CpuCounts(time.monotonic(), *_ticks(self._proc / "stat"), _waiting_s(self._proc / "pressure" / "cpu"))
@@ -114,7 +114,7 @@ class _CpuCounts:
     waiting_s: float | None
 
 
-class GpuWitness:
+class GpuIsolationMonitor:
     """Judges by the processes that the driver lists on the device (`boundd.protocol.company`), by what throttles it,
     and by whether torch's allocator had to flush and try again.
 
@@ -129,7 +129,7 @@ class GpuWitness:
         self._lease_folder = lease_folder
         self._proc = proc
         self._every_pid = sees_every_pid(proc) if every_pid is None else every_pid
-        self._before = Attest(Isolation.UNKNOWN)
+        self._before = Attestation(Isolation.UNKNOWN)
         self._retries = 0
 
     def begin(self) -> None:
@@ -137,28 +137,32 @@ class GpuWitness:
         self._retries = _allocator_retries()
         self._before = self.seen(read_gpu(self._uuid))
 
-    def judge(self, timed: Sequence[Stopwatch]) -> Attest:  # noqa: ARG002 - a GPU's share is not in them
+    def judge(self, timed: Sequence[CallTime]) -> Attestation:  # noqa: ARG002 - a GPU's share is not in them
         """Read it again: what was there at either end may have been there all along."""
         after = self.seen(read_gpu(self._uuid))
         retries = _allocator_retries() - self._retries
-        allocator = Attest(Isolation.EXCLUSIVE)
+        allocator = Attestation(Isolation.EXCLUSIVE)
         if retries > 0:
-            allocator = Attest(
+            allocator = Attestation(
                 Isolation.CONTENDED, (f"memory was so short that the allocator retried {retries} time(s)",)
             )
         return merge([self._before, after, allocator])
 
-    def seen(self, reading: GpuReading) -> Attest:
+    def seen(self, reading: GpuReading) -> Attestation:
         """What one reading means."""
         readings: dict[str, Json] = {"sm_clock_mhz": reading.sm_clock_mhz}
         throttled = tuple(f"the GPU throttles: {name}" for bit, name in THROTTLES.items() if reading.throttle & bit)
         attest = (
-            Attest(Isolation.CONTENDED, throttled, readings) if throttled else Attest(Isolation.EXCLUSIVE, (), readings)
+            Attestation(Isolation.CONTENDED, throttled, readings)
+            if throttled
+            else Attestation(Isolation.EXCLUSIVE, (), readings)
         )
         if reading.lists is None:
-            return merge([attest, Attest(Isolation.UNKNOWN, ("the driver could not be asked who is on the device",))])
+            return merge(
+                [attest, Attestation(Isolation.UNKNOWN, ("the driver could not be asked who is on the device",))]
+            )
         company = judge(reading.lists, self._whose, every_pid=self._every_pid, own_bytes=reading.own_bytes)
-        return merge([attest, Attest(company.isolation, company.reasons)])
+        return merge([attest, Attestation(company.isolation, company.reasons)])
 
     def _whose(self, pid: int) -> Whose:
         if pid == os.getpid():
@@ -194,13 +198,13 @@ def worst(verdicts: Iterable[Isolation]) -> Isolation:
     return max(verdicts, key=rank.__getitem__, default=Isolation.EXCLUSIVE)
 
 
-def merge(attests: Sequence[Attest]) -> Attest:
+def merge(attests: Sequence[Attestation]) -> Attestation:
     """The worst of several, with everybody's reasons, each once; a reading's last value counts."""
     reasons = dict.fromkeys(reason for attest in attests for reason in attest.reasons)
     readings: dict[str, Json] = {}
     for attest in attests:
         readings |= attest.readings or {}
-    return Attest(worst([attest.isolation for attest in attests]), tuple(reasons), readings)
+    return Attestation(worst([attest.isolation for attest in attests]), tuple(reasons), readings)
 
 
 def read_gpu(uuid: str | None) -> GpuReading:

@@ -1,4 +1,4 @@
-"""Loading a diffusers pipeline, giving it a scheduler, and describing it to the methods."""
+"""Loads a diffusers pipeline, sets its scheduler, and describes it to the acceleration methods."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any, TypeAlias
 
 from boundd.worker.architectures import ARCHITECTURES, build_pipeline
 from boundd.worker.attention import check_attention, set_attention
-from boundd.worker.completeness import attempt, build
+from boundd.worker.compatibility import check_compatibility
+from boundd.worker.completeness import build, load_or_refuse
 from boundd.worker.devices import TorchDevice
 from boundd.worker.digits import model_folder
 from boundd.worker.errors import BadDataError, ModelUnavailableError
 from boundd.worker.fetch import Fetcher, Wanted
-from boundd.worker.fit import check_fit
+from boundd.worker.first_call import observe_first_call
 from boundd.worker.methods.base import ModelContext
 from boundd.worker.model_folder import INDEX, ModelFolder, not_a_model_folder, read_model_folder, with_weights
-from boundd.worker.rehearsal import see_first_call
 from boundd.worker.sampling import Batch, Sampler
-from boundd.worker.schedulers import OwnScheduler, build_scheduler, read_own_scheduler, rehearse
+from boundd.worker.schedulers import OwnScheduler, build_scheduler, dry_run, read_own_scheduler
 from boundd.worker.scorers import scorer_is_here
 from boundd.worker.settings import BUILTIN, RANDOM, RunSettings
 
@@ -31,11 +31,11 @@ def load_pipeline(settings: RunSettings, device: TorchDevice, folder: ModelFolde
     Args:
         settings: what to load.
         device: where to.
-        folder: the model's, where `find_model` has found it already.
+        folder: the model's folder, if `find_model` has been called before.
 
     Raises:
         ModelUnavailableError: when it can't be had.
-        BadDataError: when the model does not take the scheduler, or the device not this kind of attention.
+        BadDataError: when the scheduler does not fit the model, or the device can't compute attention as asked.
     """
     import torch
 
@@ -55,7 +55,7 @@ def load_pipeline(settings: RunSettings, device: TorchDevice, folder: ModelFolde
         pipe.safety_checker = None
     check_schedule(settings)  # again: its files may have come only now
     scheduler = build_scheduler(pipe.scheduler.config, settings.scheduler_class, type(pipe.scheduler).__name__)
-    rehearse(scheduler, settings.steps)
+    dry_run(scheduler, settings.steps)
     pipe.scheduler = scheduler
     pipe.to(device.name)
     set_attention(pipe, settings.attention)
@@ -65,20 +65,21 @@ def load_pipeline(settings: RunSettings, device: TorchDevice, folder: ModelFolde
 
 
 def check_schedule(settings: RunSettings) -> None:
-    """Refuse, before anything of it is loaded, a model that the scheduler asked for can't sample, as far as files on
-    this machine say so.
+    """Refuse a scheduler that can't sample the model, before the model is loaded.
+
+    Does nothing where no file on this machine describes the model's own scheduler.
 
     Raises:
-        BadDataError: names both schedulers, and what doesn't fit.
+        BadDataError: names both schedulers and the mismatch.
     """
     if (own := _own_scheduler(settings)) is None:
         return
     for own_class in own.classes:
-        rehearse(build_scheduler(own.config, settings.scheduler_class, own_class), settings.steps)
+        dry_run(build_scheduler(own.config, settings.scheduler_class, own_class), settings.steps)
 
 
 def _own_scheduler(settings: RunSettings) -> OwnScheduler | None:
-    """What the model says of its own scheduler; None where no file on this machine does."""
+    """The scheduler that the model ships with; None where no file on this machine says so."""
     if settings.weights == RANDOM:
         architecture = ARCHITECTURES[settings.source]
         return OwnScheduler((architecture.scheduler_class,), architecture.scheduler)
@@ -96,9 +97,8 @@ def _own_scheduler(settings: RunSettings) -> OwnScheduler | None:
 
 
 def describe(pipe: Pipeline, settings: RunSettings) -> ModelContext:
-    """What the methods may depend on, read off the UNet's structure rather than the model's name, and off what the
-    pipeline was seen to do up to its first UNet call."""
-    first = see_first_call(pipe, Sampler(settings, str(pipe.device)), Batch(("an image",), (settings.seed,)))
+    """What methods need to know: the UNet's structure (not the model's name), and the pipeline's first UNet call."""
+    first = observe_first_call(pipe, Sampler(settings, str(pipe.device)), Batch(("an image",), (settings.seed,)))
     blocks = list(pipe.unet.down_blocks)
     attending = tuple(2**level for level, block in enumerate(blocks) if getattr(block, "attentions", None))
     # DeepCache counts the skip connections of the down path: one a resnet, one a downsampler.
@@ -120,23 +120,23 @@ def _from_pretrained(settings: RunSettings, folder: ModelFolder, dtype: Any) -> 
     import diffusers
 
     unets = {name: architecture.unet for name, architecture in ARCHITECTURES.items()}
-    parts = check_fit(folder, settings.model, unets)
+    parts = check_compatibility(folder, settings.model, unets)
     parts |= {part.name: build(part, dtype) for part in with_weights(folder)}
     # Safety checkers are not part of the model, cost time outside what is measured, and blacken images.
     extra = {"safety_checker": None, "requires_safety_checker": False} if "text_encoder_2" not in parts else {}
     loader = getattr(diffusers, folder.pipeline_class)
-    return attempt(
+    return load_or_refuse(
         lambda: loader.from_pretrained(str(folder.path), **parts, **extra, torch_dtype=dtype, local_files_only=True),
         f"the model in {folder.path} could not be put together",
     )
 
 
 def find_model(settings: RunSettings) -> ModelFolder:
-    """The folder of pretrained weights, read and found whole. The hub is not asked: `fetch_missing` has been, before.
+    """The folder of the pretrained weights, checked. The hub is not asked: call `fetch_missing` first.
 
     Raises:
         ModelUnavailableError: when it can't be had, or is damaged.
-        BadDataError: when it is of another kind than is measured, or than was asked for.
+        BadDataError: when it is a kind of model that boundd does not measure, or not the one asked for.
     """
     source = str(model_folder(settings.model)) if settings.source == BUILTIN else settings.source
     if _is_path(source):
@@ -151,10 +151,10 @@ def find_model(settings: RunSettings) -> ModelFolder:
 
 
 def fetch_missing(settings: RunSettings, fetcher: Fetcher) -> list[str]:
-    """Fetch the model and the scorer where they are a hub's and not on this machine; what is to be said of that.
+    """Fetch the model and the scorer from the hub if they aren't on this machine; returns warnings (renamed models).
 
     Raises:
-        WorkerError: one of them can't be had, or not now.
+        WorkerError: one of them does not exist, may not be read, or can't be fetched now.
     """
     wanted = []
     if settings.weights != RANDOM and settings.source != BUILTIN and not _is_path(settings.source):
@@ -170,7 +170,7 @@ def fetch_missing(settings: RunSettings, fetcher: Fetcher) -> list[str]:
             if each.what == "scorer":
                 raise
             raise ModelUnavailableError(_not_found(settings, str(error))) from error
-    return [f'the hub calls {old} {new} by now: set source = "{new}"' for old, new in renamed if new]
+    return [f'the hub has renamed {old} to {new}: set source = "{new}"' for old, new in renamed if new]
 
 
 def _is_here(settings: RunSettings) -> bool:
@@ -179,7 +179,7 @@ def _is_here(settings: RunSettings) -> bool:
     except ModelUnavailableError:
         return False
     except BadDataError:
-        return True  # it is here, and of another kind: loading says so
+        return True  # it is here, but of another kind: loading it reports that
     return True
 
 

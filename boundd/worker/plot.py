@@ -1,6 +1,6 @@
-"""A picture of one cell: speed-up against what it cost, with the tolerance, the frontier and the bound.
+"""Plots one cell: speed-up against score loss, with the tolerance, the Pareto frontier and the bound.
 
-It is drawn from the lines of the protocol alone, so that results which somebody kept can be drawn too.
+Only result lines are needed, so a kept results file can be plotted too.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from boundd.protocol.strict_json import Json
 
 SUFFIXES = (".png", ".svg", ".pdf")
 _BEYOND_DB = 5.0
-"""How far past the most alike images identical ones are drawn, whose PSNR is infinite."""
+"""Identical images have an infinite PSNR; they are drawn this far beyond the largest finite one."""
 
 # Told apart in grey and by people who see no red or green (Okabe & Ito, 2008); shapes differ too.
 _POINT, _OUTSIDE, _BEST, _FRONTIER, _NOISE = "#0072B2", "#999999", "#D55E00", "#009E73", "#DDDDDD"
 
 
 class PlotError(ValueError):
-    """A picture that can't be drawn; the message says what to do."""
+    """The plot can't be drawn; the message says what to do."""
 
 
 def check_plot(path: Path) -> None:
-    """See that a picture can be drawn there, before anything is measured.
+    """Check, before anything is measured, that a plot can be written to `path`.
 
     Raises:
-        PlotError: for a suffix of no known form, a folder that isn't there, or without matplotlib.
+        PlotError: for an unknown suffix, a missing folder, or without matplotlib.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise PlotError(f"--plot {path}: the name must end in {', '.join(SUFFIXES)}, which says what is drawn")
+        raise PlotError(f"--plot {path}: the name must end in {', '.join(SUFFIXES)}, which sets the format")
     if not path.absolute().parent.is_dir():
         raise PlotError(f"--plot {path}: there is no folder {path.parent}")
     if importlib.util.find_spec("matplotlib") is None:
@@ -44,20 +44,20 @@ def check_plot(path: Path) -> None:
 
 
 class Plotter:
-    """A reporter that keeps the points and draws them when the result has come."""
+    """A reporter that collects the points and draws the plot at the end."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._points: dict[str, Point] = {}
 
     def report(self, line: Line) -> None:
-        """Keep a point, the last line about it; draw at the result."""
+        """Keep the last line of each point; draw when the result line arrives."""
         if isinstance(line, Point):
             self._points[name_of(line.parameters)] = line
         elif isinstance(line, Result):
             try:
                 draw(list(self._points.values()), line, self._path)
-            except Exception as error:  # a full disk must not turn hours of measuring into a failure
+            except Exception as error:  # a full disk must not fail a finished measurement
                 print(f"boundd.worker: {self._path} could not be drawn: {error}", file=sys.stderr, flush=True)
 
 
@@ -76,9 +76,9 @@ class PlottedPoint:
 
 
 def plotted_points(points: Sequence[Point], result: Result) -> tuple[list[PlottedPoint], bool]:
-    """The points as they are drawn, and whether they are drawn by their score loss.
+    """The points to draw, and whether the horizontal axis is their score loss.
 
-    Where no point was scored, by their PSNR. Where some were, the others have no place and are left out.
+    If no point was scored the axis is PSNR. If some were, points without a score are left out.
     """
     scored = [point for point in points if point.score_loss is not None]
     chosen = scored or [point for point in points if "psnr_db" in point.extra]
@@ -97,7 +97,7 @@ def plotted_points(points: Sequence[Point], result: Result) -> tuple[list[Plotte
 
 
 def frontier(plotted: Sequence[PlottedPoint], *, less_is_better: bool) -> list[PlottedPoint]:
-    """The points which no other one beats in both speed-up and cost, from the gentlest to the fastest."""
+    """The Pareto-optimal points: no other point is better in both speed-up and cost. Slowest first."""
     by_cost = sorted(plotted, key=lambda each: (each.cost if less_is_better else -each.cost, -each.speedup))
     best: list[PlottedPoint] = []
     for each in by_cost:
@@ -107,7 +107,7 @@ def frontier(plotted: Sequence[PlottedPoint], *, less_is_better: bool) -> list[P
 
 
 def draw(points: Sequence[Point], result: Result, path: Path) -> None:
-    """Draw the cell's points into `path`, in the form that its suffix says.
+    """Draw the cell's points into `path`, in the format of its suffix.
 
     Raises:
         PlotError: see `check_plot`.
@@ -144,7 +144,7 @@ def draw(points: Sequence[Point], result: Result, path: Path) -> None:
 
 
 def titles(result: Result) -> tuple[str, str]:
-    """What was measured, and on what; a model that stands for no real images is called so."""
+    """Title and subtitle: what was measured, and on which device. Toy models and random weights are named as such."""
     extra = result.extra
     methods = extra.get("methods")
     method = " + ".join(map(str, methods)) if isinstance(methods, list) else "?"
@@ -208,7 +208,7 @@ def _draw_points(axes: Any, plotted: Sequence[PlottedPoint], is_scored: bool) ->
 
 
 def _arms(upper: Sequence[float], lower: Sequence[float]) -> list[float]:
-    """Lengths of error bars; an interval of a median can lie beside its point by a rounding, never by more."""
+    """Lengths of error bars, at least 0: by rounding, the interval of a median may not quite include its value."""
     return [max(0.0, high - low) for high, low in zip(upper, lower, strict=True)]
 
 
@@ -231,7 +231,7 @@ def _draw_tolerance(axes: Any, result: Result, plotted: Sequence[PlottedPoint]) 
     if tolerance is None:
         return
     axes.axvline(100 * tolerance, color=_BEST, linestyle="--", linewidth=1, zorder=1, label=f"tolerance {tolerance:g}")
-    # A hopeless point far to the right would press all that matters into a corner.
+    # One outlier far to the right would squeeze all other points into a corner.
     costs = sorted(each.cost for each in plotted)
     limit = max(8 * 100 * tolerance, costs[int(0.75 * (len(costs) - 1))] * 1.2, 1.0)
     if costs[-1] > limit:
@@ -261,7 +261,7 @@ def _draw_footnote(figure: Any, points: Sequence[Point], plotted: Sequence[Plott
     if unplaced := len(points) - len(plotted):
         notes.append(f"{unplaced} timed and not scored")
     for key, text in (
-        ("points_skipped", "settled by others and not measured"),
+        ("points_skipped", "ruled out by others and not measured"),
         ("points_out_of_memory", "out of memory"),
     ):
         listed = result.extra.get(key)

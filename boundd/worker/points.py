@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from boundd.protocol.lease import Lease
 from boundd.worker.contact_sheet import thumbnails
-from boundd.worker.devices import Stopwatch, TorchDevice
+from boundd.worker.denoising_loop import DenoisingLoopTimer
+from boundd.worker.devices import CallTime, TorchDevice
 from boundd.worker.errors import BadDataError, WorkerError
-from boundd.worker.loop import LoopWatch
 from boundd.worker.memory import MemoryLog, Peak
 from boundd.worker.methods.base import Call, Method, Parameters
 from boundd.worker.quality import Quality, Sample, compare_images, score_all, summarize
@@ -22,7 +22,7 @@ from boundd.worker.sampling import Batch, Sampler, to_host
 from boundd.worker.scorers import Scorer
 from boundd.worker.sequential import SequentialTest
 from boundd.worker.statistics import IntervalEstimate
-from boundd.worker.timing import PairTimer, Series, Timed, Timing, is_steady
+from boundd.worker.timing import PairSeries, PairTimer, TimedCall, Timing, is_steady
 from boundd.worker.traversal import PointVerdict, is_slower
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Bench:
     device: TorchDevice
     lease: Lease
     timer: PairTimer
-    loop: LoopWatch
+    loop: DenoisingLoopTimer
     memory: MemoryLog
     seed: int
     is_guided: bool
@@ -77,7 +77,7 @@ class Bench:
         size = len(self.batches[0].seeds)
         return [index for index, batch in enumerate(self.batches) if len(batch.seeds) == size]
 
-    def run(self, call: Call, index: int, what: str) -> tuple[Made, Stopwatch]:
+    def run(self, call: Call, index: int, what: str) -> tuple[Made, CallTime]:
         """Make a batch's images, and say what it took; the copy to the host is not timed.
 
         Raises:
@@ -136,9 +136,9 @@ class Baseline:
         """The A/A run: pairs of two baseline calls show how far from 1 the ratio of equals comes out."""
         timer = self._bench.timer
         pairs = min(A_A_PAIRS, timer.rule.fewest)
-        series = Series(pairs, None, self._bench.seed)
+        series = PairSeries(pairs, None, self._bench.seed)
 
-        def next_pair() -> tuple[Timed, Timed]:
+        def next_pair() -> tuple[TimedCall, TimedCall]:
             first, second = self._next(), self._next()
             return lambda: self.time(first), lambda: self.time(second)
 
@@ -167,7 +167,7 @@ class Baseline:
                 " prompts and model made for each other, and are there steps enough?"
             )
 
-    def time(self, index: int) -> Stopwatch:
+    def time(self, index: int) -> CallTime:
         """One unaccelerated call. Its images are kept, or compared with those that are.
 
         Raises:
@@ -184,7 +184,7 @@ class Baseline:
             )
         return watch
 
-    def time_any(self) -> Stopwatch:
+    def time_any(self) -> CallTime:
         """One unaccelerated call of a full batch, whichever."""
         return self.time(self._next())
 
@@ -206,7 +206,7 @@ class PointRun:
         # Made under the lease's exclusive hold, to be scored outside of it.
         self._waiting: dict[int, Made] = {}
         self.parameters = parameters
-        self.series = Series(bench.timer.rule.fewest, noise, bench.seed)
+        self.series = PairSeries(bench.timer.rule.fewest, noise, bench.seed)
         self.thumbnails: dict[int, torch.Tensor] = {}
         self.peak: Peak | None = None
         """Memory of the variant's own calls, as its warm-up showed it."""
@@ -222,12 +222,12 @@ class PointRun:
         self.peak = self._bench.memory.peak(phase)
         self._score_waiting()
 
-    def next_timed(self) -> Timed:
+    def next_timed(self) -> TimedCall:
         """A call to time, on the next batch that has no images yet."""
         index = self._next()
         return lambda: self._call(index)
 
-    def next_pair(self) -> tuple[Timed, Timed]:
+    def next_pair(self) -> tuple[TimedCall, TimedCall]:
         """A baseline call and a variant call on the same batch, to be timed as a pair."""
         index = self._next()
         return lambda: self._baseline.time(index), lambda: self._call(index)
@@ -291,7 +291,7 @@ class PointRun:
         every = range(len(self._bench.batches))
         return [index for index in every if index not in self._samples and index not in self._waiting]
 
-    def _call(self, index: int) -> Stopwatch:
+    def _call(self, index: int) -> CallTime:
         bench = self._bench
         what = f"{bench.method.name} at {dict(self.parameters)}"
         with bench.method.applied(bench.pipe, self.parameters, bench.pipe) as call:

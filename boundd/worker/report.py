@@ -1,5 +1,4 @@
-"""What the worker says while it works: lines for the daemon, speed-ups for scripts, a bar and a table for a
-person."""
+"""Output of the worker: result lines for the daemon, speed-ups for scripts, a progress bar and a table for people."""
 
 from __future__ import annotations
 
@@ -13,10 +12,10 @@ from boundd.protocol.lines import Error, Line, Memory, Point, Progress, Result, 
 
 
 class Reporter(Protocol):
-    """Takes every line as it comes."""
+    """Receives every result line."""
 
     def report(self, line: Line) -> None:
-        """Pass the line on."""
+        """Take a line."""
 
 
 class ResultsReporter:
@@ -31,15 +30,15 @@ class ResultsReporter:
 
 
 class SpeedupPrinter:
-    """Prints `speedup: 2.31` for each point at the end, when it is known best, for scripts which read the old
-    script's output."""
+    """Prints `speedup: 2.31` for each point at the end, when it is known most exactly, for scripts that parse the
+    output."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._points: dict[str, Point] = {}
 
     def report(self, line: Line) -> None:
-        """Keep a point; print them all once nothing more can come."""
+        """Keep a point; print all of them after the last line."""
         if isinstance(line, Point):
             self._points[name_of(line.parameters)] = line
         elif isinstance(line, Result | Error):
@@ -56,7 +55,7 @@ class JsonCollector:
         self._document: dict[str, Any] = {}
 
     def report(self, line: Line) -> None:
-        """Keep it, and print the document when the last line has come."""
+        """Keep the line; print the document after the last one."""
         value = json.loads(encode(line))
         kind = value.pop("type")
         if isinstance(line, Point):
@@ -71,9 +70,8 @@ class JsonCollector:
             )
 
 
-class Screen:
-    """A progress bar on stderr while it runs, and a table of the points after it. Made only for a
-    terminal."""
+class TerminalReporter:
+    """A progress bar on stderr while the search runs, and a table of the points at the end. For terminals only."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -146,5 +144,5 @@ def _caption(result: Result) -> str:
         bound = f"{result.max_speedup_within_tolerance:.2f}x within a score loss of {tolerance}"
     fastest = "" if result.max_speedup is None else f"; {result.max_speedup:.2f}x at any loss"
     skipped: Any = result.extra.get("points_skipped", [])
-    settled = f"\n{len(skipped)} points were settled by others" if skipped else ""
+    settled = f"\n{len(skipped)} points were ruled out by others and not measured" if skipped else ""
     return bound + fastest + settled

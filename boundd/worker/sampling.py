@@ -1,8 +1,8 @@
-"""Which image comes from which prompt and seed, and calling a pipeline for a batch of them.
+"""Prompts and seeds of the images, and the calls that generate them.
 
-Image `index` has prompt `index` (round again past the last) and the seed `base + index`, by a generator of
-its own, so that it is the same image however the samples are cut into batches (up to about 4e-5, since sums
-are taken in another order).
+Image number `index` uses prompt number `index` (starting over after the last) and the seed `base + index`. Each image
+has its own random generator, so it does not depend on the batch size, except for rounding: about 4e-5, because sums
+are taken in another order.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images that are generated in one call: their indices' prompts and seeds."""
+    """The prompts and seeds of the images that one call generates."""
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
 
 
 def read_prompts(settings: RunSettings) -> Sequence[str]:
-    """The prompts to go round: a file's lines, else the digits' own, else the list that ships with boundd.
+    """The prompts: those of the given file; else of the digits models, for these; else the list that ships with boundd.
 
     Raises:
         BadDataError: when the file can't be read or has no prompts.
@@ -53,7 +53,7 @@ def cut_batches(prompts: Sequence[str], num_samples: int, batch_size: int, seed:
 
 
 class Sampler:
-    """Calls a pipeline, or what a method made of it, always in the same way."""
+    """Calls a pipeline, accelerated or not, always with the same arguments."""
 
     def __init__(self, settings: RunSettings, device_name: str) -> None:
         self._device_name = device_name
@@ -82,15 +82,14 @@ def to_host(images: torch.Tensor, what: str) -> torch.Tensor:
     """The images in host memory as float32.
 
     Raises:
-        BadDataError: when a pixel is not finite: in half precision a model can overflow, and its images mean
-            nothing.
+        BadDataError: when a pixel is not finite, as happens when a model overflows in half precision.
     """
     import torch
 
     on_host = images.detach().to("cpu", torch.float32)
     if not torch.isfinite(on_host).all():
         raise BadDataError(
-            f"{what}: the images hold values that are not finite; the dtype may be too narrow for this model (try "
+            f"{what}: the images hold values that are not finite; the model may overflow in this dtype (try "
             "--dtype bfloat16 or float32)"
         )
     return on_host

@@ -110,7 +110,7 @@ _SKIP_RUNGE_KUTTA: Final = {"skip_prk_steps": True}
 MAX_SCHEDULE_DRIFT: Final = 1e-4
 """By how much a share of signal may differ between two schedulers' own sums in float32; also what stands for zero where
 the noise is rescaled to leave no signal (2⁻²⁴ in diffusers)."""
-MAX_REHEARSAL_ERROR: Final = 0.5
+MAX_DRY_RUN_ERROR: Final = 0.5
 """Root mean square that a rehearsal may miss its latents by, which lie in ±3.5 (2.0). Measured over the table, 2 to 999
 steps: at most 0.31, of PNDM in two steps; clipping misses them by 1.4."""
 MIN_START_NOISE: Final = 1.0
@@ -136,7 +136,7 @@ NOTED_START_SIGNAL: Final = 0.1
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class DryRun:
     """What a scheduler does in a run of some steps.
 
     Attributes:
@@ -240,7 +240,7 @@ def build_scheduler(config: Mapping[str, Any], class_name: str, own_class: str |
     return scheduler
 
 
-def rehearse(scheduler: Scheduler, steps: int) -> Rehearsal:
+def dry_run(scheduler: Scheduler, steps: int) -> DryRun:
     """Let a copy of the scheduler denoise latents that are known, with a model that always predicts rightly.
 
     Raises:
@@ -271,12 +271,12 @@ def rehearse(scheduler: Scheduler, steps: int) -> Rehearsal:
             f"{what} begins at timestep {timesteps[0]:g}, where the model expects an image that is"
             f" {signal:.0%} there, and is given noise: its images would show nothing"
         )
-    if not error <= MAX_REHEARSAL_ERROR:
+    if not error <= MAX_DRY_RUN_ERROR:
         raise BadDataError(
             f"{what} does not arrive: with a model that predicts rightly, it misses latents between -3.5 and 3.5 by"
             f" {error:.2g} (root mean square); its config does not fit the model"
         )
-    return Rehearsal(timesteps, signal)
+    return DryRun(timesteps, signal)
 
 
 def describe_timesteps(timesteps: Sequence[float]) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from boundd.worker.completeness import attempt, check_complete, check_dtypes
+from boundd.worker.compatibility import check_tokenizer
+from boundd.worker.completeness import check_complete, check_dtypes, load_or_refuse
 from boundd.worker.digits import scorer_folder
 from boundd.worker.errors import ModelUnavailableError
-from boundd.worker.fit import check_tokenizer
 from boundd.worker.model_folder import (
     CONFIG,
     TOKENIZER_FILES,
@@ -50,13 +50,13 @@ class Scorer(Protocol):
         """
 
     @property
-    def most_tokens(self) -> int | None:
+    def max_tokens(self) -> int | None:
         """How many tokens of a prompt are read; None where all are."""
 
     def count_tokens(self, prompt: str) -> int:
         """How many tokens a prompt has, all of them counted."""
 
-    def reason_against(self, prompt: str) -> str | None:
+    def why_unscorable(self, prompt: str) -> str | None:
         """Why no image can be judged by this prompt; None where it can."""
 
 
@@ -85,7 +85,7 @@ class ClipScorer:
             self.device_name = device_name
 
     @property
-    def most_tokens(self) -> int | None:
+    def max_tokens(self) -> int | None:
         """The places of the text encoder."""
         return int(self._model.config.text_config.max_position_embeddings)
 
@@ -93,7 +93,7 @@ class ClipScorer:
         """With those that mark its ends."""
         return len(self._tokenizer(prompt, verbose=False).input_ids)
 
-    def reason_against(self, prompt: str) -> str | None:
+    def why_unscorable(self, prompt: str) -> str | None:
         """A prompt of nothing but characters that the tokenizer has no tokens for says nothing."""
         tokens = set(self._tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids)
         return None if tokens - {self._tokenizer.unk_token_id} else "its tokenizer has no token for anything in it"
@@ -142,8 +142,10 @@ def load_scorer(source: str) -> Scorer | None:
             variant = check_scorer_folder(folder)
             local: dict[str, Any] = {"variant": variant, "local_files_only": True, "output_loading_info": True}
             failure = f"the scorer in {folder} could not be loaded as a CLIP model"
-            model, report = attempt(lambda: CLIPModel.from_pretrained(str(folder), **local), failure)
-            tokenizer = attempt(lambda: AutoTokenizer.from_pretrained(str(folder), local_files_only=True), failure)
+            model, report = load_or_refuse(lambda: CLIPModel.from_pretrained(str(folder), **local), failure)
+            tokenizer = load_or_refuse(
+                lambda: AutoTokenizer.from_pretrained(str(folder), local_files_only=True), failure
+            )
         else:
             # `fetch_missing` has asked the hub before.
             loader: Any = CLIPModel
@@ -189,7 +191,7 @@ def _cached_folder(source: str) -> Path | None:
 def _load_builtin() -> Scorer:
     from boundd.worker.digits.scorer import DigitsScorer
 
-    scorer: Scorer = attempt(
+    scorer: Scorer = load_or_refuse(
         lambda: DigitsScorer.from_pretrained(scorer_folder()), f"the scorer in {scorer_folder()} could not be loaded"
     )
     return scorer

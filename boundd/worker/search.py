@@ -14,16 +14,16 @@ from boundd.protocol.lease import DeviceLease, Lease, NoLease
 from boundd.protocol.lines import Progress, Result
 from boundd.protocol.strict_json import Json, dumps
 from boundd.worker.contact_sheet import save_sheet, thumbnails
+from boundd.worker.denoising_loop import DenoisingLoopTimer
 from boundd.worker.devices import TorchDevice, open_device
-from boundd.worker.earlier import read_earlier
+from boundd.worker.earlier_results import read_earlier
 from boundd.worker.errors import BadDataError, Shortage, WorkerError, shortage_of
 from boundd.worker.explore import Explorer, Instrument
 from boundd.worker.fetch import DEFAULT_TIMEOUT_S, Fetcher
 from boundd.worker.fingerprint import fingerprint
 from boundd.worker.image_checks import check_dependence, check_images, check_losses, check_prompts, check_scores
-from boundd.worker.isolation import CpuWitness, GpuWitness, Witness, worst
+from boundd.worker.isolation import CpuIsolationMonitor, GpuIsolationMonitor, IsolationMonitor, worst
 from boundd.worker.loading import Loaded, load
-from boundd.worker.loop import LoopWatch
 from boundd.worker.memory import MemoryLog, meter_for
 from boundd.worker.methods import combine, distributions
 from boundd.worker.methods.base import ModelContext
@@ -33,7 +33,7 @@ from boundd.worker.pipelines import describe, fetch_missing
 from boundd.worker.points import Baseline, Bench
 from boundd.worker.report import Reporter
 from boundd.worker.sampling import Sampler, cut_batches, read_prompts
-from boundd.worker.schedulers import describe_timesteps, rehearse
+from boundd.worker.schedulers import describe_timesteps, dry_run
 from boundd.worker.scorers import ClipScorer
 from boundd.worker.settings import RunSettings
 from boundd.worker.timing import PairTimer, StopRule
@@ -124,7 +124,7 @@ class Search:
             self._loaded = load(settings, device)
             pipe, scorer = self._loaded.pipe, self._loaded.scorer
             context = describe(pipe, settings)
-        remarks = check_prompts(pipe, scorer, batches) + rehearse(pipe.scheduler, settings.steps).remarks()
+        remarks = check_prompts(pipe, scorer, batches) + dry_run(pipe.scheduler, settings.steps).remarks()
         if settings.guidance_scale > 1 and not context.is_guided:
             remarks.append("the U-Net is distilled: it takes the guidance scale as an input, and is never guided")
         if reason := method.requires(context):
@@ -138,8 +138,8 @@ class Search:
             scorer=scorer,
             device=device,
             lease=lease,
-            timer=PairTimer(lease, self._witness(device), rule, settings.seed),
-            loop=LoopWatch(pipe, device),
+            timer=PairTimer(lease, self._isolation_monitor(device), rule, settings.seed),
+            loop=DenoisingLoopTimer(pipe, device),
             memory=self._memory,
             seed=settings.seed,
             is_guided=context.is_guided,
@@ -209,10 +209,10 @@ class Search:
         }
         return hashlib.sha256(dumps(subject).encode()).hexdigest()[:16]
 
-    def _witness(self, device: TorchDevice) -> Witness:
+    def _isolation_monitor(self, device: TorchDevice) -> IsolationMonitor:
         if not device.is_cuda:
-            return CpuWitness(device.threads)
-        return GpuWitness(device.uuid(self._environment.visible_devices), self._environment.lease_folder)
+            return CpuIsolationMonitor(device.threads)
+        return GpuIsolationMonitor(device.uuid(self._environment.visible_devices), self._environment.lease_folder)
 
     def _result(self, traversal: Traversal, explorer: Explorer, best: int, extra: dict[str, Json]) -> Result:
         chosen = explorer.line(best)

@@ -20,7 +20,7 @@ BUILTIN = "builtin"
 RANDOM = "random"
 
 
-_AS_THEY_ARE = (
+_DIRECT_OPTIONS = (
     *(
         "steps",
         "num_samples",
@@ -131,7 +131,7 @@ def resolve(options: Mapping[str, Any], environment: WorkerEnvironment) -> RunSe
         scorer=_scorer(model, setting("scorer"), environment.scorer, weights),
         is_exhaustive=setting("exhaustive"),
         is_fresh=setting("fresh"),
-        **{name: setting(name) for name in _AS_THEY_ARE},
+        **{name: setting(name) for name in _DIRECT_OPTIONS},
     )
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 from boundd.catalogue.outcomes import Isolation
 from boundd.protocol.lease import Lease
-from boundd.worker.devices import Stopwatch
-from boundd.worker.isolation import Attest, Witness, merge
+from boundd.worker.devices import CallTime
+from boundd.worker.isolation import Attestation, IsolationMonitor, merge
 from boundd.worker.statistics import IntervalEstimate, median_ratio
 
 MIN_PAIRS = 2
@@ -38,9 +38,9 @@ STEADY_SHARE = 0.05
 """The last calls of a warm-up must lie this close together."""
 STEADY_CALLS = 3
 
-Timed = Callable[[], Stopwatch]
+TimedCall = Callable[[], CallTime]
 """Runs one call and says what it took."""
-NextPair = Callable[[], tuple[Timed, Timed]]
+NextPair = Callable[[], tuple[TimedCall, TimedCall]]
 """The next pair's baseline and variant, ready to run."""
 
 
@@ -48,8 +48,8 @@ NextPair = Callable[[], tuple[Timed, Timed]]
 class Pair:
     """One call of the baseline and one of the variant, close together in time."""
 
-    baseline: Stopwatch
-    variant: Stopwatch
+    baseline: CallTime
+    variant: CallTime
 
     @property
     def ratio(self) -> float:
@@ -63,7 +63,7 @@ class Timing:
 
     speedup: IntervalEstimate
     pairs: Sequence[Pair]
-    attest: Attest
+    attest: Attestation
     dropped: int
     """Pairs that a neighbour disturbed, and that were timed again."""
 
@@ -113,7 +113,7 @@ class StopRule:
         return max(self.fewest, self.max_pairs)
 
 
-class Series:
+class PairSeries:
     """The pairs of one point so far.
 
     Args:
@@ -127,8 +127,8 @@ class Series:
         self._fewest = fewest
         self._noise = noise
         self._seed = seed
-        self._clean: list[tuple[Pair, Attest]] = []
-        self._disturbed: list[tuple[Pair, Attest]] = []
+        self._clean: list[tuple[Pair, Attestation]] = []
+        self._disturbed: list[tuple[Pair, Attestation]] = []
         self.spent_s = 0.0
 
     @property
@@ -141,7 +141,7 @@ class Series:
         """How many were timed, the disturbed ones included."""
         return len(self._clean) + len(self._disturbed)
 
-    def add(self, pair: Pair, attest: Attest, took_s: float) -> None:
+    def add(self, pair: Pair, attest: Attestation, took_s: float) -> None:
         """A pair was timed, and this was seen meanwhile."""
         (self._disturbed if attest.isolation is Isolation.CONTENDED else self._clean).append((pair, attest))
         self.spent_s += took_s
@@ -164,7 +164,7 @@ class Series:
             statistics.median(ratios), statistics.median(ratios) / width, max(ratios) * width, len(pairs)
         )
 
-    def _counted(self) -> list[tuple[Pair, Attest]]:
+    def _counted(self) -> list[tuple[Pair, Attestation]]:
         enough = len(self._clean) >= min(self._fewest, max(1, self.tries - MAX_DISTURBED))
         return self._clean if enough else [*self._clean, *self._disturbed]
 
@@ -179,7 +179,7 @@ class PairTimer:
     """
 
     lease: Lease
-    witness: Witness
+    monitor: IsolationMonitor
     rule: StopRule
     seed: int
     clock: Callable[[], float] = field(default=time.monotonic)
@@ -189,14 +189,14 @@ class PairTimer:
         self._longest_s = 0.0
 
     def measure(
-        self, series: Series, next_pair: NextPair, is_enough: Callable[[IntervalEstimate], bool] = lambda _: False
+        self, series: PairSeries, next_pair: NextPair, is_enough: Callable[[IntervalEstimate], bool] = lambda _: False
     ) -> None:
         """Time pairs until the rule, or `is_enough`, says so. A pair that a neighbour disturbed is timed again, up to
         MAX_DISTURBED times."""
         while not self.is_done(series, is_enough):
             self.add_pair(series, next_pair)
 
-    def is_done(self, series: Series, is_enough: Callable[[IntervalEstimate], bool]) -> bool:
+    def is_done(self, series: PairSeries, is_enough: Callable[[IntervalEstimate], bool]) -> bool:
         """Whether the series needs no further pair."""
         rule = self.rule
         if series.tries >= MIN_PAIRS and self.is_spent(series):
@@ -208,11 +208,11 @@ class PairTimer:
         estimate = series.estimate()
         return estimate.relative_half_width <= rule.precision or is_enough(estimate)
 
-    def is_spent(self, series: Series) -> bool:
+    def is_spent(self, series: PairSeries) -> bool:
         """Whether the series' budget is spent."""
         return self.rule.budget_s > 0 and series.spent_s >= self.rule.budget_s
 
-    def add_pair(self, series: Series, next_pair: NextPair) -> None:
+    def add_pair(self, series: PairSeries, next_pair: NextPair) -> None:
         """Time one pair."""
         baseline, variant = next_pair()
         started_s = self.clock()
@@ -220,7 +220,7 @@ class PairTimer:
         watches, attest = self._run([baseline, variant], turns)
         series.add(Pair(watches[0], watches[1]), attest, self.clock() - started_s)
 
-    def add_rough_pairs(self, baseline: Timed, variants: Sequence[tuple[Series, Timed]]) -> None:
+    def add_rough_pairs(self, baseline: TimedCall, variants: Sequence[tuple[PairSeries, TimedCall]]) -> None:
         """One pair for each variant; up to VARIANTS_A_BASELINE of them share a baseline call.
 
         Args:
@@ -236,11 +236,11 @@ class PairTimer:
             for (series, _), watch in zip(group, watches[1:], strict=True):
                 series.add(Pair(watches[0], watch), attest, took_s)
 
-    def _run(self, calls: Sequence[Timed], turns: Sequence[int]) -> tuple[list[Stopwatch], Attest]:
+    def _run(self, calls: Sequence[TimedCall], turns: Sequence[int]) -> tuple[list[CallTime], Attestation]:
         """Run each call in its turn, holding the device alone, and anew where it would be held too long."""
-        watches: dict[int, Stopwatch] = {}
+        watches: dict[int, CallTime] = {}
         waiting = list(turns)
-        self.witness.begin()
+        self.monitor.begin()
         while waiting:
             with self.lease.exclusive():
                 taken_s = self.clock()
@@ -251,7 +251,7 @@ class PairTimer:
                     self._longest_s = max(self._longest_s, watches[turn].wall_s)
                     is_first = False
         in_order = [watches[turn] for turn in range(len(calls))]
-        return in_order, self.witness.judge(in_order)
+        return in_order, self.monitor.judge(in_order)
 
 
 def noise_of(pairs: Iterable[Pair]) -> float:

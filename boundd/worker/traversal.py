@@ -1,15 +1,19 @@
-"""Which point of a grid to look at next, and which need not be looked at. Pure: no clock, no device, no randomness.
+"""Which point of a grid to measure next, and which points need not be measured. Pure: no clock, device or randomness.
 
-A method may say for a parameter in which direction it loses quality (`lossier`) and in which it is sure to be faster
-(`faster`). That orders the points, partly, and lets one measured point settle others:
+The search looks for the fastest point whose score loss is within the tolerance. A method may declare, for a parameter,
+in which direction quality gets worse (`lossier`) and in which the method is certain to be faster (`faster`). This is a
+partial order of the points, and it lets one measured point rule out others:
 
- * a point that passed settles every point that is no faster by that order;
- * a point that was rejected by the sequential test settles every point that is at least as lossy;
- * a point that was measured slower than the fastest one that passed is settled, and what is no faster than it too.
+ * a point that passed rules out every point that is no faster by that order;
+ * a point that the sequential test rejected rules out every point that is at least as lossy;
+ * a point that was measured slower than the fastest that passed is ruled out, and so is every point that is no faster
+   than it.
 
-What was measured always beats what the order says: a point whose interval lies above that of the point which is said
-to be faster stays open. A point that failed on all samples without being rejected settles nothing: it is too close to
-the tolerance to speak for others.
+Measurements win over the declared order: a point that was measured clearly faster than one that is declared faster is
+not ruled out by it. A point that fails on all samples without a rejection rules out nothing: it is too close to the
+tolerance.
+
+"Open" means neither judged nor ruled out; "settled" is the opposite.
 """
 
 from __future__ import annotations
@@ -22,18 +26,18 @@ from boundd.worker.methods.base import Parameters
 from boundd.worker.statistics import IntervalEstimate
 
 FAILURES_IN_A_ROW = 3
-"""So many, and the bound is not near the fastest points: going down one by one would judge most of the grid."""
+"""After this many failures in a row the bound is not near the fastest points, so the search bisects what is left."""
 
 
 LEAST_PAIRS = 2
-"""So many pairs must have shown that a point is slower."""
+"""Fewest timed pairs by which a point may be called slower."""
 
 
 class PointVerdict(StrEnum):
-    """What became of a point."""
+    """How a point was judged."""
 
     PASSED = "passed"
-    """Within the tolerance on all samples, or fast where nothing is scored."""
+    """Within the tolerance on all samples; without a scorer, every point that was timed."""
     REJECTED = "rejected"
     """Above the tolerance, by the sequential test."""
     FAILED = "failed"
@@ -44,8 +48,8 @@ class PointVerdict(StrEnum):
 
 @dataclass(frozen=True)
 class MethodOrder:
-    """How the points of one method compare; its identity is below all of them. A point without the method's
-    parameters is at its identity.
+    """The partial order of one method's points. A point without the method's parameters counts as its identity, which
+    is the least lossy and the slowest.
 
     Attributes:
         names: the method's parameters.
@@ -71,7 +75,7 @@ class MethodOrder:
 
 @dataclass(frozen=True)
 class Skip:
-    """A point that was not measured, or not to its end, and why."""
+    """A point that was not judged, and why."""
 
     parameters: Parameters
     reason: str
@@ -105,7 +109,7 @@ class Traversal:
         )
 
     def _related(self, holds: Callable[[MethodOrder, Parameters, Parameters], bool]) -> list[frozenset[int]]:
-        """For each point, the others for which `holds` of every method."""
+        """For each point, the other points for which `holds` is true of every method."""
         return [
             frozenset(
                 other
@@ -116,24 +120,24 @@ class Traversal:
         ]
 
     def focus(self, among: Iterable[int]) -> None:
-        """From now on search among these points only: the best of them, whatever passed beside them."""
+        """From now on search for the best of these points only."""
         self._among = frozenset(among)
 
     def timed(self, index: int, estimate: IntervalEstimate) -> None:
-        """Note how fast a point is; a later, better estimate takes the place of an earlier one."""
+        """Set a point's speed-up, replacing an earlier estimate."""
         self._entries[index].estimate = estimate
 
     def judged(self, index: int, verdict: PointVerdict) -> None:
-        """Note what became of a point."""
+        """Set a point's verdict."""
         self._entries[index].verdict = verdict
         self._failures = self._failures + 1 if verdict in (PointVerdict.REJECTED, PointVerdict.FAILED) else 0
 
     def verdict(self, index: int) -> PointVerdict | None:
-        """What became of a point; None while nothing did."""
+        """A point's verdict; None as long as it has none."""
         return self._entries[index].verdict
 
     def estimate(self, index: int) -> IntervalEstimate | None:
-        """How fast a point is, as far as it was timed."""
+        """A point's speed-up; None if it was not timed."""
         return self._entries[index].estimate
 
     @property
@@ -143,7 +147,7 @@ class Traversal:
         return max(passed, key=lambda index: (self._known(index).value, -index), default=None)
 
     def contenders(self) -> list[int]:
-        """The points that passed and may be the fastest: whose interval overlaps the best one's."""
+        """The points that passed and may be the fastest: their interval overlaps that of the best one."""
         best = self.best
         if best is None:
             return []
@@ -151,7 +155,7 @@ class Traversal:
         return [index for index in self._with(PointVerdict.PASSED) if self._known(index).high >= low]
 
     def open(self) -> list[int]:
-        """The points that may still turn out to be the fastest that passes."""
+        """The points that may still turn out to be the bound."""
         return [
             index
             for index in sorted(self._among)
@@ -159,16 +163,16 @@ class Traversal:
         ]
 
     def to_time(self) -> list[int]:
-        """The open points to time next: those that no other open point is sure to be as fast as."""
+        """The open points to time next: those for which no other open point is declared at least as fast."""
         waiting = self.open()
         beaten = {slower for index in waiting for slower in self._no_faster[index]}
         return [index for index in waiting if index not in beaten and self._entries[index].estimate is None]
 
     def candidate(self) -> int | None:
-        """The open point to judge next; None when all are settled.
+        """The open point to judge next; None when none is open.
 
-        The fastest; but after FAILURES_IN_A_ROW, the one which settles most whatever becomes of it: a bisection of
-        what is left, in the partial order.
+        It is the fastest. After FAILURES_IN_A_ROW it is the point that rules out the most others in the worse of its
+        two outcomes: a bisection in the partial order.
         """
         waiting = self.open()
         if not waiting:
@@ -188,7 +192,7 @@ class Traversal:
         ]
 
     def _settles(self, index: int, waiting: set[int]) -> int:
-        """How many open points a verdict settles at least, the point itself included."""
+        """How many open points a verdict settles at the least, the point itself included."""
         speed = self._entries[index].estimate
         slower = {
             other for other in waiting if speed and (known := self._entries[other].estimate) and known.high < speed.low
@@ -196,7 +200,7 @@ class Traversal:
         return 1 + min(len(waiting & (self._no_faster[index] | slower)), len(waiting & self._at_least_as_lossy[index]))
 
     def _settled_by(self, index: int) -> str | None:
-        """Why a point needs no verdict of its own; None while it does."""
+        """Why a point is ruled out; None while it isn't."""
         for passed in self._with(PointVerdict.PASSED):
             if index in self._no_faster[passed] and not self._is_measured_faster(index, passed):
                 return f"no faster than {_named(self.points[passed])}, which passed"
@@ -241,7 +245,7 @@ class Traversal:
 
 
 def is_slower(own: IntervalEstimate, fastest: IntervalEstimate) -> bool:
-    """Whether a point is settled as slower: by LEAST_PAIRS at least, since one call may have been an outlier."""
+    """Whether a point is clearly slower than the fastest. It takes LEAST_PAIRS pairs: one call may be an outlier."""
     return own.pairs >= LEAST_PAIRS and own.high < fastest.low
 
 

@@ -98,7 +98,7 @@ def test_prompts_that_are_not_read(load: Load) -> None:
         check_prompts(pipe, scorer, [Batch(("a seven", "a cat"), (0, 1))])
     assert check_prompts(pipe, None, [Batch(("a cat",), (0,))]) == []
     (remark,) = check_prompts(pipe, scorer, [Batch(("a handwritten seven", "a seven " + "in ink " * 40), (0, 1))])
-    assert "reads 16 tokens, and 1 of 2 prompts have more" in remark
+    assert "reads 16 tokens, and 1 of 2 prompts are longer" in remark
 
 
 class Mixing(ToMeMethod):
@@ -120,7 +120,7 @@ class Mixing(ToMeMethod):
 def test_images_of_a_mixed_batch_are_refused(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """An image made alone is another one than in its batch."""
     monkeypatch.setattr(search_module, "combine", lambda _: Mixing())
-    with pytest.raises(BadDataError, match="made alone and not in a batch of 2"):
+    with pytest.raises(BadDataError, match="made alone instead of in a batch of 2"):
         run(make_settings(search_targets="tome", num_samples=2, batch_size=2, **QUICK))
 
 

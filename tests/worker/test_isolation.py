@@ -13,8 +13,8 @@ import pytest
 
 from boundd.catalogue.outcomes import Isolation
 from boundd.protocol.company import Lists
-from boundd.worker.devices import Stopwatch
-from boundd.worker.isolation import Attest, CpuWitness, GpuReading, GpuWitness, merge, worst
+from boundd.worker.devices import CallTime
+from boundd.worker.isolation import Attestation, CpuIsolationMonitor, GpuIsolationMonitor, GpuReading, merge, worst
 
 
 def proc(folder: Path, waiting_s: float | None, stolen_ticks: int = 0) -> Path:
@@ -33,9 +33,9 @@ def proc(folder: Path, waiting_s: float | None, stolen_ticks: int = 0) -> Path:
 )
 def test_the_share_of_the_cpu_decides(cpu_s: float, verdict: str, tmp_path: Path) -> None:
     """Nine tenths of the time on the core is alone, and the share is told."""
-    witness = CpuWitness(1, proc(tmp_path, 0.0))
-    witness.begin()
-    attest = witness.judge([Stopwatch(0.6, 0.6 * cpu_s), Stopwatch(0.4, 0.4 * cpu_s)])
+    monitor = CpuIsolationMonitor(1, proc(tmp_path, 0.0))
+    monitor.begin()
+    attest = monitor.judge([CallTime(0.6, 0.6 * cpu_s), CallTime(0.4, 0.4 * cpu_s)])
     assert attest.isolation == verdict
     assert attest.as_json()["cpu_share"] == pytest.approx(cpu_s)
     assert bool(attest.reasons) == (verdict == "contended")
@@ -48,34 +48,34 @@ def test_several_threads_are_judged_by_the_kernels_pressure(
     """Where the kernel counts how long something waited for a core; else nobody can say."""
     now_s = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
-    witness = CpuWitness(2, proc(tmp_path, None if share is None else 50.0))
-    witness.begin()
+    monitor = CpuIsolationMonitor(2, proc(tmp_path, None if share is None else 50.0))
+    monitor.begin()
     now_s = 110.0
     proc(tmp_path, None if share is None else 50.0 + 10 * share)
-    assert witness.judge([Stopwatch(10.0, 15.0)]).isolation == verdict
+    assert monitor.judge([CallTime(10.0, 15.0)]).isolation == verdict
 
 
 def test_what_a_hypervisor_takes_counts(tmp_path: Path) -> None:
     """A tenth of all ticks stolen in between is somebody else on our cores."""
-    witness = CpuWitness(1, proc(tmp_path, 0.0))
-    witness.begin()
+    monitor = CpuIsolationMonitor(1, proc(tmp_path, 0.0))
+    monitor.begin()
     (tmp_path / "stat").write_text("cpu  1900 0 0 0 0 0 0 100 0 0\n")
-    attest = witness.judge([Stopwatch(1.0, 1.0)])
+    attest = monitor.judge([CallTime(1.0, 1.0)])
     assert attest.isolation == "contended"
     assert "hypervisor" in attest.reasons[0]
 
 
 def test_too_short_to_judge() -> None:
     """The clocks can't tell the share of a millisecond."""
-    assert CpuWitness(1).judge([Stopwatch(0.001, 0.0)]).isolation == "unknown"
+    assert CpuIsolationMonitor(1).judge([CallTime(0.001, 0.0)]).isolation == "unknown"
 
 
 def test_a_section_that_did_not_run_is_contended() -> None:
     """A section that spent its time off the core is seen as such by the real clocks."""
     wall, cpu = time.perf_counter(), time.process_time()
     time.sleep(0.2)
-    watch = Stopwatch(time.perf_counter() - wall, time.process_time() - cpu)
-    assert CpuWitness(1).judge([watch]).isolation == "contended"
+    watch = CallTime(time.perf_counter() - wall, time.process_time() - cpu)
+    assert CpuIsolationMonitor(1).judge([watch]).isolation == "contended"
 
 
 def alone(size: int | None = 2**30) -> Lists:
@@ -85,30 +85,30 @@ def alone(size: int | None = 2**30) -> Lists:
 
 def test_a_throttled_gpu_is_not_fit_to_time(tmp_path: Path) -> None:
     """Heat and power brakes spoil a timing, and are named; a power cap is how a GPU under load runs."""
-    witness = GpuWitness("GPU-1", tmp_path, every_pid=True)
-    hot = witness.seen(GpuReading(alone(), throttle=0x40, sm_clock_mhz=900))
+    monitor = GpuIsolationMonitor("GPU-1", tmp_path, every_pid=True)
+    hot = monitor.seen(GpuReading(alone(), throttle=0x40, sm_clock_mhz=900))
     assert (hot.isolation, hot.reasons) == ("contended", ("the GPU throttles: hardware thermal slowdown",))
     assert hot.as_json()["sm_clock_mhz"] == 900
-    assert witness.seen(GpuReading(alone(), throttle=0x04)).isolation == "exclusive"
+    assert monitor.seen(GpuReading(alone(), throttle=0x04)).isolation == "exclusive"
 
 
 def test_several_attests_make_one() -> None:
     """The worst verdict, every reason once, the last readings."""
     both = merge(
         [
-            Attest(Isolation.EXCLUSIVE, (), {"mhz": 1}),
-            Attest(Isolation.CONTENDED, ("a",), {"mhz": 2}),
-            Attest(Isolation.UNKNOWN, ("a",)),
+            Attestation(Isolation.EXCLUSIVE, (), {"mhz": 1}),
+            Attestation(Isolation.CONTENDED, ("a",), {"mhz": 2}),
+            Attestation(Isolation.UNKNOWN, ("a",)),
         ]
     )
-    assert both == Attest(Isolation.CONTENDED, ("a",), {"mhz": 2})
+    assert both == Attestation(Isolation.CONTENDED, ("a",), {"mhz": 2})
 
 
 def test_a_gpu_that_cannot_be_seen_is_unknown(tmp_path: Path) -> None:
     """No driver, a list that is refused, or lists in which this process is not: nothing is attested, with the
     reason."""
-    witness = GpuWitness("GPU-1", tmp_path, every_pid=True)
-    assert witness.seen(GpuReading(alone())).isolation == "exclusive"
+    monitor = GpuIsolationMonitor("GPU-1", tmp_path, every_pid=True)
+    assert monitor.seen(GpuReading(alone())).isolation == "exclusive"
     dead = subprocess.Popen(["true"])
     dead.wait()
     for lists, why in (
@@ -117,21 +117,21 @@ def test_a_gpu_that_cannot_be_seen_is_unknown(tmp_path: Path) -> None:
         (Lists({dead.pid: 1}), "this worker's process is not"),
         (Lists({os.getpid(): 1}, {"graphics": "Not Supported (NVML error 3)"}), "graphics processes: Not Supported"),
     ):
-        seen = witness.seen(GpuReading(lists))
+        seen = monitor.seen(GpuReading(lists))
         assert seen.isolation == "unknown"
         assert why in seen.reasons[0]
 
 
 def test_in_a_container_memory_decides(tmp_path: Path) -> None:
     """Somebody whom the container doesn't see holds memory all the same."""
-    witness = GpuWitness("GPU-1", tmp_path, every_pid=False)
-    assert witness.seen(GpuReading(alone())).isolation == "exclusive"
-    assert witness.seen(GpuReading(replace(alone(), used_bytes=2**31))).isolation == "unknown"
+    monitor = GpuIsolationMonitor("GPU-1", tmp_path, every_pid=False)
+    assert monitor.seen(GpuReading(alone())).isolation == "exclusive"
+    assert monitor.seen(GpuReading(replace(alone(), used_bytes=2**31))).isolation == "unknown"
     dead = subprocess.Popen(["true"])
     dead.wait()
     machines = Lists({dead.pid: 2**30}, used_bytes=2**30)
-    assert witness.seen(GpuReading(machines, own_bytes=2**29)).isolation == "exclusive"
-    assert witness.seen(GpuReading(machines)).isolation == "unknown"
+    assert monitor.seen(GpuReading(machines, own_bytes=2**29)).isolation == "exclusive"
+    assert monitor.seen(GpuReading(machines)).isolation == "unknown"
 
 
 def test_neighbours_that_keep_the_same_lease_are_fine(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_neighbours_that_keep_the_same_lease_are_fine(tmp_path: Path) -> None:
 
     def seen(folder: Path | None, *pids: int) -> str:
         lists = Lists(dict.fromkeys((os.getpid(), *pids), 2**30))
-        return GpuWitness(None, folder, every_pid=True).seen(GpuReading(lists)).isolation
+        return GpuIsolationMonitor(None, folder, every_pid=True).seen(GpuReading(lists)).isolation
 
     with neighbour(str(tmp_path)) as ours, neighbour("/somewhere/else") as other:
         try:

@@ -1,4 +1,4 @@
-"""The worker's witness and the daemon's look at the same driver (the fake one): they say the same."""
+"""The worker's monitor and the daemon's look at the same driver (the fake one): they say the same."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the fake NV
 WORKER = """
 import json, sys
 from tests.fake_nvml.memory import DeviceMemory
-from boundd.worker.isolation import GpuWitness
+from boundd.worker.isolation import GpuIsolationMonitor
 memory = DeviceMemory("GPU-a")
-witness = GpuWitness("GPU-a", None)
+monitor = GpuIsolationMonitor("GPU-a", None)
 print("ready", flush=True)
 for _ in sys.stdin:
-    witness.begin()
-    attest = witness.judge([])
+    monitor.begin()
+    attest = monitor.judge([])
     print(json.dumps([attest.isolation, attest.reasons]), flush=True)
 """
 

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 
 from boundd.worker.architectures import ARCHITECTURES
+from boundd.worker.compatibility import check_compatibility
 from boundd.worker.completeness import build
 from boundd.worker.errors import BadDataError, ModelUnavailableError
-from boundd.worker.fit import check_fit
 from boundd.worker.model_folder import read_model_folder
 from tests.faults.campaign import line, record, sizes
 from tests.worker.model_folders import ODD_FOLDERS, Draft, Outcome, Variant, weights_of
@@ -78,7 +78,7 @@ def refusal_of(draft: Draft, outcome: Outcome) -> str | None:
     known = {name: architecture.unet for name, architecture in ARCHITECTURES.items()}
     try:
         folder = read_model_folder(draft.path, "mine", outcome.asked_class)
-        check_fit(folder, "mine", known)
+        check_compatibility(folder, "mine", known)
         modules = {name: build(folder.parts[name], torch.float32) for name in outcome.parts}
     except (BadDataError, ModelUnavailableError) as error:
         return str(error)

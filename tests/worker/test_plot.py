@@ -91,7 +91,7 @@ def test_what_a_scored_picture_says(tmp_path: Path) -> None:
         "noise: the baseline against itself, 0.990 to 1.010",
         "score loss",
         "1 timed and not scored",
-        "3 settled by others",
+        "3 ruled out by others",
         "1 more beyond, up to 30%",
     ):
         assert text in said

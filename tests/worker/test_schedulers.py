@@ -1,6 +1,6 @@
 """Schedulers: what is accepted samples rightly, and what can't is refused by name, whatever the config says.
 
-The product rehearses a scheduler on latents that are known. These tests judge what it accepts in another way: by a
+boundd tries a scheduler on known latents (a dry run). These tests judge what it accepts in another way: by a
 model of Gaussian data, whose prediction has a closed form, and by diffusers' own word on what is compatible.
 """
 
@@ -23,7 +23,7 @@ from boundd.catalogue.schedulers import SCHEDULERS
 from boundd.worker.digits import model_folder
 from boundd.worker.errors import BadDataError
 from boundd.worker.pipelines import check_schedule
-from boundd.worker.schedulers import FAMILIES, SUPPORTED, build_scheduler, read_own_scheduler, rehearse
+from boundd.worker.schedulers import FAMILIES, SUPPORTED, build_scheduler, dry_run, read_own_scheduler
 from tests.worker.conftest import MakeSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -72,9 +72,9 @@ def test_the_table_holds(name: str, prediction: str) -> None:
             build_scheduler(config, class_name, "EulerDiscreteScheduler")
         return
     scheduler = build_scheduler(config, class_name, "EulerDiscreteScheduler")
-    rehearsal = rehearse(scheduler, 20)
+    result = dry_run(scheduler, 20)
     asked, mean, deviation = sample_gaussian(scheduler, 20)
-    assert list(rehearsal.timesteps) == asked
+    assert list(result.timesteps) == asked
     assert mean == pytest.approx(MEAN, abs=0.2)  # PNDM averages velocities of several timesteps
     assert deviation == pytest.approx(DEVIATION, abs=0.15)
 
@@ -108,7 +108,7 @@ def test_latents_are_not_clipped(own_class: str, clip: bool | None, name: str) -
     config = SD if clip is None else {**SD, "clip_sample": True, "thresholding": True}
     scheduler = build_scheduler(config, SCHEDULERS[name], own_class)
     assert not scheduler.config.clip_sample
-    rehearse(scheduler, 10)
+    dry_run(scheduler, 10)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_latents_are_not_clipped(own_class: str, clip: bool | None, name: str) -
 def test_what_would_not_sample_is_refused(config: dict[str, Any], name: str, steps: int, reason: str) -> None:
     """With what is wrong, before anything is measured."""
     with pytest.raises(BadDataError, match=reason):
-        rehearse(build_scheduler({**SD, **config}, SCHEDULERS[name], "EulerDiscreteScheduler"), steps)
+        dry_run(build_scheduler({**SD, **config}, SCHEDULERS[name], "EulerDiscreteScheduler"), steps)
 
 
 def test_timesteps_are_told_as_they_are() -> None:
@@ -140,7 +140,7 @@ def test_timesteps_are_told_as_they_are() -> None:
     config = {**SD, "timestep_spacing": "leading"}
 
     def visited(name: str) -> tuple[float, ...]:
-        return rehearse(build_scheduler(config, SCHEDULERS[name], "DDIMScheduler"), 100).timesteps
+        return dry_run(build_scheduler(config, SCHEDULERS[name], "DDIMScheduler"), 100).timesteps
 
     assert [visited(name)[0] for name in ("DDIM", "DPM-Solver++", "DEIS", "UniPC")] == [991, 901, 901, 901]
     pndm = visited("PNDM")
@@ -233,7 +233,7 @@ def judge(own_class: str, config: dict[str, Any], name: str, steps: int) -> bool
     class_name = SCHEDULERS[name]
     try:
         scheduler = build_scheduler(config, class_name, own_class)
-        rehearsal = rehearse(scheduler, steps)
+        result = dry_run(scheduler, steps)
     except BadDataError as error:
         said = str(error)
         if class_name not in said and own_class not in said:
@@ -245,7 +245,7 @@ def judge(own_class: str, config: dict[str, Any], name: str, steps: int) -> bool
     # Few steps, or from noise of thousands as in a cosine schedule, can't shape a distribution, but must find a point.
     is_coarse = steps < 10 or config.get("beta_schedule") == "squaredcos_cap_v2"
     asked, mean, deviation = sample_gaussian(scheduler, steps, 1e-6 if is_coarse else DEVIATION)
-    assert list(rehearsal.timesteps) == asked
+    assert list(result.timesteps) == asked
     assert len(asked) >= steps
     assert all(0 <= timestep < scheduler.config.num_train_timesteps for timestep in asked)
     if not any(config.get(f"use_{kind}_sigmas") for kind in ("karras", "exponential", "beta")):

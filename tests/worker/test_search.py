@@ -214,7 +214,7 @@ def test_an_earlier_attempt_is_read_back(make_settings: MakeSettings, tmp_path: 
     results.write_text("".join(encode(point) + "\n" for point in kept))
     again, result = run(settings, earlier_results=(results,))
     assert result.extra["points_read_back"] == 2
-    # Timed anew, none would come out the same to the last digit. Images can't be counted against the first run's: on
+    # Timed again, none would come out the same to the last digit. Images can't be counted against the first run's: on
     # a busy machine contended pairs are made again, in either.
     assert [point.speedup for point in again.of(Point)[:2]] == [point.speedup for point in kept]
     assert len(last_of(again.of(Point))) == len(first.of(Point))

@@ -10,17 +10,17 @@ from contextlib import contextmanager
 import pytest
 
 from boundd.catalogue.outcomes import Isolation
-from boundd.worker.devices import Instant, Stopwatch, TorchDevice
-from boundd.worker.isolation import Attest
+from boundd.worker.devices import CallTime, Instant, TorchDevice
+from boundd.worker.isolation import Attestation
 from boundd.worker.statistics import IntervalEstimate
 from boundd.worker.timing import (
     MAX_DISTURBED,
     MIN_PAIRS,
     Pair,
+    PairSeries,
     PairTimer,
-    Series,
     StopRule,
-    Timed,
+    TimedCall,
     Timing,
     is_steady,
     noise_of,
@@ -40,12 +40,12 @@ class Bench:
         self.source = random.Random(1)
         self.verdicts: list[Isolation] = []
 
-    def call(self, what: str) -> Stopwatch:
+    def call(self, what: str) -> CallTime:
         """Run one call."""
         took_s = self.durations_s[what] * math.exp(self.source.gauss(0, self.spread))
         self.now_s += took_s
         self.events.append(what)
-        return Stopwatch(took_s, took_s, loop_s=took_s / 2)
+        return CallTime(took_s, took_s, loop_s=took_s / 2)
 
     @property
     def waited_s(self) -> float:
@@ -62,15 +62,15 @@ class Bench:
     shared = exclusive
 
     def begin(self) -> None:
-        """Note that the witness looks."""
+        """Note that the monitor looks."""
         self.events.append("look")
 
-    def judge(self, timed: Sequence[Stopwatch]) -> Attest:
+    def judge(self, timed: Sequence[CallTime]) -> Attestation:
         """The next verdict; alone, if there is none left."""
         assert timed
-        return Attest(self.verdicts.pop(0) if self.verdicts else Isolation.EXCLUSIVE)
+        return Attestation(self.verdicts.pop(0) if self.verdicts else Isolation.EXCLUSIVE)
 
-    def next_pair(self) -> tuple[Timed, Timed]:
+    def next_pair(self) -> tuple[TimedCall, TimedCall]:
         """A pair's calls."""
         return lambda: self.call("baseline"), lambda: self.call("variant")
 
@@ -81,14 +81,14 @@ class Bench:
 
     def measure(self, timer: PairTimer) -> Timing:
         """Time the two calls."""
-        series = Series(timer.rule.fewest, 0.02, seed=1)
+        series = PairSeries(timer.rule.fewest, 0.02, seed=1)
         timer.measure(series, self.next_pair)
         return series.timing()
 
 
 def test_pairs_are_whole_and_their_order_varies() -> None:
     """Each pair runs under one hold of the lease, one of each, sometimes one first and sometimes the other; the
-    witness looks before each."""
+    monitor looks before each."""
     bench = Bench(spread=0.1)
     timing = bench.measure(bench.timer(max_pairs=12, precision=0.0))
     holds = " ".join(bench.events).removeprefix("look [ ").removesuffix(" ]").split(" ] look [ ")
@@ -104,9 +104,7 @@ def test_what_was_timed_is_told() -> None:
     assert timing.speedup.value == 2
     assert timing.median_of(lambda pair: pair.variant.wall_s) == 1
     assert timing.median_loop_ratio() == 2
-    assert (
-        Timing(timing.speedup, [Pair(Stopwatch(2, 2), Stopwatch(1, 1))], timing.attest, 0).median_loop_ratio() is None
-    )
+    assert Timing(timing.speedup, [Pair(CallTime(2, 2), CallTime(1, 1))], timing.attest, 0).median_loop_ratio() is None
 
 
 def test_a_long_pair_gives_the_device_back_in_between() -> None:
@@ -135,7 +133,7 @@ def test_it_ends_when_enough_is_known() -> None:
     """The caller may have seen enough: a point that is clearly slower needs no narrow interval."""
     bench = Bench(spread=0.2)
     timer = bench.timer()
-    series = Series(timer.rule.fewest, 0.02, seed=1)
+    series = PairSeries(timer.rule.fewest, 0.02, seed=1)
     timer.measure(series, bench.next_pair, lambda estimate: estimate.high < 100)
     assert series.pairs == FEWEST
 
@@ -174,7 +172,7 @@ def test_rough_pairs_share_a_baseline() -> None:
     """Six variants: two baseline calls, one pair each, in a shuffled order, under one hold of the lease each."""
     bench = Bench()
     timer = bench.timer()
-    series = [Series(FEWEST, 0.02, seed=1) for _ in range(6)]
+    series = [PairSeries(FEWEST, 0.02, seed=1) for _ in range(6)]
     timer.add_rough_pairs(lambda: bench.call("baseline"), [(one, lambda: bench.call("variant")) for one in series])
     assert bench.events.count("baseline") == 2
     assert bench.events.count("[") == 2
@@ -185,36 +183,36 @@ def test_rough_pairs_share_a_baseline() -> None:
 def test_a_rough_interval_is_as_wide_as_the_noise() -> None:
     """Three standard errors of single A/A pairs, narrower with more pairs, never under one per cent; from the fewest
     pairs on it is their own."""
-    pair = Pair(Stopwatch(2, 2), Stopwatch(1, 1))
-    series = Series(FEWEST, 0.1, seed=1)
-    series.add(pair, Attest(Isolation.EXCLUSIVE), 3.0)
+    pair = Pair(CallTime(2, 2), CallTime(1, 1))
+    series = PairSeries(FEWEST, 0.1, seed=1)
+    series.add(pair, Attestation(Isolation.EXCLUSIVE), 3.0)
     assert series.estimate() == IntervalEstimate(2.0, 2 / math.exp(0.3), 2 * math.exp(0.3), 1)
     for _ in range(3):
-        series.add(pair, Attest(Isolation.EXCLUSIVE), 3.0)
+        series.add(pair, Attestation(Isolation.EXCLUSIVE), 3.0)
     assert series.estimate().high == pytest.approx(2 * math.exp(0.15))
-    series.add(pair, Attest(Isolation.EXCLUSIVE), 3.0)
+    series.add(pair, Attestation(Isolation.EXCLUSIVE), 3.0)
     assert series.estimate() == IntervalEstimate(2.0, 2.0, 2.0, 5)
-    quiet = Series(FEWEST, 0.0, seed=1)
-    quiet.add(pair, Attest(Isolation.EXCLUSIVE), 3.0)
+    quiet = PairSeries(FEWEST, 0.0, seed=1)
+    quiet.add(pair, Attestation(Isolation.EXCLUSIVE), 3.0)
     assert quiet.estimate().high == pytest.approx(2 * math.exp(0.01))
 
 
 def test_the_noise_is_that_of_single_pairs() -> None:
     """The median distance of their logarithms from 0, as a normal deviation; equals have none, and an outlier among
     them changes nothing."""
-    equal = Pair(Stopwatch(1, 1), Stopwatch(1, 1))
+    equal = Pair(CallTime(1, 1), CallTime(1, 1))
     assert noise_of([equal, equal]) == 0
-    up, down = Pair(Stopwatch(1.1, 1), Stopwatch(1, 1)), Pair(Stopwatch(1, 1), Stopwatch(1.1, 1))
-    wild = Pair(Stopwatch(20, 1), Stopwatch(1, 1))
+    up, down = Pair(CallTime(1.1, 1), CallTime(1, 1)), Pair(CallTime(1, 1), CallTime(1.1, 1))
+    wild = Pair(CallTime(20, 1), CallTime(1, 1))
     assert noise_of([up, down]) == pytest.approx(math.log(1.1) / 0.6745)
     assert noise_of([up, down, up, down, wild]) == pytest.approx(math.log(1.1) / 0.6745)
 
 
 def test_one_slow_call_makes_no_point_slow() -> None:
     """Of a few pairs the fastest bounds the interval from above."""
-    series = Series(FEWEST, 0.01, seed=1)
-    series.add(Pair(Stopwatch(2, 2), Stopwatch(3, 3)), Attest(Isolation.EXCLUSIVE), 1.0)
-    series.add(Pair(Stopwatch(2, 2), Stopwatch(1, 1)), Attest(Isolation.EXCLUSIVE), 1.0)
+    series = PairSeries(FEWEST, 0.01, seed=1)
+    series.add(Pair(CallTime(2, 2), CallTime(3, 3)), Attestation(Isolation.EXCLUSIVE), 1.0)
+    series.add(Pair(CallTime(2, 2), CallTime(1, 1)), Attestation(Isolation.EXCLUSIVE), 1.0)
     assert series.estimate().high > 2
 
 
@@ -227,8 +225,8 @@ def test_steady_is_three_calls_alike() -> None:
 
 def test_the_devices_own_clock_wins() -> None:
     """On a GPU the events' time is compared, on one thread of a CPU its own; else the wall's."""
-    assert Stopwatch(2.0, 0.1).elapsed_s == 2.0
-    assert Stopwatch(2.0, 0.1, device_s=1.5).elapsed_s == 1.5
+    assert CallTime(2.0, 0.1).elapsed_s == 2.0
+    assert CallTime(2.0, 0.1, device_s=1.5).elapsed_s == 1.5
     start, end = Instant(wall_s=1.0, cpu_s=1.0), Instant(wall_s=3.0, cpu_s=2.5)
     assert TorchDevice("cpu", 1).between(start, end) == 1.5
     assert TorchDevice("cpu", 2).between(start, end) == 2.0

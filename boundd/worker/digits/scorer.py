@@ -65,7 +65,7 @@ class DigitsScorer(nn.Module):
         return of_images @ F.normalize(self.digit_vectors, dim=-1).T
 
     @property
-    def most_tokens(self) -> int | None:
+    def max_tokens(self) -> int | None:
         """All of a prompt is read."""
         return None
 
@@ -73,7 +73,7 @@ class DigitsScorer(nn.Module):
         """Its words."""
         return len(prompt.split())
 
-    def reason_against(self, prompt: str) -> str | None:
+    def why_unscorable(self, prompt: str) -> str | None:
         """Why no image can be judged by this prompt: it names no digit, or two."""
         try:
             digit_in(prompt)

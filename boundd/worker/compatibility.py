@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
-from boundd.worker.completeness import attempt
+from boundd.worker.completeness import load_or_refuse
 from boundd.worker.errors import BadDataError, ModelUnavailableError
 from boundd.worker.model_folder import CONFIG, STABLE_DIFFUSION_XL, TOKENIZER_CONFIG, ModelFolder, Part, count, some
 
@@ -31,7 +31,7 @@ MERGES_LACKING: Final = 0.1
 _PROBE: Final = "a photo of two brown dogs, 37 red apples & a café"
 
 
-def check_fit(folder: ModelFolder, model: str, known: Mapping[str, Config]) -> dict[str, Tokenizer]:
+def check_compatibility(folder: ModelFolder, model: str, known: Mapping[str, Config]) -> dict[str, Tokenizer]:
     """Check that the parts fit together, and give the tokenizers, which had to be loaded for it.
 
     Args:
@@ -43,7 +43,7 @@ def check_fit(folder: ModelFolder, model: str, known: Mapping[str, Config]) -> d
         ModelUnavailableError: when a configuration or a tokenizer can't be read, or does not belong to the rest.
         BadDataError: when the model needs more than a prompt, or is another one than its name says.
     """
-    unet, vae = settled(folder.parts["unet"]), settled(folder.parts["vae"])
+    unet, vae = with_defaults(folder.parts["unet"]), with_defaults(folder.parts["vae"])
     _check_task(folder, unet, vae)
     _check_name(folder, model, unet, known)
     tokenizers: dict[str, Tokenizer] = {}
@@ -57,7 +57,7 @@ def check_fit(folder: ModelFolder, model: str, known: Mapping[str, Config]) -> d
     return tokenizers
 
 
-def settled(part: Part) -> Config:
+def with_defaults(part: Part) -> Config:
     """A part's configuration with its diffusers class's defaults for what it does not say."""
     import diffusers
 
@@ -76,7 +76,7 @@ def _text_config(config: Config, where: str) -> Config:
     from transformers import CLIPTextConfig
 
     own = config["text_config"] if config.get("model_type") == "clip" and "text_config" in config else config
-    whole: Config = attempt(lambda: CLIPTextConfig.from_dict(dict(own)).to_dict(), f"{where} can't be read")
+    whole: Config = load_or_refuse(lambda: CLIPTextConfig.from_dict(dict(own)).to_dict(), f"{where} can't be read")
     return whole
 
 
@@ -156,7 +156,7 @@ def load_tokenizer(part: Part) -> Tokenizer:
     import transformers
 
     loader = getattr(transformers, part.class_name)
-    return attempt(
+    return load_or_refuse(
         lambda: loader.from_pretrained(str(part.folder), local_files_only=True),
         f"the tokenizer in {part.folder} can't be read",
     )
@@ -209,7 +209,7 @@ def check_tokenizer(
 def _check_tokens(tokenizer: Tokenizer, part: Part, rows: int, length: int) -> None:
     """What it makes of a text: a start, tokens that the encoder has rows for, an end."""
     options = {"padding": "max_length", "truncation": True, "max_length": length}
-    tokens = attempt(
+    tokens = load_or_refuse(
         lambda: list(tokenizer(_PROBE, **options).input_ids), f"the tokenizer in {part.folder} can't read a prompt"
     )
     is_framed = tokens[0] == tokenizer.bos_token_id and tokenizer.eos_token_id in tokens[1:]

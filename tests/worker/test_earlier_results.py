@@ -6,7 +6,7 @@ from pathlib import Path
 
 from boundd.catalogue.outcomes import Isolation
 from boundd.protocol.lines import Point, Progress, encode, name_of
-from boundd.worker.earlier import read_earlier
+from boundd.worker.earlier_results import read_earlier
 
 
 def point(speedup: float, instrument: str = "today", **parameters: int) -> Point:

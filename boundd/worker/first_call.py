@@ -21,23 +21,23 @@ class FirstCall:
     is_guided: bool
 
 
-class _SeenEnoughError(Exception):
+class _FirstCallSeenError(Exception):
     """Leaves a pipeline's call."""
 
 
-def see_first_call(pipe: Any, sampler: Sampler, batch: Batch) -> FirstCall:
+def observe_first_call(pipe: Any, sampler: Sampler, batch: Batch) -> FirstCall:
     """Call the pipeline as a measurement would, and leave it where it calls its U-Net for the first time."""
     seen_images = 0
 
     def look(_: Any, arguments: tuple[Any, ...]) -> None:
         nonlocal seen_images
         seen_images = len(arguments[0])
-        raise _SeenEnoughError
+        raise _FirstCallSeenError
 
     hook = pipe.unet.register_forward_pre_hook(look)
     try:
         sampler.call(pipe, batch)
-    except _SeenEnoughError:
+    except _FirstCallSeenError:
         pass
     finally:
         hook.remove()

@@ -1,5 +1,4 @@
-"""Points that earlier attempts of the same cell measured: read back, so that a worker that was killed in its
-twentieth minute is not measured again from its first."""
+"""Reads the points that earlier attempts of the same cell have measured, so that a new attempt goes on from there."""
 
 from __future__ import annotations
 
@@ -9,17 +8,17 @@ from pathlib import Path
 from boundd.protocol.lines import LineSplitter, MalformedLineError, Point, name_of, parse_line
 
 MAX_READ_BYTES = 64 << 20
-"""Of one file; a cell's lines take a few kilobytes."""
+"""Read at most of one file. The lines of a cell take a few kilobytes."""
 
 
 def read_earlier(paths: Iterable[Path], digest: str) -> dict[str, Point]:
-    """The last line of each point that was measured with the instrument of this digest, by its name.
+    """The last line of each point that was measured with this instrument digest, by `name_of` its parameters.
 
-    What can't be read is left out: at worst it is measured again.
+    Unreadable files and malformed lines are skipped; those points are measured again.
 
     Args:
         paths: results files, the oldest first.
-        digest: today's instrument; points of another one are not comparable.
+        digest: stands for all that a measurement depends on; points of another digest are not comparable.
     """
     found: dict[str, Point] = {}
     for path in paths:

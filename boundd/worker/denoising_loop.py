@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class LoopWatch:
+class DenoisingLoopTimer:
     """Watches one pipeline, from now on. `on_decode`, where set, is called when a loop has ended."""
 
     def __init__(self, pipe: Any, device: TorchDevice) -> None:
