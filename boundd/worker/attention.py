@@ -1,4 +1,4 @@
-"""How a pipeline computes attention: chosen once for a cell, the same for its baseline and all its variants.
+"""Sets how a pipeline computes attention. Baseline and variants of a cell use the same.
 
  * `sdpa`: torch's scaled_dot_product_attention, as diffusers sets it up itself;
  * `eager`: the scores written out, multiplied and normalised in memory, as Stable Diffusion's first code did; it is
@@ -21,7 +21,7 @@ EAGER, SLICED, XFORMERS = "eager", "sliced", "xformers"
 
 
 def check_attention(name: str, *, is_cuda: bool) -> None:
-    """See that this machine can compute attention so, before anything is loaded.
+    """Check, before anything is loaded, that this machine can compute attention this way.
 
     Raises:
         BadDataError: when it can't, with the reason.
@@ -37,10 +37,10 @@ def check_attention(name: str, *, is_cuda: bool) -> None:
 
 
 def set_attention(pipe: Any, name: str) -> None:
-    """Make the pipeline compute attention as `name` says, for good.
+    """Make the pipeline compute attention as `name` says.
 
     Args:
-        pipe: as diffusers made it, so that `sdpa` needs nothing done.
+        pipe: a new pipeline, which uses `sdpa` by default.
         name: one of `boundd.catalogue.options.ATTENTIONS`.
     """
     if name == EAGER:

@@ -1,7 +1,7 @@
-"""Whether a model's parts were made for each other, by their configurations and the tokens that a tokenizer makes.
+"""Checks that a model's parts belong together, by their configurations and by what the tokenizer produces.
 
-Parts that don't fit fail in the middle of a run, or don't fail: a tokenizer with another vocabulary gives every prompt
-some other text's numbers, and the images are of that.
+Mismatched parts fail in the middle of a run or, worse, don't fail: with the wrong tokenizer every prompt becomes the
+tokens of another text.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ Tokenizer: TypeAlias = Any
 
 LATENT_CHANNELS_DEFAULT: Final = 4
 TIME_IDS: Final = 6
-"""SDXL tells its UNet the original size, the crop and the target size: two numbers each."""
+"""SDXL's UNet is given the original size, the crop and the target size: two numbers each."""
 LEGACY_EOS: Final = 2
-"""CLIP's configurations of before 2023 say 2 whatever it is; transformers then looks for the largest token."""
+"""The eos_token_id in CLIP configurations before 2023, which is wrong; transformers then uses the largest token."""
 FEWEST_OF_VOCABULARY: Final = 0.9
-"""A tokenizer with fewer tokens than this share of the encoder's rows is another encoder's; rows may be padded."""
+"""A tokenizer must have at least this share of the text encoder's embedding rows (which may be padded)."""
 MERGES_LACKING: Final = 0.1
-"""The share of a vocabulary's compound tokens that may have no merge to make them."""
+"""Largest share of multi-character tokens without a merge rule."""
 _PROBE: Final = "a photo of two brown dogs, 37 red apples & a café"
 
 
 def check_compatibility(folder: ModelFolder, model: str, known: Mapping[str, Config]) -> dict[str, Tokenizer]:
-    """Check that the parts fit together, and give the tokenizers, which had to be loaded for it.
+    """Check that the parts belong together. Returns the tokenizers, which are loaded for it.
 
     Args:
         folder: the model.
-        model: the name it was asked for by.
-        known: the UNet's configuration of each model whose name stands for an architecture.
+        model: the name that was asked for.
+        known: the UNet configuration of each known model name.
 
     Raises:
-        ModelUnavailableError: when a configuration or a tokenizer can't be read, or does not belong to the rest.
-        BadDataError: when the model needs more than a prompt, or is another one than its name says.
+        ModelUnavailableError: when a configuration or a tokenizer can't be read, or does not belong to the model.
+        BadDataError: when the model needs more input than a prompt, or is not the one that its name says.
     """
     unet, vae = with_defaults(folder.parts["unet"]), with_defaults(folder.parts["vae"])
     _check_task(folder, unet, vae)
@@ -58,7 +58,7 @@ def check_compatibility(folder: ModelFolder, model: str, known: Mapping[str, Con
 
 
 def with_defaults(part: Part) -> Config:
-    """A part's configuration with its diffusers class's defaults for what it does not say."""
+    """A part's configuration, filled up with the defaults of its diffusers class."""
     import diffusers
 
     signature = inspect.signature(getattr(diffusers, part.class_name).__init__)
@@ -68,7 +68,7 @@ def with_defaults(part: Part) -> Config:
 
 
 def text_config(part: Part) -> Config:
-    """A CLIP text encoder's configuration with transformers' defaults for what it does not say."""
+    """A CLIP text encoder's configuration, filled up with the defaults of transformers."""
     return _text_config(part.config, str(part.folder / CONFIG))
 
 
@@ -81,7 +81,7 @@ def _text_config(config: Config, where: str) -> Config:
 
 
 def _check_task(folder: ModelFolder, unet: Config, vae: Config) -> None:
-    """A UNet that makes an image from noise and a prompt alone, in the space of this VAE."""
+    """Check that the UNet needs only noise and a prompt, and works on this VAE's latents."""
     where = folder.parts["unet"].folder / CONFIG
     latent = vae.get("latent_channels", LATENT_CHANNELS_DEFAULT)
     channels, made = unet.get("in_channels"), unet.get("out_channels")
@@ -112,7 +112,7 @@ def _check_task(folder: ModelFolder, unet: Config, vae: Config) -> None:
 
 
 def _check_name(folder: ModelFolder, model: str, unet: Config, known: Mapping[str, Config]) -> None:
-    """A model under the name of one architecture is not in truth another one."""
+    """Check that a model asked for as SD1.5, say, does not have the architecture of another known model."""
     marks = ("block_out_channels", "cross_attention_dim")
     own = {name: _marks(config, marks) for name, config in known.items()}
     found = _marks(unet, marks)
@@ -128,7 +128,7 @@ def _marks(config: Config, names: tuple[str, ...]) -> str:
 
 
 def _check_widths(folder: ModelFolder, unet: Config, encoders: list[Config]) -> None:
-    """What the text encoders give is as wide as what the UNet takes."""
+    """Check that the text encoders' output is as wide as the UNet's input."""
     where = folder.parts["unet"].folder / CONFIG
     given = sum(int(encoder["hidden_size"]) for encoder in encoders)
     taken = unet.get("encoder_hid_dim") or unet.get("cross_attention_dim")
@@ -172,10 +172,10 @@ def check_tokenizer(
         part: its files, for messages.
         encoder: the text encoder's configuration, with defaults.
         encoder_where: its file, for messages.
-        needs_length: whether the tokenizer must know where to cut a prompt, because nobody tells it.
+        needs_length: whether the tokenizer's own model_max_length is used to cut prompts.
 
     Raises:
-        ModelUnavailableError: says what does not fit, and what to write where.
+        ModelUnavailableError: says what does not fit, and how to correct it.
     """
     places, rows = int(encoder["max_position_embeddings"]), int(encoder["vocab_size"])
     where = part.folder / TOKENIZER_CONFIG
@@ -207,7 +207,7 @@ def check_tokenizer(
 
 
 def _check_tokens(tokenizer: Tokenizer, part: Part, rows: int, length: int) -> None:
-    """What it makes of a text: a start, tokens that the encoder has rows for, an end."""
+    """Check the tokens of a test prompt: a start token, tokens that the encoder knows, an end token."""
     options = {"padding": "max_length", "truncation": True, "max_length": length}
     tokens = load_or_refuse(
         lambda: list(tokenizer(_PROBE, **options).input_ids), f"the tokenizer in {part.folder} can't read a prompt"
@@ -226,7 +226,7 @@ def _check_tokens(tokenizer: Tokenizer, part: Part, rows: int, length: int) -> N
 
 
 def _check_merges(tokenizer: Tokenizer, part: Part) -> None:
-    """The compound tokens of its vocabulary can be made: without their merges a prompt is read letter by letter."""
+    """Check that multi-character tokens have merge rules. Without them a prompt is read letter by letter."""
     merges, vocabulary = _byte_pairs(tokenizer)
     made = {first + second for first, second in merges}
     special = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
@@ -240,7 +240,7 @@ def _check_merges(tokenizer: Tokenizer, part: Part) -> None:
 
 
 def _byte_pairs(tokenizer: Tokenizer) -> tuple[list[tuple[str, str]], list[str]]:
-    """The merges and the vocabulary, of a tokenizer in Rust or one in Python."""
+    """The merge rules and the vocabulary, of a fast (Rust) or slow (Python) tokenizer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return list(tokenizer.bpe_ranks), list(tokenizer.encoder)

@@ -1,8 +1,7 @@
-"""Building the parts of a model, or a scorer, so that every weight is known to come from its file.
+"""Loads the parts of a model, or a scorer, and checks that every weight came from a file.
 
-The libraries build a part whose file lacks weights all the same: some are drawn at random, others stay without memory
-and fail in the middle of a run. What they report of missing and unexpected weights is asked for here, and is no longer
-a warning that nobody reads.
+The libraries load a part even if its file lacks weights: they fill these in at random or leave them without memory,
+with no more than a warning. Here their report of missing and unexpected weights is an error.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ Module: TypeAlias = Any
 """A torch module that a library built; neither library is typed."""
 
 OTHER_TOWERS: Final = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale", "logit_bias")
-"""What a whole CLIP model's file holds beside its text encoder: no fault where only that is loaded."""
+"""Weights of a whole CLIP model beside its text encoder. They are ignored where only the text encoder is loaded."""
 _OF_THE_HOST: Final = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ENOSPC, errno.ESTALE, errno.EINTR, errno.EAGAIN}
 )
-"""Errors of the host, which are no fault of the model's."""
+"""Errors of the machine, not of the model."""
 _ZERO_SHARE: Final = 0.5
-"""A part more of whose weights than this are in tensors of nothing but zeros has not been written to its end."""
+"""If more than this share of a part's weights are in all-zero tensors, the file was not written completely."""
 _PEEK: Final = 1009
-"""Values looked at before a tensor is looked through for one that is not zero."""
+"""Number of values that are checked first, before a whole tensor is checked for zeros."""
 
 
 def build(part: Part, dtype: Any) -> Module:
@@ -62,7 +61,7 @@ def build(part: Part, dtype: Any) -> Module:
 
 
 def load_or_refuse(load: Callable[[], Any], what: str) -> Any:
-    """The value of `load`; whatever a library raises while it reads a part's files is about these files.
+    """The value of `load`. An exception of a library while it reads files becomes a `ModelUnavailableError`.
 
     Raises:
         ModelUnavailableError: `what` failed.
@@ -79,15 +78,15 @@ def load_or_refuse(load: Callable[[], Any], what: str) -> Any:
 
 
 def is_of_files(error: Exception) -> bool:
-    """Whether what a library raised while it read a part's files is about these files, rather than about memory or the
-    host; libraries raise whatever comes."""
+    """Whether an exception that a library raised while it read files is about these files, not about memory or the
+    machine. Libraries raise many kinds of exception for a damaged file."""
     if isinstance(error, ModelUnavailableError) or shortage_of(error):
         return False
     return not (isinstance(error, OSError) and error.errno in _OF_THE_HOST)
 
 
 def check_dtypes(where: str, dtypes: Mapping[str, str]) -> None:
-    """Refuse weights that are stored as whole numbers, of which a conversion to the model's dtype makes nonsense.
+    """Refuse quantised weights (stored as integers): converted to the model's dtype they would be meaningless.
 
     Args:
         where: the file, for messages.
@@ -102,7 +101,7 @@ def check_dtypes(where: str, dtypes: Mapping[str, str]) -> None:
 
 
 def check_complete(module: Module, report: Mapping[str, Any], where: str, ignored: tuple[str, ...] = ()) -> None:
-    """Refuse a module that has weights of which its file knows nothing, or a file with weights that found no place.
+    """Refuse a module with weights that are not in its file, or a file with weights that the module has no place for.
 
     Args:
         module: what a library built.

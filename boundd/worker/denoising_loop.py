@@ -1,7 +1,7 @@
-"""Sees, inside a pipeline's call, where its denoising loop begins and ends, and the latents it ends with.
+"""Times the denoising loop within a pipeline's call, and keeps the final latents.
 
-The loop begins with the first call of the UNet and ends where the VAE begins to decode; both hold for the pipelines of
-diffusers and for what T-GATE puts in their place. Noting a moment costs microseconds and never waits for the device.
+The loop begins with the first UNet call and ends when the VAE starts to decode. This holds for the pipelines of
+diffusers and of T-GATE. Taking a time costs microseconds and does not wait for the device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class DenoisingLoopTimer:
-    """Watches one pipeline, from now on. `on_decode`, where set, is called when a loop has ended."""
+    """Watches one pipeline from now on. `on_decode`, if set, is called when a loop ends."""
 
     def __init__(self, pipe: Any, device: TorchDevice) -> None:
         self._device = device
@@ -24,7 +24,7 @@ class DenoisingLoopTimer:
         self._ended: Instant | None = None
         self._timesteps: list[Any] = []
         self.latents: torch.Tensor | None = None
-        """The latents of the last call, as the VAE was given them: (images, channels, height, width)."""
+        """The latents that the last call gave to the VAE: (images, channels, height, width)."""
         self.on_decode: Callable[[], None] | None = None
         pipe.unet.register_forward_pre_hook(self._note_call, with_kwargs=True)
         decode = pipe.vae.decode
@@ -36,16 +36,16 @@ class DenoisingLoopTimer:
         pipe.vae.decode = watched
 
     def reset(self) -> None:
-        """Before a call."""
+        """Forget the last call; to be called before each call."""
         self._began = self._ended = self.latents = None
         self._timesteps = []
 
     def timesteps(self) -> tuple[float, ...]:
-        """Those that the last call's UNet was called at, in order; waits for the device."""
+        """The timesteps of the last call's UNet calls, in order. Waits for the device."""
         return tuple(float(timestep) for timestep in self._timesteps)
 
     def loop_s(self) -> float | None:
-        """Seconds of the last call's loop, once the device is done; None where it was not seen."""
+        """Seconds of the last call's loop, once the device is done; None if the loop was not observed."""
         if self._began is None or self._ended is None:
             return None
         return self._device.between(self._began, self._ended)

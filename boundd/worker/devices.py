@@ -1,4 +1,4 @@
-"""The device a worker runs on: choosing it, capping its memory, reading its clock."""
+"""The device that a worker runs on: its choice, its memory cap, its clock."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from boundd.worker.settings import BUILTIN, RunSettings
 
 @dataclass(frozen=True)
 class CallTime:
-    """What one call took: seconds on the wall, of CPU time by this process, and by the device's own clock; and what
-    its denoising loop took, where it was seen."""
+    """How long one call took: wall time, CPU time of this process, time by CUDA events (None on the CPU), and the time
+    of its denoising loop (None if it was not observed)."""
 
     wall_s: float
     cpu_s: float
@@ -22,7 +22,7 @@ class CallTime:
 
     @property
     def elapsed_s(self) -> float:
-        """The time to compare by: the device's own where it has a clock, else the wall's."""
+        """The time that speed-ups are computed from: by CUDA events or CPU time if known, else wall time."""
         return self.wall_s if self.device_s is None else self.device_s
 
 
@@ -49,12 +49,11 @@ class TorchDevice:
 
     @property
     def clock_name(self) -> str:
-        """What speed-ups are measured by."""
+        """The clock that speed-ups are measured by."""
         return "cuda events" if self.is_cuda else "cpu time" if self.threads == 1 else "wall"
 
     def dtype_for(self, settings: RunSettings) -> str:
-        """The dtype asked for; else half precision on a GPU, and full on the CPU and for the built-in
-        models."""
+        """The dtype asked for. By default float16 on a GPU, and float32 on the CPU and for the built-in models."""
         half = self.is_cuda and settings.source != BUILTIN
         return settings.dtype or ("float16" if half else "float32")
 
@@ -77,10 +76,10 @@ class TorchDevice:
             torch.cuda.synchronize()
 
     def between(self, start: Instant, end: Instant) -> float:
-        """Seconds from one moment to another by the clock that speed-ups are measured by.
+        """Seconds between two moments by the clock that speed-ups are measured by.
 
-        On the CPU with one thread that is CPU time: what the wall would show on a core of its own, with a third of
-        the noise. On a GPU both must have been reached (`synchronize`).
+        On the CPU with one thread that is CPU time: it equals wall time on a free core, with a third of the noise. On a
+        GPU the device must have passed both moments (`synchronize`).
         """
         if self.is_cuda:
             elapsed_ms: float = start.event.elapsed_time(end.event)
@@ -88,7 +87,7 @@ class TorchDevice:
         return end.cpu_s - start.cpu_s if self.threads == 1 else end.wall_s - start.wall_s
 
     def time(self, call: Any) -> tuple[Any, CallTime]:
-        """Run `call` to its end on the device, and say what it took."""
+        """Run `call` until the device has finished; returns its value and its time."""
         self.synchronize()
         start = self.now()
         value = call()
@@ -98,7 +97,7 @@ class TorchDevice:
         return value, CallTime(stopped_s - start.wall_s, time.process_time() - start.cpu_s, self.between(start, end))
 
     def free_unused(self) -> None:
-        """Give what the allocator holds and nothing uses back to the device."""
+        """Release unused memory of the allocator's cache."""
         import torch
 
         if self.is_cuda:
@@ -115,7 +114,7 @@ class TorchDevice:
         return free_bytes if cap_bytes is None else min(free_bytes, cap_bytes - reserved_bytes)
 
     def uuid(self, visible_devices: str | None) -> str | None:
-        """The GPU's UUID as NVML knows it; None on the CPU, and where neither torch nor the environment tells it.
+        """The GPU's UUID as NVML has it; None on the CPU, and where neither torch nor the environment has it.
 
         Args:
             visible_devices: what CUDA_VISIBLE_DEVICES is. It names a MIG instance better than torch, which may name the
@@ -143,11 +142,11 @@ class TorchDevice:
 def open_device(settings: RunSettings, memory_cap_bytes: int | None, visible_devices: str | None = None) -> TorchDevice:
     """The device to run on: the one asked for, else the GPU if there is one, else the CPU.
 
-    A worker that was given a GPU by its UUID (`visible_devices`, as boundd sets CUDA_VISIBLE_DEVICES) never takes the
-    CPU instead: its figures would pass for the GPU's.
+    A worker that was given a GPU by its UUID (`visible_devices`, as boundd sets CUDA_VISIBLE_DEVICES) never falls back
+    to the CPU: its figures would be taken for the GPU's.
 
-    On the CPU one thread computes, unless more were asked for: with more, waiting for a core looks like work
-    (the threads spin), a neighbour slows every step, and small models get slower, not faster.
+    On the CPU one thread computes unless more are asked for. Several threads spin while they wait, so waiting for a
+    core would count as work; one busy core slows every step, and small models get slower, not faster.
 
     Raises:
         BadDataError: when the device asked for isn't there.

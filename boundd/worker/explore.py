@@ -1,8 +1,9 @@
-"""Measures points until the bound is known: lazily, or every one to its end.
+"""Measures points until the bound is known: with the lazy search, or every point (`--exhaustive`).
 
-Lazily: points are timed roughly, judged from the fastest down, rejected as soon as the sequential test can tell, and
-accepted only on all samples; whatever may be the fastest that passed is then timed properly. What `traversal` says is
-settled is not measured, and is listed with the reason.
+The lazy search times points roughly and judges them from the fastest down. A point is rejected as soon as the
+sequential test allows it, and accepted only on all samples. Points that passed and may be the fastest are then timed
+precisely.
+Points that `traversal` rules out are not measured; the result lists them with the reason.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ class OutOfMemoryPoint:
 
 @dataclass(frozen=True)
 class Instrument:
-    """What every point's line says of how it was measured.
+    """What the line of every point states about how it was measured.
 
     Attributes:
-        digest: of everything that a measurement depends on; points of another digest are not comparable.
-        identity: the point at which nothing is changed.
+        digest: stands for all that a measurement depends on. Points of different digests are not comparable.
+        identity: the point that changes nothing.
     """
 
     digest: str
@@ -53,11 +54,11 @@ class Instrument:
 
 
 class Explorer:
-    """One grid's measurements.
+    """Measures the points of one grid.
 
     Args:
-        report: told of a point whenever more is known of it; a later line of the same parameters counts.
-        advance: told how many points are settled.
+        report: called with a point's line whenever more is known of it; the last line counts.
+        advance: called with the number of settled points.
         earlier: points that an earlier attempt measured with the same instrument, by `name_of` their parameters.
     """
 
@@ -92,22 +93,22 @@ class Explorer:
 
     @property
     def lines(self) -> list[Point]:
-        """What is known of each point that was measured, in the order of the grid."""
+        """The lines of all measured points, in the order of the grid."""
         return [self._lines[index] for index in sorted(self._lines)]
 
     def line(self, index: int) -> Point:
-        """What is known of a point that was measured."""
+        """The line of a measured point."""
         return self._lines[index]
 
     def run_of(self, index: int) -> PointRun:
-        """The point's calls."""
+        """The measurement of a point."""
         if index not in self._runs:
             parameters = self._traversal.points[index]
             self._runs[index] = PointRun(self._bench, self._baseline, parameters, self._noise)
         return self._runs[index]
 
     def explore_lazily(self) -> None:
-        """Measure what is needed to know the fastest point that passes."""
+        """Measure as few points as needed to know the fastest one that passes."""
         traversal = self._traversal
         while True:
             if waiting := traversal.to_time():
@@ -122,7 +123,7 @@ class Explorer:
             self._advance(len(traversal.points) - len(traversal.open()))
 
     def explore_everything(self) -> None:
-        """Time every point properly, and judge it on all samples."""
+        """Time every point precisely, and judge it on all samples."""
         for index in range(len(self._traversal.points)):
             if index not in self._refined:
                 self._guarded(index, lambda: self._measure_whole(index))  # noqa: B023 - called at once
@@ -143,14 +144,14 @@ class Explorer:
         return self._bench.scorer is not None
 
     def _time_roughly(self, indices: Sequence[int]) -> None:
-        """One timed call each, after a warm-up; those at which memory runs out are noted."""
+        """Time one call of each point, after a warm-up. Points that run out of memory are noted."""
         warm = [index for index in indices if self._guarded(index, self.run_of(index).warm_up)]
         try:
             self._add_rough_pairs(warm)
         except Exception as error:
             if shortage_of(error) is None:
                 raise
-            # Whose call it was is not known: each by itself.
+            # Which point ran out of memory is not known, so each is tried alone.
             warm = [index for index in warm if self._guarded(index, lambda: self._add_rough_pairs([index]))]  # noqa: B023
         for index in warm:
             self._traversal.timed(index, self.run_of(index).series.estimate())
@@ -162,7 +163,7 @@ class Explorer:
 
     def _judge(self, index: int) -> None:
         if self.run_of(index).series.tries == 0:
-            # Only its speed may be needed to settle it.
+            # It was not timed yet, and its speed alone may rule it out.
             self._time_roughly([index])
         else:
             self._guarded(index, lambda: self._judge_by_samples(index))
@@ -181,7 +182,7 @@ class Explorer:
         self._note(index)
 
     def _refine(self, index: int) -> None:
-        """Time a contender properly, or until it is clear that it is not the fastest."""
+        """Time a contender precisely, or until it is clearly not the fastest."""
         self._refined.add(index)
         self._guarded(index, lambda: self._time_properly(index))
 
@@ -197,7 +198,7 @@ class Explorer:
         self._note(index)
 
     def _guarded(self, index: int, work: Callable[[], None]) -> bool:
-        """Do `work`; False where memory ran out at this point, which ends it and nothing else."""
+        """Do `work` for a point. False if memory ran out: that ends this point, not the search."""
         try:
             work()
         except Exception as error:
@@ -211,7 +212,7 @@ class Explorer:
         return True
 
     def _note(self, index: int) -> None:
-        """Report what is known of a point now."""
+        """Report a point's line."""
         run = self.run_of(index)
         timing = run.series.timing()
         quality = run.quality()
@@ -235,7 +236,7 @@ class Explorer:
         self._report(line)
 
     def _restore(self, index: int, point: Point) -> None:
-        """Take over what an earlier attempt measured of a point."""
+        """Take over a point that an earlier attempt measured."""
         extra = point.extra
         low, high, pairs, verdict = (extra.get(name) for name in ("speedup_low", "speedup_high", "pairs", "verdict"))
         if not isinstance(low, int | float) or not isinstance(high, int | float) or not isinstance(pairs, int):

@@ -1,9 +1,8 @@
-"""Before anything else: fetch what isn't on this machine yet, in bounded time, once for all who need it.
+"""Fetches models and scorers that are not on this machine, in bounded time, once for all workers.
 
-Rules: it happens before the device is opened and outside its lease, so that a hub that never answers keeps no other
-cell from timing; while it goes on, a file says so to the shim, and the deadline stands still (docs/worker.md). One
-worker fetches a model, by a record lock beside the cache: the others wait for it, and take its failure for theirs
-instead of asking in turn.
+This happens before the device is opened and outside its lease, so that a slow hub does not block other cells. While it
+goes on, a marker file exists, and the shim does not count the time towards the deadline (docs/worker.md). A record lock
+beside the cache lets one worker fetch a model. The others wait; if the fetch fails, they report the same failure.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ from boundd.worker.fetching import DOWNLOADING
 
 DEFAULT_TIMEOUT_S = 3600.0
 STALL_S = 60.0
-"""So long without a new byte, and the hub is taken to be away."""
+"""After this long without a new byte the hub counts as unavailable."""
 ANSWER_S = 90.0
-"""So long until the hub has answered whether it has the model: the tries of `fetching`, and a slow start."""
+"""How long to wait for the hub's first answer: all tries of `fetching`, and the start of its process."""
 POLL_S = 0.5
 REPORT_S = 5.0
 LOCKS = ".boundd"
-"""The folder of the locks, in the Hugging Face cache: whoever shares the cache shares the fetching."""
+"""Folder of the locks, in the Hugging Face cache, so that all users of the cache share them."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """One thing to have: `what` is 'model' or 'scorer', `source` a hub id."""
+    """Something to fetch: `what` is 'model' or 'scorer', `source` a hub id."""
 
     what: str
     source: str
@@ -47,17 +46,17 @@ class Wanted:
 
 
 ReportProgress = Callable[[Mapping[str, Any]], None]
-"""Takes what there is to say of a fetch: numbers and words for a progress line."""
+"""Called with the extra fields of a progress line: `message` and `fetched_bytes`."""
 
 
 class Fetcher:
     """Fetches in bounded time.
 
     Args:
-        timeout_s: for all of it together, waiting for others included.
-        marker: the file that is there while it goes on, for the shim; None for none.
-        tell: is called every few seconds.
-        stall_s: without a new byte, after which it is given up.
+        timeout_s: limit for all fetches together, including waiting for other workers.
+        marker: a file that exists while a fetch goes on, for the shim; None for no file.
+        tell: called every few seconds.
+        stall_s: give up after this long without a new byte.
     """
 
     def __init__(
@@ -71,12 +70,13 @@ class Fetcher:
         self._told_s = 0.0
 
     def ensure(self, wanted: Wanted, is_here: Callable[[], bool]) -> str:
-        """Have it on this machine; what it was renamed to, where the hub says so, else ''.
+        """Make sure that it is on this machine. Returns its new id if the hub renamed it, else ''.
 
-        `is_here` looks at this machine alone.
+        `is_here` must not ask the hub.
 
         Raises:
-            WorkerError: it can't be had (`model_unavailable`), or not now (`hub_unavailable` and its like).
+            WorkerError: it does not exist or may not be read (`model_unavailable`), or can't be fetched now
+                (`hub_unavailable` and others).
         """
         if is_here():
             return ""
@@ -108,10 +108,10 @@ class Fetcher:
 
     @contextmanager
     def _alone(self, cache: Path, wanted: Wanted, endpoint: str) -> Iterator[Callable[[WorkerError | None], None]]:
-        """Hold the lock of a model; gives what records how its fetch ended.
+        """Hold the lock of a model. Yields a function that records the outcome of the fetch.
 
         Raises:
-            WorkerError: who held it meanwhile has failed.
+            WorkerError: the worker that held the lock before failed to fetch it.
         """
         folder = cache / LOCKS
         folder.mkdir(parents=True, exist_ok=True)
@@ -152,10 +152,10 @@ class Fetcher:
         return _answer(said, child.returncode, wanted, endpoint)
 
     def _watch(self, child: subprocess.Popen[str], wanted: Wanted, endpoint: str, blobs: Path) -> str:
-        """All that the child says, once it has ended.
+        """The child's output, once it has ended.
 
         Raises:
-            HubUnavailableError: it doesn't come on.
+            HubUnavailableError: it makes no progress.
         """
         assert child.stdout is not None
         said, moved_s, before = "", time.monotonic(), (0, 0)
@@ -217,7 +217,7 @@ def _error_of(answer: Mapping[str, str]) -> WorkerError:
 
 
 def _record(lock: Any, error: WorkerError | None) -> None:
-    """Leave how the fetch ended, for those that wait."""
+    """Write the outcome of the fetch into the lock file, for the workers that wait."""
     lock.seek(0)
     lock.truncate()
     if error is not None:
@@ -251,7 +251,7 @@ def _size_bytes(blobs: Path) -> int:
 
 
 def _written_bytes(pid: int) -> int:
-    """What a process has written so far, wherever to (proc_pid_io(5)): a download may go by another cache."""
+    """Bytes that a process has written so far, to any file (proc_pid_io(5)): a download may use another cache."""
     try:
         with open(f"/proc/{pid}/io", encoding="ascii") as counters:  # noqa: PTH123 - a virtual file
             return next((int(line.split()[1]) for line in counters if line.startswith("wchar:")), 0)

@@ -1,4 +1,4 @@
-"""What a pipeline really does with the settings it is given, seen up to its first U-Net call and no further."""
+"""Finds out which timesteps a pipeline will use and whether it is guided, by running it up to its first UNet call."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from boundd.worker.sampling import Batch, Sampler
 
 @dataclass(frozen=True)
 class FirstCall:
-    """What the U-Net was about to be called with.
+    """What a pipeline does, as its first UNet call shows.
 
     Attributes:
-        timesteps: those that the scheduler will visit, in order, one U-Net call each.
-        is_guided: whether each image is there twice, with its prompt and without.
+        timesteps: those of the scheduler, in order, one UNet call each.
+        is_guided: whether the UNet gets each image twice, with its prompt and without (classifier-free guidance).
     """
 
     timesteps: tuple[float, ...]
@@ -22,11 +22,11 @@ class FirstCall:
 
 
 class _FirstCallSeenError(Exception):
-    """Leaves a pipeline's call."""
+    """Raised to stop a pipeline at its first UNet call."""
 
 
 def observe_first_call(pipe: Any, sampler: Sampler, batch: Batch) -> FirstCall:
-    """Call the pipeline as a measurement would, and leave it where it calls its U-Net for the first time."""
+    """Call the pipeline as a measurement does, and stop it at its first UNet call."""
     seen_images = 0
 
     def look(_: Any, arguments: tuple[Any, ...]) -> None:

@@ -1,8 +1,8 @@
-"""What a hub's answers mean: gated, missing, renamed, switched off, or away for now. Each has its own cure.
+"""What a model hub's answers mean: gated, missing, renamed, disabled, or unavailable for now.
 
-Rules: the status and the headers count, never the body's text. What is true of the model whoever asks and however often
-(`ModelUnavailableError`) is told apart from what passes (`HubUnavailableError`), because the one ends a cell and the
-other costs it nothing. No heavy library is imported here.
+Only the status and headers are used, never the body's text. A permanent answer is a
+`ModelUnavailableError` and ends the cell; a temporary one is a `HubUnavailableError` and is not charged to it. No heavy
+library is imported here.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from urllib.parse import unquote, urlsplit
 from boundd.worker.errors import HubUnavailableError, ModelUnavailableError, WorkerError, environment_of
 
 FIRST_FILES = {"model": "model_index.json", "scorer": "config.json"}
-"""What is asked for first, of a model and of a scorer: every one has it, and a gated one refuses it."""
+"""The file that is asked for first. Every model or scorer has it, and a gated repository refuses it."""
 TRIED_AGAIN = frozenset({408, 425, 429})
-"""Statuses below 500 that ask to come back later."""
+"""Status codes below 500 that mean "try again later"."""
 _SAID_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
 class HubAnswer:
-    """The answer to one request, as far as it matters. Header values may be anything that a server sends."""
+    """The parts of an HTTP response that are used. Header values are as the server sent them, unchecked."""
 
     status: int
     error_code: str = ""
@@ -37,7 +37,7 @@ class HubAnswer:
 
     @classmethod
     def of(cls, status: int, headers: Mapping[str, str]) -> HubAnswer:
-        """From a response's status and headers, by names in any case."""
+        """From a response's status and headers; header names in any case."""
         by_name = {name.lower(): value for name, value in headers.items()}
         return cls(
             status,
@@ -48,7 +48,7 @@ class HubAnswer:
 
 
 def judge(answer: HubAnswer, what: str, source: str, host: str) -> str:
-    """What an answer says of `source`: its new id where it was renamed, else '' where it can be fetched.
+    """Interpret an answer about `source`. Returns its new id if it was renamed, else '': it can be fetched.
 
     Args:
         answer: to a request for one of its files.
@@ -57,8 +57,8 @@ def judge(answer: HubAnswer, what: str, source: str, host: str) -> str:
         host: of the hub.
 
     Raises:
-        ModelUnavailableError: it is gated, missing, disabled or no model, until somebody does something about it.
-        HubUnavailableError: the hub can't answer for now.
+        ModelUnavailableError: it is gated, missing, disabled or no model.
+        HubUnavailableError: the hub can't answer now.
     """
     status, said = answer.status, f": {answer.error_message}" if answer.error_message else ""
     asked = f"the {what} {source!r} of the hub {host}"
@@ -91,9 +91,9 @@ def judge(answer: HubAnswer, what: str, source: str, host: str) -> str:
 
 
 def renamed_to(location: str, source: str) -> str:
-    """The id that a redirect leads to where it is another one than `source`; '' where it leads elsewhere.
+    """The repository id that a redirect leads to, if it is not `source`; else ''.
 
-    A hub redirects to where its bytes are, too; only what has the shape of a repository's own address names one.
+    A hub also redirects to storage servers. Only an address of a repository names a new id.
     """
     try:
         parts = [unquote(part) for part in urlsplit(location).path.split("/") if part]
@@ -118,13 +118,13 @@ def _is_id(text: str) -> bool:
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: object) -> None:
-        """Not followed: where it leads to is the answer."""
+        """Don't follow redirects: the target is read from the headers."""
 
 
 def ask(endpoint: str, what: str, source: str, headers: Mapping[str, str], timeout_s: float) -> str:
-    """Ask the hub for the first file of a model or scorer, without taking it; what it was renamed to, or ''.
+    """Ask the hub about a model or scorer with a HEAD request. Returns its new id if it was renamed, else ''.
 
-    `timeout_s` bounds each wait for the network, not the whole: whoever calls sees to that.
+    `timeout_s` bounds each network operation, not the whole call.
 
     Raises:
         ModelUnavailableError, HubUnavailableError: see `judge`.
@@ -150,7 +150,7 @@ def host_of(endpoint: str) -> str:
 
 
 def not_reached(error: BaseException, host: str) -> HubUnavailableError:
-    """That no answer came, in words that say how."""
+    """The error for a hub that gave no answer; the message says how the connection failed."""
     reason = getattr(error, "reason", None)
     cause = reason if isinstance(reason, BaseException) else error
     how = f"{type(cause).__name__}: {cause}".rstrip(": ")
@@ -162,7 +162,7 @@ def not_reached(error: BaseException, host: str) -> HubUnavailableError:
 
 
 def failure_of(error: BaseException, what: str, source: str, host: str) -> WorkerError:
-    """What an exception of a download means, by its classes and numbers; the libraries' words are kept.
+    """Turn an exception of a download into a worker error, by its class, status and errno.
 
     Args:
         error: of huggingface_hub, diffusers, or the HTTP library beneath, of whichever version.
@@ -205,12 +205,12 @@ _UNREACHED = frozenset(
         *("LocalEntryNotFoundError", "FileMetadataError"),
     }
 )
-"""Exceptions that say that no whole answer came. The last two are huggingface_hub's, for a hub that it could not ask or
-whose answer lacks what each hub sends."""
+"""Exception classes for a missing or incomplete response. The last two are huggingface_hub's, for a hub that it could
+not reach or that sent incomplete metadata."""
 
 
 def offline(what: str, source: str) -> ModelUnavailableError:
-    """That a person has said not to ask the hub."""
+    """The error for a missing model when HF_HUB_OFFLINE is set."""
     return ModelUnavailableError(
         f"the {what} {source!r} is not on this machine, and HF_HUB_OFFLINE says that the hub is not to be asked: unset"
         f" it (worker.env), or fetch it beforehand with `hf download {source}`"
@@ -218,7 +218,7 @@ def offline(what: str, source: str) -> ModelUnavailableError:
 
 
 def chain_of(error: BaseException) -> Iterator[BaseException]:
-    """An exception, what caused it, and so on."""
+    """An exception and its chain of causes."""
     seen: set[int] = set()
     each: BaseException | None = error
     while each is not None and id(each) not in seen:

@@ -1,9 +1,9 @@
-"""Whether a timed section had its device to itself, as far as it can be told from inside, and why not.
+"""Whether a timed section had the device to itself, as far as the worker can tell, and if not, why.
 
-On the CPU: by the share of the time in which this process really ran, by the kernel's count of the time in which
-somebody waited for a core, and by what a hypervisor took. On a GPU: by the driver's list of processes, its reasons to
-throttle, and by what torch's allocator had to do; the driver is read before and after the timed sections and never
-inside them (reading it slows the device).
+On the CPU the worker looks at the share of the time in which this process ran, at the time in which tasks waited for a
+core (Linux PSI), and at the time that a hypervisor took (steal). On a GPU it looks at the driver's list of processes,
+at reasons to throttle, and at retries of torch's allocator. The driver is read before and after timed sections, never
+during them, because reading it slows the device.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from boundd.protocol.strict_json import Json
 from boundd.worker.devices import CallTime
 
 MIN_CPU_SHARE = 0.9
-"""Below it, somebody else had this process's core for over a tenth of the time."""
+"""Below this share of a core, other processes ran on it for over a tenth of the time."""
 MAX_WAITING_SHARE = 0.1
 """With several threads: above it, some task waited for a core for over a tenth of the time (kernel.org, PSI)."""
 MAX_STOLEN_SHARE = 0.05
-"""Above it, the hypervisor ran somebody else in our place."""
+"""Above this share of the time, the hypervisor ran other machines instead (steal time)."""
 MIN_JUDGED_S = 0.05
-"""The clocks tick too coarsely to judge the share of less."""
+"""Shorter sections can't be judged: the clocks are too coarse."""
 
 THROTTLES: Mapping[int, str] = {
     0x08: "hardware slowdown",
@@ -42,7 +42,7 @@ THROTTLES: Mapping[int, str] = {
 
 @dataclass(frozen=True)
 class Attestation:
-    """What was seen of a timed section: the verdict, the reasons against it, and readings at its ends."""
+    """What was seen of a timed section: isolation, the reasons against `exclusive`, and readings at its ends."""
 
     isolation: Isolation
     reasons: tuple[str, ...] = ()
@@ -54,18 +54,18 @@ class Attestation:
 
 
 class IsolationMonitor(Protocol):
-    """Says what was seen of other users of the device."""
+    """Watches for other users of the device."""
 
     def begin(self) -> None:
-        """Before the timed sections of a point."""
+        """Call before timed sections."""
 
     def judge(self, timed: Sequence[CallTime]) -> Attestation:
-        """After them."""
+        """Call after them; returns what was seen."""
 
 
 class CpuIsolationMonitor:
-    """Judges by this process's share of a core; with several threads, which also wait for each other, by the time in
-    which anything on the machine waited for a core."""
+    """With one thread it judges by this process's share of a core. Several threads also wait for each other, so it then
+    judges by the time in which any task on the machine waited for a core."""
 
     def __init__(self, threads: int, proc: Path = Path("/proc")) -> None:
         self._threads = threads
@@ -77,7 +77,7 @@ class CpuIsolationMonitor:
         self._begun = self._read()
 
     def judge(self, timed: Sequence[CallTime]) -> Attestation:
-        """Contended when, over all timed sections, the process had less of the machine than it should have."""
+        """Contended if, over all timed sections, the process had too small a share of the machine."""
         wall_s = sum(watch.wall_s for watch in timed)
         if wall_s < MIN_JUDGED_S:
             return Attestation(Isolation.UNKNOWN, ("too short to judge",))
@@ -119,7 +119,7 @@ class GpuIsolationMonitor:
     and by whether torch's allocator had to flush and try again.
 
     Attributes:
-        every_pid: whether the pids of the machine's own namespace are known here; looked up where it is not given.
+        every_pid: whether this process is in the machine's own pid namespace; None to find out.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class GpuIsolationMonitor:
         self._before = self.seen(read_gpu(self._uuid))
 
     def judge(self, timed: Sequence[CallTime]) -> Attestation:  # noqa: ARG002 - a GPU's share is not in them
-        """Read it again: what was there at either end may have been there all along."""
+        """Read the driver again. What is there before or after may have been there in between."""
         after = self.seen(read_gpu(self._uuid))
         retries = _allocator_retries() - self._retries
         allocator = Attestation(Isolation.EXCLUSIVE)
@@ -149,7 +149,7 @@ class GpuIsolationMonitor:
         return merge([self._before, after, allocator])
 
     def seen(self, reading: GpuReading) -> Attestation:
-        """What one reading means."""
+        """The attestation of one reading."""
         readings: dict[str, Json] = {"sm_clock_mhz": reading.sm_clock_mhz}
         throttled = tuple(f"the GPU throttles: {name}" for bit, name in THROTTLES.items() if reading.throttle & bit)
         attest = (
@@ -199,7 +199,7 @@ def worst(verdicts: Iterable[Isolation]) -> Isolation:
 
 
 def merge(attests: Sequence[Attestation]) -> Attestation:
-    """The worst of several, with everybody's reasons, each once; a reading's last value counts."""
+    """The least trustworthy isolation of several, with all reasons; of equal readings the last one counts."""
     reasons = dict.fromkeys(reason for attest in attests for reason in attest.reasons)
     readings: dict[str, Json] = {}
     for attest in attests:

@@ -1,4 +1,4 @@
-"""Loading what a search works with, noting what it was made of."""
+"""Loads the pipeline and the scorer, and records the digests of the files they were loaded from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Content:
 
     @classmethod
     def of(cls, folder: Path, files: Sequence[Path]) -> Content:
-        """As the files are now.
+        """The digests of the files now.
 
         Raises:
             ModelUnavailableError: when one can't be read.
@@ -38,10 +38,10 @@ class Content:
             ) from error
 
     def check_same(self, now: Content) -> None:
-        """See that nobody changed the files while they were loaded.
+        """Check that the files did not change while they were loaded.
 
         Raises:
-            ModelUnavailableError: when somebody did; names a file.
+            ModelUnavailableError: when one did; names it.
         """
         names = {*self.digests, *now.digests}
         changed = sorted(name for name in names if self.digests.get(name) != now.digests.get(name))

@@ -1,8 +1,8 @@
-"""How much memory each phase of a cell takes at its peak: loading, the baseline, decoding, scoring, each point.
+"""Peak memory of each phase of a cell: loading, the baseline, decoding, scoring, each point.
 
-On a GPU the caching allocator's own peaks, and what the driver says the process holds (the context and what libraries
-take beside the allocator included). On the CPU the process's peak resident set, which Linux lets a process reset
-(proc_pid_clear_refs(5)); where it can't be reset, the peak of a phase is that of everything so far.
+On a GPU it is the peak of torch's caching allocator, and what the driver says that the process holds, which includes
+the CUDA context. On the CPU it is the peak resident set size, which Linux lets a process reset
+(proc_pid_clear_refs(5)). Where it can't be reset, a phase's peak includes all earlier phases.
 """
 
 from __future__ import annotations
@@ -93,14 +93,14 @@ class RssMeter:
         self._proc = proc
 
     def reset(self) -> None:
-        """Ask the kernel to begin anew, if it lets us."""
+        """Reset the peak, where the kernel allows it."""
         try:
             (self._proc / "clear_refs").write_text(_RESET_PEAK_RSS)
         except OSError:
             return
 
     def read(self) -> Peak:
-        """VmHWM, or getrusage where /proc does not say."""
+        """VmHWM of /proc, else getrusage."""
         try:
             status = (self._proc / "status").read_text()
             line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
@@ -111,7 +111,7 @@ class RssMeter:
 
 
 class MemoryLog:
-    """The peaks by phase. One phase at a time: entering one ends the one before."""
+    """The peaks by phase. Entering a phase ends the one before."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
@@ -120,13 +120,13 @@ class MemoryLog:
         self._host_peak_bytes = 0
 
     def enter(self, phase: str) -> None:
-        """A phase begins, perhaps again: its peak is that of all its times."""
+        """Begin a phase. A phase that is entered several times has one peak over all of them."""
         self.close()
         self._meter.reset()
         self._phase = phase
 
     def close(self) -> None:
-        """The phase that runs ends."""
+        """End the current phase."""
         # A meter that resets the process's peak resets what getrusage says too.
         self._host_peak_bytes = max(self._host_peak_bytes, _max_rss_bytes())
         if self._phase is not None:
@@ -135,7 +135,7 @@ class MemoryLog:
             self._phase = None
 
     def during(self, phase: str, work: Callable[[], Value]) -> Value:
-        """Do `work` as a phase of its own, and come back to the one before."""
+        """Do `work` as a phase, then return to the phase before."""
         before = self._phase
         self.enter(phase)
         try:

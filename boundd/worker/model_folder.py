@@ -1,8 +1,8 @@
-"""A model's folder, read before anything is built of it: what is in it, and whether that is whole and fits together.
+"""Reads a model's folder and checks that its files are complete, before anything is loaded.
 
-Only small files and the heads of large ones are read, so it takes milliseconds whatever the model's size. What is wrong
-is said with the file and the cure: libraries build what they can of a damaged folder, fill in the rest at random or
-fail later, far from the file.
+Only small files and the heads of large ones are read, so it takes milliseconds. Errors name the file and what to do.
+The libraries themselves load what they can of a damaged folder, fill in the rest at random, or fail later without
+naming the file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TOKENIZER_FILES: Final = (
 DIFFUSERS_STEM: Final = "diffusion_pytorch_model"
 TRANSFORMERS_STEM: Final = "model"
 PREFERRED_VARIANTS: Final = ("fp16", "bf16", "fp32")
-"""The variants that are the same weights in another precision; 'non_ema' and its like are other weights."""
+"""Variants that hold the same weights in another precision, by preference. Others, such as 'non_ema', differ."""
 NAMES_SHOWN: Final = 4
 _HEAD_BYTES: Final = 512
 
@@ -60,14 +60,14 @@ PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = MappingProxyType(
         },
     }
 )
-"""The pipelines that are measured -> the parts they need, a scheduler beside, and the classes that each may have.
-Safety checkers and their like are no part of the measurement, and are not read."""
+"""Supported pipeline classes -> the parts that they need beside a scheduler, and the classes allowed for each part.
+Safety checkers are not part of the measurement and are not read."""
 
 _SAME_WEIGHTS: Final[Mapping[str, str]] = {
     "StableDiffusionImg2ImgPipeline": STABLE_DIFFUSION,
     "StableDiffusionXLImg2ImgPipeline": STABLE_DIFFUSION_XL,
 }
-"""Pipelines that use a text-to-image model's parts for another task: measured as that model, when told to."""
+"""Image-to-image pipelines -> the text-to-image pipeline with the same parts, as which they can be measured."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class Weights:
     """The weights of one part.
 
     Attributes:
-        variant: as in `model.fp16.safetensors`; None for the plain name.
-        files: all that are read: the index, where there is one, and the safetensors files.
+        variant: such as 'fp16' in `model.fp16.safetensors`; None for `model.safetensors`.
+        files: the safetensors files, and their index if there is one.
         shapes: of every tensor, by name.
         dtypes: safetensors' names of them, such as 'F16', by tensor.
     """
@@ -89,7 +89,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a pipeline. `config` is its configuration as written; `weights` is None for what has none."""
+    """One part of a pipeline. `config` is its configuration as written; `weights` is None if it has none."""
 
     name: str
     class_name: str
@@ -101,12 +101,12 @@ class Part:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model in a folder, of which every part is there.
+    """A model in a folder with all its parts.
 
     Attributes:
         path: the folder.
-        pipeline_class: that it is measured as.
-        parts: by the pipeline's names of them.
+        pipeline_class: the class that it is measured as.
+        parts: by their names in the pipeline.
     """
 
     path: Path
@@ -120,7 +120,7 @@ class ModelFolder:
 
     @property
     def variants(self) -> dict[str, str]:
-        """The parts that are loaded from a variant's files, and which."""
+        """The variant of each part that is loaded from a variant's files."""
         loaded = {name: part.weights.variant for name, part in self.parts.items() if part.weights}
         return {name: variant for name, variant in loaded.items() if variant}
 
@@ -134,8 +134,8 @@ def read_model_folder(path: Path, model: str, asked_class: str) -> ModelFolder:
         asked_class: the pipeline class that the name stands for, or '' to go by the folder's own.
 
     Raises:
-        ModelUnavailableError: when a file is missing or damaged; names it, and the cure.
-        BadDataError: when the model is of another kind than is measured, or than was asked for.
+        ModelUnavailableError: when a file is missing or damaged; names it and says what to do.
+        BadDataError: when it is a kind of model that boundd does not measure, or not the one asked for.
     """
     index = read_json(path / INDEX)
     pipeline_class = _pipeline_class(path, index.get("_class_name"), model, asked_class)
@@ -147,7 +147,7 @@ def read_model_folder(path: Path, model: str, asked_class: str) -> ModelFolder:
 
 
 def not_a_model_folder(path: Path) -> str | None:
-    """What `path` is instead of a model's folder, and the cure; None where that can't be told, or it is one."""
+    """What `path` is instead of a model folder, and what to do; None if it is one, or if that can't be told."""
     if path.is_file():
         return f"{path} is a file; {_CONVERT}"
     if not path.is_dir() or (path / INDEX).exists() or (path / INDEX).is_symlink():
@@ -170,7 +170,7 @@ _CONVERT: Final = (
 
 
 def _pipeline_class(path: Path, own: object, model: str, asked: str) -> str:
-    """The class to measure the folder's model as."""
+    """The pipeline class as which the model is measured."""
     where = path / INDEX
     if not isinstance(own, str):
         raise BadDataError(
@@ -270,11 +270,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def head_of(path: Path) -> bytes:
-    """The first bytes of a file that has some.
+    """The first bytes of a file.
 
     Raises:
-        ModelUnavailableError: when it isn't there, can't be read, is empty, or holds only what stands for it in a
-            repository.
+        ModelUnavailableError: when it is missing, unreadable or empty, or is only a pointer file (Git LFS, git-annex)
+            or a web page.
     """
     try:
         if path.is_symlink() and not path.exists():
@@ -305,12 +305,11 @@ def head_of(path: Path) -> bytes:
 
 
 def find_weights(folder: Path, stem: str, *, is_index_first: bool = False) -> Weights:
-    """The weights in a part's folder: whole, sharded, or a variant's where there is no plain one.
+    """The weights in a part's folder: a single file, shards, or a variant if there is nothing else.
 
     Args:
-        stem: of the file's name: 'diffusion_pytorch_model' or 'model'.
-        is_index_first: whether its library takes the shards where there are shards and a whole file (diffusers does,
-            transformers doesn't).
+        stem: the file's name without suffix: 'diffusion_pytorch_model' or 'model'.
+        is_index_first: whether the library prefers shards to a single file (diffusers does, transformers doesn't).
 
     Raises:
         ModelUnavailableError: when there are none, or they are damaged.
@@ -337,7 +336,7 @@ def find_weights(folder: Path, stem: str, *, is_index_first: bool = False) -> We
 
 
 def _variants(folder: Path, stem: str) -> dict[str | None, tuple[Path | None, Path | None]]:
-    """The whole file and the index of each variant."""
+    """The single file and the shard index of each variant."""
     name = re.escape(stem)
     whole = re.compile(rf"{name}(?:\.(?P<variant>\w+))?\.safetensors")
     index = re.compile(rf"{name}\.safetensors\.index(?:\.(?P<variant>\w+))?\.json")
@@ -391,7 +390,7 @@ def _sharded(index: Path, variant: str | None) -> Weights:
 
 
 def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """The shape and the dtype of every tensor in a safetensors file, which is as long as its header says.
+    """The shape and the dtype of every tensor in a safetensors file; its length is checked.
 
     Raises:
         ModelUnavailableError: when it is damaged, or no such file.
@@ -421,7 +420,7 @@ def _what_instead(head: bytes, path: Path, reason: str) -> str:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first of some names."""
+    """The first few of some names, for a message."""
     shown = ", ".join(sorted(names)[:NAMES_SHOWN])
     return shown + (" …" if len(names) > NAMES_SHOWN else "")
 
@@ -432,7 +431,7 @@ def count(names: Sequence[str], noun: str) -> str:
 
 
 def one_line(text: str, most: int = 300) -> str:
-    """A library's message on one line, cut where it goes on and on."""
+    """A library's message on one line, cut to `most` characters."""
     words = " ".join(text.split())
     return words if len(words) <= most else words[:most] + "…"
 

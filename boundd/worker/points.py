@@ -1,7 +1,7 @@
-"""Measuring points: their images, their speed-up over the baseline, and what it cost in quality.
+"""Measures points: generates their images, times them against the baseline, and compares quality.
 
-Nothing is generated twice: the images of timed calls are samples, and a sample's image is dropped once it is scored
-and compared, but for a thumbnail.
+Images of timed calls are also used as quality samples. An image is dropped once it is scored and compared; only a
+thumbnail is kept.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     import torch
 
 MAX_MEAN_DRIFT = 0.02
-"""How far, on average over pixels in [0, 1], the baseline's images may move between its first run and a later
-one: room for a GPU's sums in another order, and far below what a method left in place would do."""
+"""Largest mean difference, over pixels in [0, 1], between baseline images and the same images generated again later.
+A GPU's order of summation stays below it. A method that was not undone exceeds it."""
 A_A_PAIRS = 5
-"""Of the A/A run: it shows how noisy the device is, and bounds nothing."""
+"""Number of pairs in the A/A run, which only measures the noise."""
 MAX_WARM_UP_CALLS = 6
-"""A device that is not steady by then will not be: its noise shows in the A/A run."""
+"""Most calls of a warm-up. A device that is not steady by then shows its noise in the A/A run."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """What one call made: images in host memory, (n, 3, height, width) in [0, 1], and the latents that were decoded,
-    (n, channels, height, width), where they were seen."""
+    """Output of one call: images in host memory, (n, 3, height, width) in [0, 1], and the final latents,
+    (n, channels, height, width); None if they were not observed."""
 
     images: torch.Tensor
     latents: torch.Tensor | None
@@ -48,7 +48,7 @@ class Made:
 
 @dataclass
 class Bench:
-    """Everything that measuring a point needs, the same for all points. `images_made` counts what was generated."""
+    """What the measurements of all points share. `images_made` counts the images generated so far."""
 
     pipe: Any
     method: Method
@@ -64,24 +64,24 @@ class Bench:
     is_guided: bool
     images_made: int = field(default=0, init=False)
     remarks: list[str] = field(default_factory=list, init=False)
-    """What whoever reads the result should know of it, a sentence each."""
+    """Warnings for the reader of the result, one sentence each."""
 
     @property
     def samples(self) -> int:
-        """How many images the quality of a point is judged by."""
+        """Number of images by which the quality of a point is judged."""
         return sum(len(batch.seeds) for batch in self.batches)
 
     @property
     def full_batches(self) -> list[int]:
-        """The batches of full size: only calls of one size are compared in time."""
+        """Indices of the full batches. Only these are timed, because calls of different size can't be compared."""
         size = len(self.batches[0].seeds)
         return [index for index, batch in enumerate(self.batches) if len(batch.seeds) == size]
 
     def run(self, call: Call, index: int, what: str) -> tuple[Made, CallTime]:
-        """Make a batch's images, and say what it took; the copy to the host is not timed.
+        """Generate a batch's images and return the call's time, without the copy to the host.
 
         Raises:
-            BadDataError: when the images are not finite; `what` made them.
+            BadDataError: when the images are not finite. The message names `what` made them.
         """
         self.loop.reset()
         images, watch = self.device.time(lambda: self.sampler.generate(call, self.batches[index]))
@@ -91,7 +91,7 @@ class Bench:
         return made, replace(watch, loop_s=self.loop.loop_s())
 
     def score(self, images: torch.Tensor, index: int) -> list[float]:
-        """The scores of a batch's images; none without a scorer."""
+        """The scores of a batch's images; empty without a scorer."""
         if self.scorer is None:
             return []
         with self.lease.shared():
@@ -99,7 +99,7 @@ class Bench:
 
 
 class Baseline:
-    """The unaccelerated images and their scores, and the A/A run."""
+    """The unaccelerated images, their scores, and the A/A run (the baseline timed against itself)."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
@@ -109,11 +109,11 @@ class Baseline:
         self.warm_up_s: list[float] = []
         self.a_a: Timing | None = None
         self.timesteps: tuple[float, ...] = ()
-        """Those that the UNet was called at for a batch, in order."""
+        """The timesteps at which the UNet was called for a batch, in order."""
 
     @property
     def all_scores(self) -> list[float]:
-        """The score of every sample, in order; none without a scorer."""
+        """The score of every sample, in order; empty without a scorer."""
         return [score for index in sorted(self.scores) for score in self.scores[index]]
 
     def made(self, index: int) -> Made:
@@ -121,8 +121,8 @@ class Baseline:
         return self._made[index]
 
     def warm_up(self) -> None:
-        """Call until three calls in a row take the same time: kernels are loaded, the allocator's cache is full, the
-        clocks are up."""
+        """Run calls until their times agree (`is_steady`): kernels are loaded, the allocator's cache is filled, and
+        the clocks have settled."""
         bench = self._bench
         bench.loop.on_decode = lambda: bench.memory.enter("decode")
         while len(self.warm_up_s) < MAX_WARM_UP_CALLS and not is_steady(self.warm_up_s):
@@ -133,7 +133,7 @@ class Baseline:
                 bench.memory.enter("baseline")
 
     def time_against_itself(self) -> None:
-        """The A/A run: pairs of two baseline calls show how far from 1 the ratio of equals comes out."""
+        """The A/A run: time pairs of two baseline calls, whose ratio would be 1 without noise."""
         timer = self._bench.timer
         pairs = min(A_A_PAIRS, timer.rule.fewest)
         series = PairSeries(pairs, None, self._bench.seed)
@@ -147,17 +147,17 @@ class Baseline:
         self.a_a = series.timing()
 
     def complete(self) -> None:
-        """Make what images are missing."""
+        """Generate the missing baseline images."""
         for index in range(len(self._bench.batches)):
             if index not in self._made:
                 with self._bench.lease.shared():
                     self.time(index)
 
     def score(self) -> None:
-        """Score them all.
+        """Score all baseline images.
 
         Raises:
-            BadDataError: when they score nothing, or scores are not finite.
+            BadDataError: when the mean score is 0, or scores are not finite.
         """
         for index, made in sorted(self._made.items()):
             self.scores[index] = self._bench.score(made.images, index)
@@ -168,7 +168,7 @@ class Baseline:
             )
 
     def time(self, index: int) -> CallTime:
-        """One unaccelerated call. Its images are kept, or compared with those that are.
+        """One unaccelerated call. Its images are kept, or compared with the images kept earlier.
 
         Raises:
             WorkerError: when the pipeline no longer gives the same images.
@@ -185,34 +185,34 @@ class Baseline:
         return watch
 
     def time_any(self) -> CallTime:
-        """One unaccelerated call of a full batch, whichever."""
+        """One unaccelerated call of the next full batch."""
         return self.time(self._next())
 
     def _next(self) -> int:
-        """The full batches in turn, so that those without images come first."""
+        """The next full batch, in turn."""
         full = self._bench.full_batches
         self._turn += 1
         return full[(self._turn - 1) % len(full)]
 
 
 class PointRun:
-    """One point's calls, and what is known of its images so far."""
+    """The calls, pairs and quality samples of one point."""
 
     def __init__(self, bench: Bench, baseline: Baseline, parameters: Parameters, noise: float) -> None:
         self._bench = bench
         self._baseline = baseline
         self._turn = 0
         self._samples: dict[int, list[Sample]] = {}
-        # Made under the lease's exclusive hold, to be scored outside of it.
+        # Generated under the exclusive lease; scored after it is released.
         self._waiting: dict[int, Made] = {}
         self.parameters = parameters
         self.series = PairSeries(bench.timer.rule.fewest, noise, bench.seed)
         self.thumbnails: dict[int, torch.Tensor] = {}
         self.peak: Peak | None = None
-        """Memory of the variant's own calls, as its warm-up showed it."""
+        """Peak memory of the variant's warm-up call."""
 
     def warm_up(self) -> None:
-        """The variant's first call, which nobody times: what it compiles and allocates is no part of a speed-up."""
+        """The variant's first call. It is not timed, because it compiles kernels and allocates memory."""
         if self.peak is not None:
             return
         index = self._next()
@@ -233,13 +233,14 @@ class PointRun:
         return lambda: self._baseline.time(index), lambda: self._call(index)
 
     def judge(self, test: SequentialTest | None, fastest: IntervalEstimate | None) -> PointVerdict | None:
-        """Make and score samples until the test rejects the point, or all are there; without a test, until all are
-        there. Samples of a point that seems slower than the fastest so far are made as pairs with the baseline, because
-        its speed may settle it; of others the last ones, so that what passes has been timed as well; and none of a
-        point that seems to fail, whose speed is not wanted.
+        """Generate and score samples until the test rejects the point or no sample is missing.
+
+        Some samples are generated as timed pairs with the baseline. For a point that seems slower than the fastest so
+        far, all are, because its speed may rule it out. For other points only the last ones are, so that a point that
+        passes has been timed too. For a point that seems to fail, none are.
 
         Returns:
-            The verdict; None where the point is settled as slower than the fastest.
+            The verdict; None if the point is clearly slower than the fastest.
         """
         while True:
             self._score_waiting()
@@ -260,7 +261,7 @@ class PointRun:
     def _wants_pair(
         self, own: IntervalEstimate, fastest: IntervalEstimate | None, excess: Sequence[float], missing_batches: int
     ) -> bool:
-        """Whether the next sample is better made beside a baseline call, which costs a batch of images more."""
+        """Whether to generate the next sample as a timed pair, which costs one more batch of baseline images."""
         if fastest is not None and own.high < fastest.low:
             return True  # one more pair settles it
         if sum(excess) > 0:
@@ -271,13 +272,13 @@ class PointRun:
         return missing_batches <= timer.rule.fewest - self.series.pairs and not timer.is_spent(self.series)
 
     def complete(self) -> None:
-        """Make and score every sample that is missing."""
+        """Generate and score the missing samples."""
         for index in self._missing():
             self._make(index)
         self._score_waiting()
 
     def quality(self) -> Quality:
-        """Over the samples so far."""
+        """The quality over the samples so far."""
         self._score_waiting()
         baseline = [score for index in sorted(self._samples) for score in self._baseline.scores.get(index, ())]
         return summarize(self._all_samples(), baseline, self._bench.seed)
@@ -301,7 +302,7 @@ class PointRun:
         return watch
 
     def _score_waiting(self) -> None:
-        """Score and compare the images that wait for it, and let go of them."""
+        """Score and compare the images that wait for it, then drop them."""
         for index in sorted(self._waiting):
             made, before = self._waiting.pop(index), self._baseline.made(index)
             scores = self._bench.score(made.images, index)
@@ -317,7 +318,7 @@ class PointRun:
         ]
 
     def verdict(self, test: SequentialTest | None) -> PointVerdict:
-        """What all samples say, once all are there."""
+        """The verdict, once every sample is there."""
         loss = self.quality().score_loss
         if test is None or loss is None:
             return PointVerdict.PASSED
@@ -327,7 +328,7 @@ class PointRun:
         return [sample for index in sorted(self._samples) for sample in self._samples[index]]
 
     def _next(self) -> int:
-        """The next full batch without images; once all have them, each in turn."""
+        """The next full batch without images; if there is none, the full batches in turn."""
         full = self._bench.full_batches
         if missing := [index for index in self._missing() if index in full]:
             return missing[0]

@@ -1,5 +1,4 @@
-"""Prompts: those of a file, and those that images are made from where none are given: everyday scenes, as captions
-describe them."""
+"""Reads prompt files, and holds the default prompts: everyday scenes in the style of image captions."""
 
 from __future__ import annotations
 
@@ -20,16 +19,16 @@ _MARKS: Final[Mapping[bytes, str]] = {
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 _LINE_END: Final = re.compile(r"\r\n|\n|\r")
-"""Those of text files; what else Unicode calls a line's end (U+2028, a form feed…) is part of a prompt."""
+"""Line ends of text files. Other line separators of Unicode (U+2028, form feed…) are part of a prompt."""
 
 
 def read_prompt_file(path: Path) -> list[str]:
-    """The prompts of a file, one a line, as written but for white space around them; blank lines count for nothing.
+    """The prompts of a file, one per line, without white space around them. Blank lines are skipped.
 
-    It is UTF-8, or what its byte-order mark says.
+    The encoding is UTF-8, or the one of the byte-order mark.
 
     Raises:
-        BadDataError: when it can't be read or holds no prompts; names the line, where it is one's.
+        BadDataError: when it can't be read or holds no prompts; names the line if there is one to name.
     """
     try:
         if path.exists() and not path.is_file():

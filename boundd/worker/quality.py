@@ -1,5 +1,4 @@
-"""What acceleration cost in quality: the score it lost, and how far its images are from the unaccelerated
-ones."""
+"""The quality of accelerated images: score loss, PSNR, SSIM and latent error against the unaccelerated images."""
 
 from __future__ import annotations
 
@@ -77,11 +76,11 @@ def score_all(scorer: Scorer | None, images: torch.Tensor, prompts: Sequence[str
 
 
 BLANK_DEVIATION = 1 / 255
-"""Of an image's pixels in [0, 1], channel by channel: no more than rounding leaves of one colour."""
+"""Largest standard deviation, per channel over pixels in [0, 1], of an image of a single colour."""
 
 
 def blank_images(images: torch.Tensor) -> list[str | None]:
-    """For each image, (n, 3, height, width) in [0, 1], the colour that is all it shows; None where it shows more."""
+    """For each image of (n, 3, height, width) in [0, 1] its colour if it has a single one, else None."""
     deviations = images.flatten(2).std(dim=2, correction=0).amax(dim=1).tolist()
     means = images.flatten(1).mean(dim=1).tolist()
     return [
@@ -121,7 +120,7 @@ def summarize(samples: Sequence[Sample], baseline_scores: Sequence[float], seed:
         seed: of the bootstrap.
 
     Raises:
-        ValueError: when the baseline scored nothing, so that there is no loss to speak of.
+        ValueError: when the baseline's mean score is 0, so that a relative loss is undefined.
     """
     scores = [sample.score for sample in samples if sample.score is not None]
     drifts = [sample.latent_error for sample in samples if sample.latent_error is not None]

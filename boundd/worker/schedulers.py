@@ -1,9 +1,10 @@
-"""Which scheduler may sample which model, and what it does when it runs.
+"""Which scheduler can sample which model, and a dry run that checks it.
 
-diffusers makes a scheduler from any other scheduler's config, whatever comes of it: latents clipped to [-1, 1], a
-schedule of another kind of model, a prediction type that it can't use, a thousand calls at one timestep. So the model's
-family is read off its own config, one table says what can sample it, and the scheduler is rehearsed: it denoises known
-latents, by predictions that are right. That needs no model and takes milliseconds.
+diffusers builds a scheduler from any other scheduler's config, even where the result is wrong: latents clipped to
+[-1, 1], the noise schedule of another kind of model, an unsupported prediction type, a thousand calls at one timestep.
+So boundd reads the model's family from the config of its own scheduler, looks the pair up in a table (`SUPPORTED`), and
+does a dry run: the scheduler denoises known latents with correct predictions. That needs no model and takes
+milliseconds.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ FAMILIES: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
         CONSISTENCY: frozenset({"CMStochasticIterativeScheduler", "LCMScheduler", "TCDScheduler"}),
     }
 )
-"""How a model was trained -> the schedulers that models of that kind name as their own.
+"""Model family (how a model was trained) -> the schedulers that such models ship with.
 
 `diffusion` is noise added in discrete steps by a table of betas (Ho et al., 2020, arXiv:2006.11239), as in
 SD and SDXL."""
@@ -87,8 +88,8 @@ SUPPORTED: Final[Mapping[tuple[str, str], frozenset[str]]] = MappingProxyType(
         (DIFFUSION, "UniPCMultistepScheduler"): _ALL,
     }
 )
-"""The table: (model family, scheduler class) -> what a model may predict for that scheduler to sample it. A pair that
-is not here is refused. docs/worker.md shows it; `tests/worker/test_schedulers.py` tries every entry."""
+"""(model family, scheduler class) -> the prediction types that work. Other pairs are refused. docs/worker.md shows this
+table; `tests/worker/test_schedulers.py` tests every entry."""
 
 _NOISE_KEYS: Final = (
     "num_train_timesteps",
@@ -99,32 +100,32 @@ _NOISE_KEYS: Final = (
     "prediction_type",
     "rescale_betas_zero_snr",
 )
-"""What the model was trained with. Given to a scheduler one by one: diffusers leaves out what equals the default of the
-config's own class, and takes the new class's default for it."""
+"""Config keys of the noise schedule that the model was trained with. They are passed to the new scheduler one by one,
+because diffusers replaces values equal to the old class's defaults by the new class's defaults."""
 _LATENTS_HAVE_NO_BOUNDS: Final = {"clip_sample": False, "thresholding": False}
-"""Both cut to the range of pixels, for models that denoise pixels (diffusers, documentation of `clip_sample` and
-`thresholding`); an image's latents go to about ±4. On by default in DDIM and DDPM."""
+"""Both options clip to the range of pixels, for models that denoise pixels (diffusers, documentation of `clip_sample`
+and `thresholding`). Latents reach about ±4. DDIM and DDPM clip by default."""
 _SKIP_RUNGE_KUTTA: Final = {"skip_prk_steps": True}
-"""As every Stable Diffusion that ships with PNDM has it: else the first three steps take four calls each."""
+"""Set in every Stable Diffusion config with PNDM. Without it the first three steps take four UNet calls each."""
 
 MAX_SCHEDULE_DRIFT: Final = 1e-4
-"""By how much a share of signal may differ between two schedulers' own sums in float32; also what stands for zero where
-the noise is rescaled to leave no signal (2⁻²⁴ in diffusers)."""
+"""Largest difference of `alphas_cumprod` between two schedulers, by rounding in float32. It also covers the value that
+diffusers uses for zero signal (2⁻²⁴)."""
 MAX_DRY_RUN_ERROR: Final = 0.5
-"""Root mean square that a rehearsal may miss its latents by, which lie in ±3.5 (2.0). Measured over the table, 2 to 999
-steps: at most 0.31, of PNDM in two steps; clipping misses them by 1.4."""
+"""Largest root mean square error of a dry run's latents, which lie within ±3.5 (root mean square 2.0). Measured over
+the table for 2 to 999 steps it is at most 0.31 (PNDM in two steps); with clipping it is 1.4."""
 MIN_START_NOISE: Final = 1.0
-"""Noise over signal, in power, where a schedule begins. It begins with nothing but noise, so where the model expects
-more signal than noise what it makes of it is no image."""
+"""Smallest ratio of noise to signal power at a schedule's first timestep. Sampling starts from pure noise; a model that
+expects more signal than noise there makes no image."""
 
 
 @dataclass(frozen=True)
 class OwnScheduler:
-    """What a model says of its own scheduler.
+    """The scheduler that a model ships with.
 
     Attributes:
-        classes: by its pipeline's index and by its scheduler's file; the same one, as a rule.
-        config: of the file.
+        classes: the class named in model_index.json and the one in the scheduler's config; usually the same.
+        config: the scheduler's config.
     """
 
     classes: tuple[str, ...]
@@ -132,23 +133,23 @@ class OwnScheduler:
 
 
 NOTED_START_SIGNAL: Final = 0.1
-"""Share of signal, in power, expected where a schedule begins, from which on it is said."""
+"""From this expected share of signal power at the first timestep on, the result carries a warning."""
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a scheduler does in a run of some steps.
+    """The result of a dry run.
 
     Attributes:
-        timesteps: those that the denoiser is called at, in order; one call each.
-        start_signal: the share of signal, in power, that the model expects at the first of them; there is none.
+        timesteps: the timesteps of the UNet calls, in order.
+        start_signal: the share of signal power that the model expects at the first one, where it is given pure noise.
     """
 
     timesteps: tuple[float, ...]
     start_signal: float
 
     def remarks(self) -> list[str]:
-        """What whoever reads a result should know of it."""
+        """Warnings for the result."""
         if self.start_signal < NOTED_START_SIGNAL:
             return []
         begins = f"the scheduler begins at timestep {self.timesteps[0]:g}, where the model expects an image that is"
@@ -156,7 +157,7 @@ class DryRun:
 
 
 def read_own_scheduler(folder: Path) -> OwnScheduler | None:
-    """What the model in a folder says of its scheduler; None where that can't be read, which loading it will tell."""
+    """The scheduler of the model in a folder; None if its files can't be read (loading the model reports that)."""
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
@@ -167,10 +168,10 @@ def read_own_scheduler(folder: Path) -> OwnScheduler | None:
 
 
 def check_family(own_class: str, class_name: str) -> str:
-    """The family of the model whose own scheduler is `own_class`, where `class_name` can sample it.
+    """The family of a model that ships with the scheduler `own_class`.
 
     Raises:
-        BadDataError: where it can't, or the family isn't known.
+        BadDataError: when the family is unknown, or `class_name` can't sample it.
     """
     family = next((family for family, classes in FAMILIES.items() if own_class in classes), None)
     if family is None:
@@ -189,7 +190,7 @@ def check_family(own_class: str, class_name: str) -> str:
 
 
 def check_prediction(family: str, config: Mapping[str, Any], class_name: str) -> None:
-    """Refuse a scheduler that can't use what the model predicts, and configs of another family in all but name.
+    """Refuse a scheduler that does not support the model's prediction type, and configs with continuous noise.
 
     Raises:
         BadDataError: says what the model predicts and what the scheduler takes.
@@ -241,11 +242,11 @@ def build_scheduler(config: Mapping[str, Any], class_name: str, own_class: str |
 
 
 def dry_run(scheduler: Scheduler, steps: int) -> DryRun:
-    """Let a copy of the scheduler denoise latents that are known, with a model that always predicts rightly.
+    """Let a copy of the scheduler denoise known latents, with correct predictions instead of a model's.
 
     Raises:
-        BadDataError: when it fails, misses them, calls the model where it was not trained, begins where there is
-            more signal than noise, or takes fewer steps than were asked for.
+        BadDataError: when it fails, does not arrive at the latents, uses timesteps that the model was not trained at,
+            begins where the model expects more signal than noise, or has fewer noise levels than steps.
     """
     class_name, spacing = type(scheduler).__name__, scheduler.config.get("timestep_spacing", "its own")
     what = f"{class_name} ({spacing} spacing) in {steps} steps"
@@ -280,14 +281,14 @@ def dry_run(scheduler: Scheduler, steps: int) -> DryRun:
 
 
 def describe_timesteps(timesteps: Sequence[float]) -> str:
-    """In a few words, for a message."""
+    """A short description of timesteps, for a message."""
     repeated = sorted({each for each in timesteps if timesteps.count(each) > 1}, reverse=True)
     again = f", {repeated[0]:g} more than once" if repeated else ""
     return f"{len(timesteps)} calls from timestep {timesteps[0]:g} to {timesteps[-1]:g}{again}"
 
 
 def _trained_as(config: Mapping[str, Any], own_class: str) -> Scheduler:
-    """The model's own scheduler, which knows the defaults of what its config leaves out."""
+    """The model's own scheduler, with its defaults for what the config leaves out."""
     import diffusers
 
     try:
@@ -314,7 +315,7 @@ def _check_noise_schedule(scheduler: Scheduler, trained_as: Scheduler, class_nam
 
 
 def _denoise(scheduler: Scheduler, steps: int) -> tuple[tuple[float, ...], float]:
-    """The timesteps it visits, and by how much (root mean square) it misses the latents in the end."""
+    """The timesteps of the run, and the root mean square error of the final latents."""
     import torch
 
     shape = (1, 4, 8, 8)
@@ -328,7 +329,7 @@ def _denoise(scheduler: Scheduler, steps: int) -> tuple[tuple[float, ...], float
     for timestep in scheduler.timesteps:
         seen = scheduler.scale_model_input(latents, timestep)
         visited.append(float(timestep))
-        # Past the ends it is rehearsed as at them, so that the reason given is where it is, not what came of it.
+        # Timesteps out of range are treated as the nearest valid one; the caller reports them.
         share = _signal_share(scheduler, visited[-1])
         predicted = _predict(scheduler.config.prediction_type, seen.double(), wanted.double(), share)
         latents = scheduler.step(predicted.float(), timestep, latents, **options).prev_sample
@@ -340,13 +341,13 @@ def _predict(prediction_type: str, seen: Any, wanted: Any, share: float) -> Any:
     if prediction_type == "sample":
         return wanted
     signal, noise = math.sqrt(share), math.sqrt(1 - share)
-    # Where there is next to no noise left there is none to predict either.
+    # Avoids a division by zero where there is almost no noise.
     epsilon = (seen - signal * wanted) / max(noise, 1e-6)
     return epsilon if prediction_type == "epsilon" else signal * epsilon - noise * wanted
 
 
 def _signal_share(scheduler: Scheduler, timestep: float) -> float:
-    """The share of signal in power at a timestep, between two of them by the logarithm of signal over noise."""
+    """The share of signal power at a timestep; between two, interpolated by the log of the signal-to-noise ratio."""
     shares = scheduler.alphas_cumprod
     place = min(max(timestep, 0.0), len(shares) - 1.0)
     below, above = math.floor(place), math.ceil(place)
@@ -356,8 +357,8 @@ def _signal_share(scheduler: Scheduler, timestep: float) -> float:
 
 
 def _noise_levels(scheduler: Scheduler, timesteps: Sequence[float]) -> int:
-    """How many different amounts of noise the model sees. Timesteps are rounded where sigmas were spaced otherwise
-    (Karras), so those count where there are any; the last one, which ends the last step, is none of them."""
+    """Number of different noise levels that the model sees. Sigmas are counted if there are any, because timesteps may
+    be rounded (Karras). The last sigma only ends the last step and does not count."""
     if hasattr(scheduler, "sigmas"):
         return len(set(scheduler.sigmas[: len(timesteps)].tolist()))
     return len(set(timesteps))

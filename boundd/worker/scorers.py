@@ -25,14 +25,14 @@ from boundd.worker.settings import BUILTIN
 if TYPE_CHECKING:
     import torch
 
-# How CLIP's training images were made: openai/CLIP, clip/clip.py, `_transform`.
+# How CLIP's training images were normalised: openai/CLIP, clip/clip.py, `_transform`.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 CLIP = "clip"
-"""The model_type of a CLIP model with both its sides."""
+"""The model_type of a CLIP model with text and image encoder."""
 SCORER_ROOM_PERCENT = 150
-"""What a scorer must find free, of its weights' size: they, and the activations of a batch."""
+"""Free memory that a scorer needs, in percent of its weights: the weights and the activations of a batch."""
 
 
 class Scorer(Protocol):
@@ -51,13 +51,13 @@ class Scorer(Protocol):
 
     @property
     def max_tokens(self) -> int | None:
-        """How many tokens of a prompt are read; None where all are."""
+        """How many tokens of a prompt are read; None for no limit."""
 
     def count_tokens(self, prompt: str) -> int:
-        """How many tokens a prompt has, all of them counted."""
+        """Number of tokens of a prompt before it is cut."""
 
     def why_unscorable(self, prompt: str) -> str | None:
-        """Why no image can be judged by this prompt; None where it can."""
+        """Why images can't be scored against this prompt; None if they can."""
 
 
 class ClipScorer:
@@ -72,11 +72,11 @@ class ClipScorer:
         self.device_name = "cpu"
 
     def place(self, device_name: str, free_bytes: int | None) -> None:
-        """Move to the device for good, if it leaves room there for what comes; stay on the CPU else.
+        """Move to the device if there is enough free memory; else stay on the CPU.
 
         Args:
             device_name: torch's.
-            free_bytes: what may still be taken there beside the pipeline at its peak; None where memory is shared.
+            free_bytes: free memory there at the pipeline's peak; None on the CPU.
         """
         parts = (*self._model.parameters(), *self._model.buffers())
         size_bytes = sum(part.numel() * part.element_size() for part in parts)
@@ -86,15 +86,15 @@ class ClipScorer:
 
     @property
     def max_tokens(self) -> int | None:
-        """The places of the text encoder."""
+        """The text encoder's context length."""
         return int(self._model.config.text_config.max_position_embeddings)
 
     def count_tokens(self, prompt: str) -> int:
-        """With those that mark its ends."""
+        """Including the start and end tokens."""
         return len(self._tokenizer(prompt, verbose=False).input_ids)
 
     def why_unscorable(self, prompt: str) -> str | None:
-        """A prompt of nothing but characters that the tokenizer has no tokens for says nothing."""
+        """A prompt without a single known token can't be scored."""
         tokens = set(self._tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids)
         return None if tokens - {self._tokenizer.unk_token_id} else "its tokenizer has no token for anything in it"
 
@@ -126,7 +126,7 @@ def load_scorer(source: str) -> Scorer | None:
     """The scorer that `source` names: 'builtin', a CLIP model's hub id or folder; None for ''.
 
     Raises:
-        ModelUnavailableError: when it can't be had, is no CLIP model, or lacks weights.
+        ModelUnavailableError: when it is not found, is no CLIP model, or lacks weights.
     """
     if not source:
         return None
@@ -166,7 +166,7 @@ def load_scorer(source: str) -> Scorer | None:
 
 
 def scorer_files(source: str) -> tuple[Path, list[Path]] | None:
-    """The folder and the files of the scorer that `source` names; None for none, and for one that isn't here yet."""
+    """Folder and files of the scorer that `source` names; None for '', and for a scorer not yet on this machine."""
     if not source:
         return None
     named = scorer_folder() if source == BUILTIN else Path(source).expanduser()
@@ -198,7 +198,7 @@ def _load_builtin() -> Scorer:
 
 
 def check_scorer_folder(folder: Path) -> str | None:
-    """Refuse a folder that holds no whole CLIP model, by its small files and the heads of the large ones.
+    """Refuse a folder without a complete CLIP model. Only small files and the heads of large ones are read.
 
     Returns:
         The variant of its weights; None for the plain ones.
@@ -219,7 +219,7 @@ def check_scorer_folder(folder: Path) -> str | None:
 
 
 def _check_kind(config: Mapping[str, Any], where: str) -> None:
-    """A text encoder alone, or a model of another family, is loaded as a CLIP model with random weights."""
+    """Refuse other models: transformers would load a text encoder alone as a CLIP model with random weights."""
     if (kind := config.get("model_type")) != CLIP:
         raise ModelUnavailableError(
             f"the scorer {where} is no CLIP model: its {CONFIG} says model_type {kind!r}, not {CLIP!r}; set source in"
@@ -242,7 +242,7 @@ def scorer_is_here(source: str) -> bool:
 
 
 def _as_clip_sees(images: torch.Tensor, side_px: int) -> torch.Tensor:
-    """The centre square, scaled to the side CLIP was trained on, with its mean and deviation taken out."""
+    """CLIP's preprocessing: centre crop, resize to `side_px`, normalise by CLIP's mean and standard deviation."""
     import torch
 
     height, width = images.shape[-2:]

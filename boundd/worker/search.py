@@ -40,11 +40,11 @@ from boundd.worker.timing import PairTimer, StopRule
 from boundd.worker.traversal import Traversal
 
 BASE_STEPS = 2
-"""Loading and the baseline, beside the points: the steps that progress is counted in."""
+"""Progress steps beside the points: loading and the baseline."""
 
 
 class OutOfMemoryError(Exception):
-    """Memory ran out where the search can't go on: loading, the baseline, or every single point."""
+    """Memory ran out while loading, in the baseline or at every point, so the search can't go on."""
 
     def __init__(self, shortage: Shortage) -> None:
         super().__init__(shortage.message)
@@ -52,7 +52,7 @@ class OutOfMemoryError(Exception):
 
 
 class Search:
-    """One cell's search. `phase` says how far it is, for whoever reports its failure."""
+    """One cell's search. `phase` is the current phase, for error reports."""
 
     def __init__(self, settings: RunSettings, environment: WorkerEnvironment, reporter: Reporter) -> None:
         self._settings = settings
@@ -106,9 +106,7 @@ class Search:
         return result
 
     def report_memory(self) -> None:
-        """Report the peaks so far, if the device was opened: also of a search that failed, since they say how
-        much is not enough.
-        """
+        """Report the peak memory so far, if the device was opened; for a failed search it is a lower bound."""
         if self._memory is not None:
             self._reporter.report(self._memory.line())
 
@@ -148,7 +146,7 @@ class Search:
         return bench, context
 
     def _check(self, bench: Bench, context: ModelContext, baseline: Baseline, traversal: Traversal) -> None:
-        """Whether what was seen of the baseline, and an accelerated image made alone, allows to conclude anything."""
+        """Check the baseline's timesteps, and that images do not depend on their batch."""
         if baseline.timesteps != context.timesteps:
             raise WorkerError(
                 f"the U-Net was called at {describe_timesteps(baseline.timesteps)}, and the scheduler had announced"
@@ -162,7 +160,7 @@ class Search:
         return fingerprint(bench.device, self._loaded, distributions(bench.method))
 
     def _fetch(self, lease: Lease) -> None:
-        """Fetch what isn't here, before the device is opened: nobody else is to wait for it."""
+        """Fetch missing files before the device is opened, so that no other cell waits for the download."""
         timeout_s = self._environment.fetch_timeout_s
         fetcher = Fetcher(
             DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s,
@@ -198,7 +196,7 @@ class Search:
         )
 
     def _instrument_digest(self, bench: Bench, baseline: Baseline) -> str:
-        """Of everything that a point's figures depend on: another digest, another measurement."""
+        """A digest of everything that a point's figures depend on."""
         subject = {
             **_describe_run(self._settings, bench, baseline),
             "boundd": __version__,
@@ -261,8 +259,8 @@ class Search:
     def _contributions(
         self, bench: Bench, traversal: Traversal, explorer: Explorer, best: int
     ) -> dict[str, Json] | None:
-        """Of a combination: what each of its methods reaches alone, and what the best point adds to the best of
-        those. The search goes on for it, as lazily as before."""
+        """For a combination: what each method reaches alone, and the gain of the best point over the best of these.
+        The search continues, lazily, for the points of each single method."""
         if not isinstance(bench.method, Combination):
             return None
         alone: dict[str, Json] = {}
@@ -297,7 +295,7 @@ class Search:
             self._memory.enter(phase)
 
     def _progress(self, lease: Lease, done: int, more: Mapping[str, Json] | None = None) -> None:
-        self._done = max(self._done, done)  # a point may be open again once a better one is known more exactly
+        self._done = max(self._done, done)  # progress never goes back, although a settled point may become open again
         extra: dict[str, Json] = {"phase": self.phase, "lease_waited_s": lease.waited_s, **(more or {})}
         self._reporter.report(Progress(done=self._done, total=self._total, extra=extra))
 
@@ -311,7 +309,7 @@ class Search:
         save_sheet(torch.cat([thumbnails(baseline.made(index).images) for index in batches]), folder / "baseline.png")
         run = explorer.run_of(best)
         if not run.thumbnails:
-            run.warm_up()  # it was read back from an earlier attempt: a batch shows what it looks like
+            run.warm_up()  # the point came from an earlier attempt: generate one batch for the contact sheet
         save_sheet(torch.cat([run.thumbnails[index] for index in sorted(run.thumbnails)]), folder / "best.png")
 
 
@@ -344,12 +342,12 @@ def _best(traversal: Traversal, explorer: Explorer) -> int:
 
 
 def _beside(results: Path | None) -> Path | None:
-    """Where sheets go when nobody said: beside the results that the daemon keeps."""
+    """The default folder of contact sheets: beside the results file."""
     return None if results is None else results.parent / "sheets"
 
 
 def _noise(baseline: Baseline) -> dict[str, Json]:
-    """How far from 1 the speed-up of nothing at all was measured: the A/A run."""
+    """The result of the A/A run: the measured speed-up of the baseline over itself."""
     timing = baseline.a_a
     assert timing is not None, "the baseline was timed against itself"
     return {
@@ -363,7 +361,7 @@ def _noise(baseline: Baseline) -> dict[str, Json]:
 
 
 def _describe_run(settings: RunSettings, bench: Bench, baseline: Baseline) -> dict[str, Json]:
-    """What was measured, so that a result can be read without its cell: as it was used, not as it was asked for."""
+    """The settings of the run, so that a result can be read without its cell: those used, not those asked for."""
     height_px, width_px = baseline.made(0).images.shape[-2:]
     return {
         "label": f"{settings.model}/{settings.scheduler_class}/{settings.steps}/{bench.method.name}",

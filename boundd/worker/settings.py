@@ -1,4 +1,4 @@
-"""What one run of the worker measures: options, the cell, the model's entry and defaults, in this order."""
+"""The settings of one run: from options, the cell, the model's config entry and defaults, in this order."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ _DIRECT_OPTIONS = (
     ),
     *("budget_s", "repeats", "max_repeats", "precision", "prompts", "output_dir", "threads"),
 )
-"""Options that are settings of the same name, with nothing to be worked out."""
+"""Options that become settings of the same name unchanged."""
 
 
 class SettingsError(ValueError):
-    """A setting that can't be; the message names the option and says why."""
+    """An invalid setting; the message names the option and says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """One run, with nothing left to look up.
+    """The settings of one run, all resolved.
 
     Attributes:
         model: the name asked for, such as 'SD1.5'.
@@ -55,15 +55,15 @@ class RunSettings:
         scheduler_class: the diffusers class.
         methods: names, sorted.
         resolution: pixels of a side; None for the model's own.
-        dtype, device: None to choose by the device that is there.
+        dtype, device: None to choose by the available device.
         scorer: a hub id, a folder, 'builtin', or '' for no score.
         budget_s: seconds to spend timing a point once it has its fewest pairs; 0 for no limit.
         repeats: the fewest pairs of baseline and variant to time a point by.
         max_repeats: the most.
         precision: the half width of a speed-up's interval, as a share of it, at which timing ends.
-        is_exhaustive: whether every point is measured to its end.
-        is_fresh: whether what earlier attempts measured is left unread.
-        threads: on the CPU.
+        is_exhaustive: whether every point is measured on all samples.
+        is_fresh: whether points of earlier attempts are ignored.
+        threads: number of CPU threads.
     """
 
     model: str
@@ -96,14 +96,13 @@ class RunSettings:
 
 
 def resolve(options: Mapping[str, Any], environment: WorkerEnvironment) -> RunSettings:
-    """Settle every setting: an option wins over the cell, the cell over the model's entry, that over the
-    default.
+    """Resolve every setting. An option wins over the cell, the cell over the model's entry, the entry over the default.
 
     Args:
         options: by option name with underscores; None for one that was not given.
 
     Raises:
-        SettingsError: for a value that can't be, naming the option.
+        SettingsError: for an invalid value; names the option.
     """
     cell, entry = environment.cell or {}, environment.model or {}
 
@@ -136,10 +135,10 @@ def resolve(options: Mapping[str, Any], environment: WorkerEnvironment) -> RunSe
 
 
 def _valid(option: Option, value: Any) -> Any:
-    """The value as the option's kind of value.
+    """The value, converted to the option's type.
 
     Raises:
-        SettingsError: it can't be.
+        SettingsError: it is invalid.
     """
     if option.kind == "name" and value == "":
         raise SettingsError(f"--{option.name}: is needed")
@@ -180,7 +179,7 @@ def _source(model: str, source: object, weights: str) -> str:
 
 
 def _architecture(model: str, source: object) -> str:
-    """What to build with random weights: what the source names, else what the model's own name does."""
+    """The architecture to build with random weights: the one named by the source, else by the model."""
     for name in (source, model):
         if name in RANDOM_MODELS:
             return str(name)
@@ -191,8 +190,8 @@ def _architecture(model: str, source: object) -> str:
 
 
 def _scorer(model: str, given: object, table: Mapping[str, Json] | None, weights: str) -> str:
-    """The option, else the config's; a built-in model always has the scorer made for it, unless told
-    otherwise. The config's is not for random weights, whose images show nothing."""
+    """The scorer of the option, else of the config. The built-in models use the built-in scorer unless told otherwise.
+    With random weights there is none: the images are meaningless."""
     if weights == RANDOM:
         if given:
             raise SettingsError(

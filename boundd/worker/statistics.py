@@ -1,8 +1,7 @@
 """Medians, means and bootstrap intervals of paired measurements. Pure: the seed is an argument.
 
-Intervals are percentile bootstraps (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13)
-over the pairs. With very few pairs they are honest about nothing but the spread seen, so the number of pairs
-is always beside them.
+Intervals are percentile bootstraps over the pairs (Efron & Tibshirani, An Introduction to the Bootstrap, 1993,
+chapter 13). With very few pairs such intervals are too narrow, so the number of pairs is always reported too.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def relative_loss(baseline: Sequence[float], variant: Sequence[float], seed: int
     """(baseline − variant) / baseline of the means, over the paired scores of the same seeds.
 
     Raises:
-        ValueError: when the baseline's mean is not above 0: there is nothing to lose a share of.
+        ValueError: when the baseline's mean is not above 0, so that a relative loss is undefined.
     """
     if statistics.fmean(baseline) <= 0:
         raise ValueError("the baseline's mean score is not above 0")
@@ -59,7 +58,7 @@ def relative_loss(baseline: Sequence[float], variant: Sequence[float], seed: int
     def loss(sample: Sequence[tuple[float, float]]) -> float:
         before = statistics.fmean(pair[0] for pair in sample)
         after = statistics.fmean(pair[1] for pair in sample)
-        # A resample of zeros alone says nothing; it is counted as no loss rather than dividing by zero.
+        # A resample that holds only zeros has no relative loss; it counts as 0.
         return (before - after) / before if before > 0 else 0.0
 
     return _estimate(pairs, loss, seed)

@@ -1,9 +1,8 @@
-"""Timing a variant against the baseline: interleaved pairs, alone on the device, until they agree or time is
-up.
+"""Times an accelerated variant against the baseline in interleaved pairs, with exclusive use of the device.
 
-A pair is one call of each, one right after the other, in an order that is shuffled from pair to pair; what drifts
-(clocks, temperature, neighbours) then falls on both alike. What is timed is the whole call, from the prompts to the
-decoded images, and within it the denoising loop.
+A pair is one baseline call and one variant call, one right after the other, in random order. Drift (of clocks, of
+temperature) then affects both alike. The whole call is timed, from the prompts to the decoded images, and within it the
+denoising loop. Timing ends when the confidence interval is narrow enough, or at a limit (`StopRule`).
 """
 
 from __future__ import annotations
@@ -23,23 +22,23 @@ from boundd.worker.statistics import IntervalEstimate, median_ratio
 
 MIN_PAIRS = 2
 MAX_DISTURBED = 5
-"""How many disturbed pairs of a point are timed again; a neighbour that stays is reported, not waited out."""
+"""How many disturbed pairs of a point are timed again. After that the point is reported as contended."""
 MAX_HELD_S = 60.0
-"""How long the device's lease may be held alone at a stretch, where a call can be had in less."""
+"""How long the exclusive lease may be held at a stretch; longer only if a single call takes longer."""
 VARIANTS_A_BASELINE = 4
-"""How many variants share one baseline call where points are timed roughly: more, and the baseline is too far away."""
+"""How many variants share one baseline call in rough timing. With more, too much time passes between the two."""
 ROUGH_DEVIATIONS = 3
-"""The half width of a rough interval, in standard errors by the spread of the A/A run's pairs."""
+"""Half the width of a rough interval, in standard errors. The standard deviation is that of the A/A run's pairs."""
 MIN_ROUGH_SHARE = 0.01
-"""Its least, as a share: an A/A run of a few pairs can look steadier than the device is."""
+"""The least half width, as a share: an A/A run of few pairs may understate the noise."""
 MEDIAN_OF_NORMAL = 0.6745
-"""The median distance from the mean of a normal variable, in standard deviations."""
+"""The median absolute deviation of a normal variable, in standard deviations."""
 STEADY_SHARE = 0.05
-"""The last calls of a warm-up must lie this close together."""
+"""A warm-up ends when the last STEADY_CALLS calls lie within this share of their median."""
 STEADY_CALLS = 3
 
 TimedCall = Callable[[], CallTime]
-"""Runs one call and says what it took."""
+"""Runs one call and returns how long it took."""
 NextPair = Callable[[], tuple[TimedCall, TimedCall]]
 """The next pair's baseline and variant, ready to run."""
 
@@ -59,21 +58,21 @@ class Pair:
 
 @dataclass(frozen=True)
 class Timing:
-    """The speed-up of a variant, what it rests on, and whether the device was its alone."""
+    """The speed-up of a variant, the pairs it was computed from, and what was seen of other users of the device."""
 
     speedup: IntervalEstimate
     pairs: Sequence[Pair]
     attest: Attestation
     dropped: int
-    """Pairs that a neighbour disturbed, and that were timed again."""
+    """Pairs that were disturbed and timed again."""
 
     @property
     def isolation(self) -> Isolation:
-        """Whether the device was its alone."""
+        """Whether anything else used the device."""
         return self.attest.isolation
 
     def median_of(self, what: Callable[[Pair], float]) -> float:
-        """The median over the pairs of something that each of them has."""
+        """The median of a quantity over the pairs."""
         return statistics.median(what(pair) for pair in self.pairs)
 
     def median_loop_ratio(self) -> float | None:
@@ -91,10 +90,10 @@ class StopRule:
     """When a point has been timed enough.
 
     Attributes:
-        min_pairs: before anything else, and at least MIN_PAIRS.
-        max_pairs: at most.
-        precision: the half width of the interval, as a share of the speed-up, that is enough; 0 never is.
-        budget_s: seconds after which no pair is begun, past MIN_PAIRS; 0 for none.
+        min_pairs: the fewest pairs; at least MIN_PAIRS are timed.
+        max_pairs: the most pairs.
+        precision: timing ends when half the interval's width, as a share of the speed-up, is at most this; 0: never.
+        budget_s: seconds after which no further pair is started, once there are MIN_PAIRS; 0 for no limit.
     """
 
     min_pairs: int
@@ -104,20 +103,20 @@ class StopRule:
 
     @property
     def fewest(self) -> int:
-        """Pairs that a proper interval rests on."""
+        """Fewest pairs for an interval by the bootstrap."""
         return max(MIN_PAIRS, self.min_pairs)
 
     @property
     def most(self) -> int:
-        """Pairs after which timing ends."""
+        """Most pairs."""
         return max(self.fewest, self.max_pairs)
 
 
 class PairSeries:
-    """The pairs of one point so far.
+    """The pairs of one point that were timed so far.
 
     Args:
-        fewest: with fewer pairs the interval is a rough one.
+        fewest: with fewer pairs the interval comes from the noise of the A/A run.
         noise: the standard deviation of the logarithm of a single pair's ratio, as the A/A run showed it; None during
             that run.
         seed: of the bootstrap.
@@ -133,27 +132,27 @@ class PairSeries:
 
     @property
     def pairs(self) -> int:
-        """How many count."""
+        """Number of pairs that count towards the speed-up."""
         return len(self._counted())
 
     @property
     def tries(self) -> int:
-        """How many were timed, the disturbed ones included."""
+        """Number of pairs that were timed, including disturbed ones."""
         return len(self._clean) + len(self._disturbed)
 
     def add(self, pair: Pair, attest: Attestation, took_s: float) -> None:
-        """A pair was timed, and this was seen meanwhile."""
+        """Add a pair, with what was seen of other users of the device meanwhile."""
         (self._disturbed if attest.isolation is Isolation.CONTENDED else self._clean).append((pair, attest))
         self.spent_s += took_s
 
     def timing(self) -> Timing:
-        """What is known so far, from at least one pair. Disturbed pairs count only where others are too few."""
+        """The timing so far; needs at least one pair. Disturbed pairs count only if there are too few others."""
         counted = self._counted()
         attest = merge([attest for _, attest in counted])
         return Timing(self.estimate(), [pair for pair, _ in counted], attest, self.tries - len(counted))
 
     def estimate(self) -> IntervalEstimate:
-        """The speed-up: with few pairs by the noise of the A/A run, else by the pairs' own spread."""
+        """The speed-up. With few pairs its interval comes from the noise of the A/A run, else from a bootstrap."""
         pairs = [pair for pair, _ in self._counted()]
         if len(pairs) >= self._fewest or self._noise is None:
             return median_ratio([p.baseline.elapsed_s for p in pairs], [p.variant.elapsed_s for p in pairs], self._seed)
@@ -171,10 +170,10 @@ class PairSeries:
 
 @dataclass
 class PairTimer:
-    """Times pairs under the lease.
+    """Times pairs while holding the exclusive lease.
 
     Attributes:
-        seed: of the order within pairs.
+        seed: for the random order within pairs.
         clock: seconds, monotonic.
     """
 
@@ -191,8 +190,7 @@ class PairTimer:
     def measure(
         self, series: PairSeries, next_pair: NextPair, is_enough: Callable[[IntervalEstimate], bool] = lambda _: False
     ) -> None:
-        """Time pairs until the rule, or `is_enough`, says so. A pair that a neighbour disturbed is timed again, up to
-        MAX_DISTURBED times."""
+        """Time pairs until the stop rule or `is_enough` is met. Up to MAX_DISTURBED disturbed pairs are timed again."""
         while not self.is_done(series, is_enough):
             self.add_pair(series, next_pair)
 
@@ -237,7 +235,7 @@ class PairTimer:
                 series.add(Pair(watches[0], watch), attest, took_s)
 
     def _run(self, calls: Sequence[TimedCall], turns: Sequence[int]) -> tuple[list[CallTime], Attestation]:
-        """Run each call in its turn, holding the device alone, and anew where it would be held too long."""
+        """Run the calls in the given order under the exclusive lease, which is released in between if held too long."""
         watches: dict[int, CallTime] = {}
         waiting = list(turns)
         self.monitor.begin()
@@ -255,14 +253,16 @@ class PairTimer:
 
 
 def noise_of(pairs: Iterable[Pair]) -> float:
-    """The standard deviation of the logarithm of a single A/A pair's ratio, by the median of its distances from 0: its
-    mean is known to be 0, and calls have outliers that say nothing of the others (Rousseeuw & Croux, 1993).
+    """The standard deviation of the logarithm of one A/A pair's ratio.
+
+    Estimated by the median absolute deviation from 0, its known mean, because single calls may be outliers (Rousseeuw &
+    Croux, 1993).
     """
     return statistics.median(abs(math.log(pair.ratio)) for pair in pairs) / MEDIAN_OF_NORMAL
 
 
 def is_steady(calls_s: Sequence[float]) -> bool:
-    """Whether a warm-up may end: the last STEADY_CALLS calls lie within STEADY_SHARE of their median."""
+    """Whether a warm-up may end."""
     last = calls_s[-STEADY_CALLS:]
     if len(last) < STEADY_CALLS:
         return False

@@ -1,4 +1,4 @@
-"""What an acceleration method is: a grid of points, an identity point, and a way to be applied and undone.
+"""The interface of an acceleration method: a grid of points, an identity point, and how to apply and undo it.
 
 A method is one file. Its class is named by an entry point of the group `boundd.methods`, is made without
 arguments, and imports its library only when it is applied, so that the worker's `--help` needs none of them.
@@ -13,28 +13,28 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeAlias
 
 Parameters: TypeAlias = Mapping[str, int | float]
-"""One point of a grid: what is passed to the method's library, by its own names."""
+"""One point of a grid: parameters of the method's library, under the library's names."""
 Call: TypeAlias = Callable[..., Any]
-"""What generates: called as the pipeline itself would be."""
+"""A callable that generates images; called like the pipeline itself."""
 GridSize: TypeAlias = Literal["coarse", "standard"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelContext:
-    """What a method may depend on: the structure of the loaded model and how it is about to be called.
+    """What a method needs to know: the structure of the loaded model and how it will be called.
 
     Attributes:
         steps: denoising steps of a call.
-        guidance_scale: as it is passed to the pipeline; guidance is on above 1.
+        guidance_scale: the value passed to the pipeline; guidance is on above 1.
         is_xl: whether the pipeline is an SDXL.
         scheduler_order: UNet calls a step (2 for Heun).
         attention_downsamples: the factors by which latents are downsampled where the UNet has transformer
             blocks, in rising order: (1, 2, 4) for SD1.5, (2, 4) for SDXL.
         cache_branches: the skip connections DeepCache can cache at: 11 for SD, 8 for SDXL.
         attention: how the model computes it: 'sdpa', 'eager', 'sliced' or 'xformers'.
-        timesteps: those that the UNet will be called at, in order, one call each; as the pipeline was seen to set them.
-        is_guided: whether the UNet was seen to be given each image twice, with its prompt and without. A scale above 1
-            does not do it: a distilled UNet is never guided.
+        timesteps: the timesteps of the UNet calls, in order, as observed up to the first call.
+        is_guided: whether the UNet gets each image twice, with its prompt and without, as observed. A scale above 1 is
+            not enough: a distilled UNet is never guided.
     """
 
     steps: int
@@ -54,23 +54,22 @@ class ModelContext:
 
 
 class Method(Protocol):
-    """An acceleration method. Implementations hold no state: what they change, they change on the
-    pipeline."""
+    """An acceleration method. Implementations hold no state; they only change the pipeline."""
 
     name: str
-    """As it is asked for, such as 'deepcache'."""
+    """Its name in configs and options, such as 'deepcache'."""
     distribution: str
     """The PyPI name of the library it uses, for the result's fingerprint; '' for none."""
     parameter_names: tuple[str, ...]
-    """The keys of its points; no other method it composes with may use them."""
+    """The keys of its points. Methods that are combined must not share one."""
     composes_with: frozenset[str]
-    """The methods it can be applied together with; the other one need not know of it."""
+    """The methods that it can be combined with. It is enough if one of the two names the other."""
 
     def requires(self, context: ModelContext) -> str | None:
         """Why the method can't work on this model; None when it can."""
 
     def grid(self, context: ModelContext, size: GridSize) -> Sequence[Parameters]:
-        """The points worth measuring, the identity not among them."""
+        """The points worth measuring, without the identity."""
 
     def identity(self, context: ModelContext) -> Parameters:
         """The point at which the images equal the unaccelerated ones bit for bit."""
@@ -81,18 +80,18 @@ class Method(Protocol):
         Args:
             pipe: the diffusers pipeline, to be changed in place.
             parameters: the point, with this method's own keys only.
-            call: what generates so far: the pipeline, or what another method made of it.
+            call: the callable to use: the pipeline, or the one of a method that was applied before.
 
         Returns:
-            A context whose value is what generates now.
+            A context whose value is the accelerated callable.
         """
 
 
 class Restored:
-    """A context that leaves a module tree as it found it: attributes, forwards and classes of every module.
+    """A context that restores every module of a tree on exit: attributes, `forward` and class.
 
-    The libraries' own ways to undo leave things behind: T-GATE has none, and DeepCache leaves an instance
-    `forward` on 51 modules of SD1.5. Weights are not copied; methods don't change them.
+    The libraries don't undo their changes completely: T-GATE undoes nothing, and DeepCache leaves an instance `forward`
+    on 51 modules of SD1.5. Weights are not copied, because methods don't change them.
     """
 
     def __init__(self, root: Any) -> None:

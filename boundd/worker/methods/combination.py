@@ -1,4 +1,4 @@
-"""Several methods at once, as one method: its points are the union of one point of each."""
+"""Combines several methods into one. A point of the combination holds one point of each method."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from boundd.worker.methods import deepcache_tgate
 from boundd.worker.methods.base import Call, GridSize, Method, ModelContext, Parameters
 
-_REPLACES_CALL = frozenset({"tgate"})  # must come first: it takes the pipeline's place
+_REPLACES_CALL = frozenset({"tgate"})  # must be applied first: it replaces the pipeline's call
 
 
 class Combination:
@@ -33,7 +33,7 @@ class Combination:
         self.composes_with: frozenset[str] = frozenset()
 
     def requires(self, context: ModelContext) -> str | None:
-        """The first part's reason that there is."""
+        """The first reason that any part gives."""
         return next((reason for method in self._methods if (reason := method.requires(context))), None)
 
     @property
@@ -42,8 +42,9 @@ class Combination:
         return self._methods
 
     def grid(self, context: ModelContext, size: GridSize) -> Sequence[Parameters]:
-        """Every part alone (a part whose parameters are missing is not applied), and several at once: of the parts'
-        coarse grids, side by side (gentle with gentle) where it is to be coarse, else every subset's product."""
+        """Every part alone, and several at once. All come from the parts' coarse grids. The standard grid has every
+        combination; the coarse one pairs the first points of each part, the second ones, and so on. A part whose
+        parameters are missing from a point is not applied."""
         parts = [method.grid(context, "coarse") for method in self._methods]
         if size == "standard":
             options = [[{}, *part] for part in parts]
@@ -56,7 +57,7 @@ class Combination:
 
     @contextmanager
     def applied(self, pipe: Any, parameters: Parameters, call: Call) -> Iterator[Call]:
-        """Apply every part that has parameters; DeepCache and T-GATE go together, by the loader made for the pair."""
+        """Apply every part that has parameters; DeepCache with T-GATE by T-GATE's loader for the pair."""
         used = [method for method in self._methods if method.parameter_names[0] in parameters]
         own = {method.name: {name: parameters[name] for name in method.parameter_names} for method in used}
         remaining = sorted(used, key=lambda method: method.name not in _REPLACES_CALL)

@@ -26,7 +26,7 @@ class DeepCacheMethod:
     faster: ClassVar[Mapping[str, int]] = lossier
 
     def requires(self, context: ModelContext) -> str | None:
-        """It finds the step it is at by its timestep, which must not be visited twice."""
+        """DeepCache identifies a step by its timestep, so no timestep may occur twice."""
         if context.scheduler_order != 1:
             return (
                 "DeepCache tells steps apart by their timestep, and this scheduler visits each one "
@@ -42,8 +42,7 @@ class DeepCacheMethod:
         return None
 
     def grid(self, context: ModelContext, size: GridSize) -> Sequence[Parameters]:
-        """Intervals below the number of steps, and branches that the UNet has: past the last one they all
-        mean it."""
+        """Intervals below the number of steps, and branches that the UNet has (larger numbers mean the last one)."""
         pairs: Sequence[tuple[int, int]] = _COARSE
         if size == "standard":
             pairs = [(interval, branch) for interval in _STANDARD_INTERVALS for branch in _STANDARD_BRANCHES]
@@ -59,7 +58,7 @@ class DeepCacheMethod:
 
     @contextmanager
     def applied(self, pipe: Any, parameters: Parameters, call: Call) -> Iterator[Call]:
-        """Wrap the UNet's blocks; enabled once, because enabling twice recurses for ever."""
+        """Wrap the UNet's blocks. Enabled only once: enabling it twice recurses for ever."""
         from DeepCache import DeepCacheSDHelper
 
         with Restored(pipe.unet):

@@ -18,7 +18,7 @@ PAIR = frozenset({"deepcache", "tgate"})
 
 @contextmanager
 def applied(pipe: Any, deepcache: Parameters, tgate: Parameters) -> Iterator[Call]:
-    """Apply both to `pipe` while the context lasts; its value is what generates."""
+    """Apply both to `pipe` while the context lasts; its value is the accelerated callable."""
     import tgate as library
 
     load = library.TgateSDXLDeepCacheLoader if is_xl(pipe) else library.TgateSDDeepCacheLoader

@@ -1,4 +1,4 @@
-"""How the points of a method, or of several at once, compare: what the lazy search may conclude from one of them."""
+"""The partial order of a method's points, or of a combination's, by which the lazy search rules points out."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from boundd.worker.traversal import MethodOrder
 
 
 def orders_of(method: Method, context: ModelContext) -> list[MethodOrder]:
-    """One order for each method that is applied.
+    """One order for each method.
 
-    `lossier` and `faster` are optional on a method: without them nothing is concluded from one point about another.
+    `lossier` and `faster` are optional attributes of a method. Without them no point rules out another.
     """
     parts = method.parts if isinstance(method, Combination) else (method,)
     return [

@@ -32,7 +32,7 @@ class TGateMethod:
     faster: ClassVar[Mapping[str, int]] = lossier
 
     def requires(self, context: ModelContext) -> str | None:
-        """Guidance, which is what it gates, a scheduler that counts steps as it does, and its own attention."""
+        """T-GATE needs guidance, one UNet call per step, and SDPA attention, which it uses itself."""
         if context.guidance_scale <= 1:
             return f"T-GATE gates guidance, and a guidance scale of {context.guidance_scale:g} (at most 1) has none"
         if not context.is_guided:
@@ -55,7 +55,7 @@ class TGateMethod:
         return None
 
     def grid(self, context: ModelContext, size: GridSize) -> Sequence[Parameters]:
-        """Gates at shares of the steps; two shares that round to one step are one point."""
+        """Gates at fixed shares of the steps. Shares that round to the same step give one point."""
         triples: Sequence[tuple[float, int, int]] = _COARSE
         if size == "standard":
             triples = [
@@ -96,7 +96,7 @@ def is_xl(pipe: Any) -> bool:
 
 
 def gated_call(pipe: Any, parameters: Parameters) -> Call:
-    """The call which a T-GATE loader put on `pipe`, with its parameters filled in."""
+    """The call that a T-GATE loader added to `pipe`, with its parameters filled in."""
     settings: Mapping[str, Any] = parameters
     if "lcm" in inspect.signature(pipe.tgate).parameters:
         settings = {**parameters, "lcm": False}

@@ -14,12 +14,12 @@ MAX_RATIO = 1 - 1 / (STRIDE * STRIDE)
 """One token of each STRIDE x STRIDE patch stays (tomesd's documentation of `ratio`)."""
 
 _STANDARD_RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-_COARSE = ((0.3, 0), (0.5, 0), (0.7, 0), (0.5, 1))  # ratio, and the how-manieth level with attention
+_COARSE = ((0.3, 0), (0.5, 0), (0.7, 0), (0.5, 1))  # ratio, and the index of the level among those with attention
 
 
 class ToMeMethod:
-    """ToMe by tomesd, without randomness: its randomness forks the global generator, and images must
-    repeat."""
+    """ToMe by tomesd, without random token choice: that would use the global generator, and images must be
+    reproducible."""
 
     name = "tome"
     distribution = "tomesd"
@@ -29,7 +29,7 @@ class ToMeMethod:
     faster: ClassVar[Mapping[str, int]] = {}  # merging costs time too, and on small models more than it saves
 
     def requires(self, context: ModelContext) -> str | None:
-        """Transformer blocks, whose tokens it merges."""
+        """ToMe needs transformer blocks, whose tokens it merges."""
         return None if context.attention_downsamples else "ToMe needs a UNet with transformer blocks"
 
     def grid(self, context: ModelContext, size: GridSize) -> Sequence[Parameters]:
