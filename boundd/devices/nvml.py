@@ -18,7 +18,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from boundd.core.model.devices import UNKNOWN_PREFIX, DeviceReading
+from boundd.core.model.devices import UNKNOWN_NAME, UNKNOWN_PREFIX, DeviceReading
 from boundd.devices.nvml_process import ChildGoneError, NvmlProcess
 from boundd.devices.sense import Told, contradiction, told_by, without_twins
 from boundd.ports import DeviceError
@@ -359,7 +359,7 @@ def _reading(entry: Mapping[str, Any], driver: str, before: DeviceReading | None
     return DeviceReading(
         uuid=entry["uuid"],
         index=entry["index"],
-        name=entry["name"] or (before.name if before is not None else "unknown NVIDIA device"),
+        name=entry["name"] or (before.name if before is not None else UNKNOWN_NAME),
         total_bytes=entry.get("total"),
         free_bytes=entry.get("free"),
         process_bytes=listed,

@@ -18,11 +18,11 @@ from boundd.protocol.printed import plain
 OUT_OF_MEMORY = re.compile(
     # PyTorch on CUDA, ROCm, XPU, MPS, NPU, MLU and the like; CuPy; vLLM and accelerate, which give up after it.
     r"\b(?:CUDA|HIP|XPU|MPS backend|NPU|MLU|MUSA|HPU|GCU|SYCL|GPU|VRAM|[Dd]evice) out of memory"
-    r"|(?<!lang\.)\bOutOfMemoryError\b"
+    r"|(?<!lang\.)(?<!ray\.exceptions\.)\bOutOfMemoryError\b"
     r"|\bout of (?:GPU|device|CUDA|video|VRAM) memory"
     r"|No executable batch size found, reached zero"
     # The runtime's and the driver's own: "CUDA error: out of memory", "CUDA driver error: …", "cudaMalloc failed: …".
-    r"|\b(?:CUDA|HIP|ROCm|Cuda|Hip|XPU|Triton|GPU|NVRTC)\b[^\n]{0,60}?[:\]'\"(] ?['\"]?out of memory"
+    r"|\b(?:CUDA|HIP|ROCm|Cuda|Hip|cuda|hip|XPU|Triton|GPU|NVRTC)\b[^\n]{0,60}?[:\]'\"(] ?['\"]?out of memory"
     r"|\b(?:cuda|cu|hip)[A-Z]\w+\b[^\n]{0,80}\bout of memory"
     r"|\bcudaErrorMemoryAllocation\b|\bhipErrorMemoryAllocation\b|\bhipErrorOutOfMemory\b"
     r"|\b(?:CUDA|HIP|NVRTC|HIPRTC|ZE_RESULT|UR_RESULT|PI|VK|CL|ACL|CU|NCCL)\w*_ERROR_OUT_OF_(?:DEVICE_|GPU_)?MEMORY"
@@ -37,7 +37,8 @@ OUT_OF_MEMORY = re.compile(
     r"|\bOOM when allocating tensor"
     r"|\bOut of memory (?:while trying to allocate|allocating) [\d,.]+ ?(?:[KMGT]i?B|bytes)"
     r"|\bRan out of memory in memory space (?:hbm|vmem)"
-    # ONNX Runtime, TensorRT, ggml, DirectML.
+    # ONNX Runtime, TensorRT, ggml, DirectML, Paddle.
+    r"|\bOut of memory error on GPU \d"
     r"|\bCUDA (?:failure|error) 2\b|\bFailed to allocate memory for requested buffer of size"
     r"|\bError Code 2: OutOfMemory|\bOutOfMemory \(no further information\)"
     r"|\bunable to allocate (?:CUDA|ROCm|SYCL|Vulkan|Metal)\d* buffer"
@@ -47,7 +48,7 @@ OUT_OF_MEMORY = re.compile(
     re.MULTILINE,
 )
 """The words of who allocates on a device. "Triton … out of resource: shared memory", the kernel's "Out of memory:
-Killed process" and Java's OutOfMemoryError are other things."""
+Killed process", Java's OutOfMemoryError and Ray's, which is of the host's memory, are other things."""
 
 _NAMES = frozenset({"OutOfMemoryError", "MemoryError"})
 _NOT_OF_ALLOCATORS = frozenset(
@@ -104,7 +105,8 @@ _ERROR_LINE = re.compile(
 )
 _CONSEQUENCE = re.compile(
     r"elastic|exit ?code|exit status|returned non-zero|torch\.distributed|launcher|exiting|aborting|shutting down"
-    r"|giving up|\b(?:run|job|task|process|worker|rank|cell|experiment|script|inference|generation|benchmark"
+    r"|giving up|see above for error|^Aborted(?: \(core dumped\))?$"
+    r"|\b(?:run|job|task|process|worker|rank|cell|experiment|script|inference|generation|benchmark"
     r"|measurement) (?:has |was )?(?:failed|died|crashed|aborted|terminated)",
     re.IGNORECASE,
 )
@@ -163,7 +165,8 @@ def ran_out(output: str) -> str:
         # `raise Broken() from out_of_memory`: its author says that this is why.
         cause = _direct_cause_of(text, last)
         if cause is None or not _is_out_of_memory(_message(text, cause)):
-            return ""
+            # NCCL and Paddle say it in a later line of their message.
+            return "" if _only_quotes(message) else _ran_out_in_words(_further_lines(text, last))
         message = _message(text, cause)
     behind = [line for line in text[last.end :].splitlines() if line.strip()]
     if any(_tells_of_handling(line) and not OUT_OF_MEMORY.search(line) for line in behind[:FOLLOWING_LINES]):
@@ -223,6 +226,16 @@ def _message(text: str, found: _Found) -> str:
     return found.line
 
 
+def _further_lines(text: str, found: _Found) -> str:
+    """What stands behind the first line of an exception's message, up to what a launcher says of it."""
+    lines = []
+    for line in text[found.end :].splitlines():
+        if line.startswith(_TRACEBACK) or _CONSEQUENCE.search(line):
+            break
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def _direct_cause_of(text: str, found: _Found) -> _Found | None:
     before = text[: found.start]
     joint = before.rfind(_DIRECT_CAUSE)
@@ -233,9 +246,13 @@ def _direct_cause_of(text: str, found: _Found) -> _Found | None:
 
 
 def _is_out_of_memory(message: str) -> bool:
+    return not _only_quotes(message) and bool(OUT_OF_MEMORY.search(message))
+
+
+def _only_quotes(message: str) -> bool:
+    """Whether an exception is of a kind that no allocator raises."""
     name = _EXCEPTION_NAME.match(message)
-    quotes = name is not None and not name[2] and name[1].rpartition(".")[2] in _NOT_OF_ALLOCATORS
-    return not quotes and bool(OUT_OF_MEMORY.search(message))
+    return name is not None and not name[2] and name[1].rpartition(".")[2] in _NOT_OF_ALLOCATORS
 
 
 def _ran_out_in_words(text: str) -> str:

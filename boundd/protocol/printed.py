@@ -49,8 +49,9 @@ _BREAK = re.compile(r"[\r\n\x0c\x85\u2028\u2029]")
 
 _POWER_OF_TEN = re.compile(r"[ \t]*[x×*·⋅][ \t]*10[ \t]*(?:\^|\*\*|[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺])|[ \t]*[×*·⋅][ \t]*[0-9]")
 _TIMES = re.compile(r"[xX×](?![\w.]*\w)")
-_PER_CENT = re.compile(r"[ \t\u00a0\u202f]*(?:[%％٪‰]|per[ -]?cent\b)", re.IGNORECASE)
-_SECONDS = re.compile(r"[ \t\u00a0]+(?:s|ms|us|µs|μs|secs?|seconds?)\b")
+_PER_CENT = re.compile(r"[ \t\u00a0\u202f]*(?:[%％٪‰]|per[ -]?cent\b|pct\b)", re.IGNORECASE)
+_TIME = re.compile(r"[ \t\u00a0]+(?:s|ms|us|ns|µs|μs|secs?|seconds?|mins|minutes?|hrs?|hours?)\b")
+_RATE = re.compile(r"[ \t\u00a0]*[^\W\d_]*/(?:s|secs?|seconds?|its?|steps?|images?|img|min|h)\b")
 _RANGE = re.compile(r"[ \t]*(?:-+>|=+>|→|⇒|\.\.+|…|[–—~])[ \t]*[0-9.]|[ \t]+(?:to|of)[ \t]+[0-9.]|-[0-9.]")
 _LATE_EXPONENT = re.compile(r"[ \t]+[eE][+-]?[0-9]")
 _FRACTION = re.compile(r"[ \t]+(?:[0-9]+[/⁄][0-9]|[/:÷][ \t]*[0-9]|[¼-¾⅐-⅞])")
@@ -284,7 +285,7 @@ def _by_name(text: str) -> Iterator[tuple[str, int, float | None]]:
 
 def is_whole_word(text: str, at: int) -> bool:
     """Whether no longer name has the word that begins at `at` as its end."""
-    if at == 0:
+    if at == 0 or text[:at] == "\ufeff":  # A byte-order mark is no letter.
         return True
     before = text[at - 1]
     if _is_of_a_word(before):
@@ -341,8 +342,10 @@ def _problem_behind(text: str, match: re.Match[str]) -> str:
         return "goes on behind its number"
     if _PER_CENT.match(text, end):
         return "is in per cent, and may be a part that was gained"
-    if _SECONDS.match(text, end):
+    if _TIME.match(text, end):
         return "is a time"
+    if _RATE.match(text, end):
+        return "is a rate"
     if _RANGE.match(text, end):
         return "is a range"
     number, has_fraction = match.group(), "." in match.group()

@@ -39,6 +39,8 @@ WORDS = [
     "parallel_for failed: cudaErrorMemoryAllocation: out of memory",
     "hipErrorOutOfMemory: out of memory",
     "cudaMalloc failed: out of memory",
+    "cuda runtime error (2) : out of memory at THCStorage.cu:58",
+    "Out of memory error on GPU 0. Cannot allocate 2.000000GB memory on GPU 0, 10.0GB memory has been allocated",
     "NCCL Error 1: unhandled cuda error, Cuda failure 'out of memory'",
     "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 4294967296 bytes.",
     "RESOURCE_EXHAUSTED: Out of memory allocating 4294967296 bytes.",
@@ -55,6 +57,7 @@ NOT_THESE = [
     "RuntimeError: CUDA error: an illegal memory access was encountered",
     "triton.runtime.errors.OutOfResources: out of resource: shared memory, Required: 147456, Hardware limit: 101376",
     "java.lang.OutOfMemoryError: Java heap space",
+    "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.",
     "kernel: Out of memory: Killed process 4711 (python)",
     "sqlite3.OperationalError: out of memory",
     "huggingface_hub.errors.HfHubHTTPError: 429 RESOURCE_EXHAUSTED: quota exceeded",
@@ -129,6 +132,9 @@ WRAPPINGS = {
     ),
     "at exit": lambda last: traceback_of(last) + SHUTDOWN,
     "advice": lambda last: traceback_of(last) + "Please try again with a smaller batch size.\n",
+    "conda run": lambda last: (
+        traceback_of(last) + "ERROR conda.cli.main_run:execute(49): `conda run x` failed. (See above for error)\n"
+    ),
     "spam": lambda last: traceback_of(last) + "cleaning up\n" * 50,
 }
 
@@ -138,6 +144,33 @@ WRAPPINGS = {
 def test_whoever_wraps_it(wrapping: str, words: str) -> None:
     """Launchers, colours, groups, a chain of causes, an interpreter that ends."""
     assert words in ran_out(WRAPPINGS[wrapping](f"RuntimeError: {words}"))
+
+
+NCCL = """\
+torch.distributed.DistBackendError: NCCL error in: NCCLUtils.hpp:317, unhandled cuda error, NCCL version 2.21.5
+ncclUnhandledCudaError: Call to CUDA function failed.
+Last error:
+Cuda failure 2 'out of memory'
+"""
+
+
+@pytest.mark.parametrize("after", ["", TORCHRUN, "cleaning up\n" * 50])
+def test_a_later_line_of_the_message_says_it(after: str) -> None:
+    """NCCL's and Paddle's; but not behind an exception that only quotes, and not where it goes on after that."""
+    paddle = "ResourceExhaustedError: \n\nOut of memory error on GPU 0. Cannot allocate 2.0GB memory on GPU 0\n"
+    if not after.startswith("clean"):
+        assert ran_out(traceback_of(NCCL.strip()) + after) == "Cuda failure 2 'out of memory'"
+        assert "Out of memory error" in ran_out(traceback_of(paddle) + after)
+    assert ran_out(traceback_of("ValueError: the log:\n" + WORDS[0]) + after) == ""
+    assert ran_out(traceback_of(NCCL.strip()) + "going on with one rank\n" + after) == ""
+    assert ran_out(traceback_of(NCCL.strip()) + traceback_of("KeyError: 'x'") + after) == ""
+    assert ran_out(traceback_of("RuntimeError: CUDA error: an illegal memory access was encountered") + after) == ""
+
+
+def test_a_program_that_aborts_says_why_before() -> None:
+    """A shell tells of the signal; that says nothing of its own."""
+    assert ran_out("cudaMalloc failed: out of memory\nAborted (core dumped)\n") == "cudaMalloc failed: out of memory"
+    assert ran_out("cudaMalloc failed: out of memory\nfailed to read the prompts\nAborted (core dumped)\n") == ""
 
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)

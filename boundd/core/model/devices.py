@@ -14,6 +14,8 @@ from boundd.catalogue.backends import BACKENDS, Backend
 from boundd.core.model.host import THIS_NODE
 from boundd.core.model.quarantines import Quarantine
 
+UNKNOWN_NAME = "unknown NVIDIA device"
+"""What a device is called that can't tell its name."""
 UNKNOWN_PREFIX = "UNKNOWN-"
 """Begins the name of a device that can't tell its UUID."""
 MISSING_PREFIX = "MISSING-"

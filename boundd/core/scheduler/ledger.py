@@ -13,7 +13,7 @@ from functools import partial
 
 from boundd.core.memory.headroom import foreign_bytes, headroom_bytes
 from boundd.core.model.attempts import Attempt
-from boundd.core.model.devices import Device, DeviceState
+from boundd.core.model.devices import UNKNOWN_NAME, Device, DeviceState
 from boundd.core.model.host import THIS_NODE
 from boundd.core.model.reasons import (
     Full,
@@ -47,8 +47,10 @@ def matrix_device_model(state: State) -> str | None:
     """The device model that the matrix runs on: the most numerous one, ties by name; None where models may mix."""
     if state.rules.mix_models:
         return None
-    # What never takes a cell (a device divided into MIG instances) is no reason to wait for its like.
-    names = Counter(d.reading.name for d in state.devices.values() if d.reading.max_cells != 0)
+    # What never takes a cell (a device divided into MIG instances), or is of nobody knows which model, is no reason to
+    # wait for its like.
+    readings = (device.reading for device in state.devices.values())
+    names = Counter(one.name for one in readings if one.max_cells != 0 and one.name != UNKNOWN_NAME)
     return min(names, key=lambda name: (-names[name], name), default=None)
 
 

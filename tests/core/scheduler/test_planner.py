@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from boundd.core.lifecycle.step import step
 from boundd.core.model.attempts import CellState
 from boundd.core.model.cells import Cell, CellPolicy
-from boundd.core.model.devices import DeviceReading
+from boundd.core.model.devices import UNKNOWN_NAME, DeviceReading
 from boundd.core.model.events import ConfigLoaded, DevicesRead, Now
 from boundd.core.model.reasons import Backoff, EmptiedFor, MemoryShort, NotAlone, OtherModel, PlainWait, Unreadable
 from boundd.core.model.sources import MemorySource, Source
@@ -98,6 +98,15 @@ def test_models_do_not_mix(make_cell: MakeCell, make_state: MakeState) -> None:
     assert any(no.refusal == OtherModel("Other", "Fake") for d in planned.state.deferrals.values() for no in d.devices)
     mixed = plan(replace(state, rules=replace(state.rules, mix_models=True)), NOW)
     assert "GPU-9" in {attempt.device for attempt in mixed.started}
+
+
+def test_devices_without_a_name_do_not_choose_the_model(make_cell: MakeCell, make_state: MakeState) -> None:
+    """More of them than of any other model, and a healthy one: what is wrong with them is not waited for."""
+    state = make_state([make_cell()], [])
+    dead = [DeviceReading(f"UNKNOWN-{n}", n, UNKNOWN_NAME, unavailable="Unknown Error") for n in range(2)]
+    good = DeviceReading("GPU-2", 2, "Good", 24 * GIB, 24 * GIB)
+    state, _ = step(state, DevicesRead((*dead, good)), NOW)
+    assert [attempt.device for attempt in plan(state, NOW).started] == ["GPU-2"]
 
 
 def test_foreign_memory_is_seen(make_cell: MakeCell, make_state: MakeState) -> None:
