@@ -50,8 +50,16 @@ def test_it_imports_little() -> None:
 
 
 def calls(path: Path) -> Iterator[str]:
-    """The names of what of `os` sends signals, as far as this file names it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    """The names of what of `os` sends signals, as far as this file names it; signal 0 asks, and harms nobody."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    asking = {
+        id(node.func)
+        for node in nodes
+        if isinstance(node, ast.Call) and [ast.unparse(each) for each in node.args[1:]] == ["0"]
+    }
+    for node in nodes:
+        if id(node) in asking:
+            continue
         if isinstance(node, ast.Attribute) and node.attr in ("kill", "killpg") and isinstance(node.value, ast.Name):
             if node.value.id == "os":
                 yield node.attr
