@@ -172,7 +172,7 @@ def test_retry_and_cancel(running: Running) -> None:
     """Selectors, dry runs, what was affected, and exit 1 where nothing was."""
     dry = boundctl(running, "retry", "--oom", "--batch-size", "2", "--dry-run")
     assert LABELS[3] in dry.stdout
-    assert "and 1 attempt runs there" in dry.stdout
+    assert "and 1 attempt runs on it" in dry.stdout
     assert running.service.submitted == []
     assert boundctl(running, "retry", "--oom", "--batch-size", "2").stdout == f"retrying {LABELS[3]}\n"
     assert running.service.submitted == [RetryRequested((CELLS[3].key,), 2)]

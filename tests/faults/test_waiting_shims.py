@@ -303,4 +303,4 @@ async def test_a_shim_that_somebody_else_ends_costs_the_cell_nothing(daemon: Dae
     first, second = daemon.said("attempt-ended")
     assert (first["boundd.outcome"], second["boundd.outcome"]) == ("lost", "succeeded")
     assert shim.GAVE_UP_WORDS in str(first["boundd.error_message"])
-    assert "it was lost: again at once" in str(daemon.said("cell-retrying")[0]["message"])
+    assert "lost: retrying now" in str(daemon.said("cell-retrying")[0]["message"])

@@ -113,7 +113,7 @@ def test_its_device_is_cordoned_until_it_has_ended(
         reason = wording.out_of_service(daemon.state.devices[attempt.device])
         assert f"attempt {attempt.id} " in reason
         assert f"pid {record['worker_pid']} (python" in reason
-        assert "has not died of KILL since 20" in reason
+        assert "has survived SIGKILL since 20" in reason
         assert daemon.state.attempts[attempt.id].state is AttemptState.ENDING
         assert daemon.launcher.is_alive(attempt.id)
         assert shim.stat_of(record["worker_pid"]) is not None

@@ -71,4 +71,4 @@ def test_what_would_never_run_is_told_with_the_reason() -> None:
     told = forecast(state_of(2, free_gib=4), LATER)
     assert told.attempts == ()
     assert len(told.never) == 2
-    assert all(" short: needs " in why and "not boundd's" in why for why in told.never.values())
+    assert all(" short: needs " in why and "held by foreign processes" in why for why in told.never.values())

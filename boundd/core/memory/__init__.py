@@ -1,1 +1,1 @@
-"""Memory: what a cell is expected to take, what a device has left, and why an attempt ran out of it."""
+"""Memory: a cell's footprint, a device's headroom, and why an attempt ran out of memory."""

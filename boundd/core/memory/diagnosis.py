@@ -1,10 +1,15 @@
-"""Why an attempt ran out of memory, told by its own record, its cap, and the readings around it.
+"""Diagnosis of out-of-memory failures: why an attempt ran out, and by which numbers.
 
-Rules, in this order. Its own account comes first: what it asked for would have gone past its cap, or the device had the
-bytes to spare, so it was the cap that stopped it. Then the readings: a neighbour over its reservation, or a foreign
-process in what was reserved, is pressure. Where it was stopped by a cap that was all of the device, it is too big.
-Where nobody can tell, the estimate is taken to be too low, because its cure loses nothing: more memory, then a device
-to itself.
+The rules, in order:
+
+- The worker's own report comes first. If its request would have exceeded its cap, or if the device had enough free
+  memory for it, the cap stopped it: the estimate was too low, or the attempt is too big if the cap was the whole
+  device.
+- If the readings show a neighbour over its reservation, or a foreign process in the attempt's reservation, the cause is
+  pressure.
+- If the attempt had the whole device, it is too big.
+- Otherwise the estimate is assumed to be too low, because the cure for that loses nothing: more memory, then a device
+  of its own.
 """
 
 from __future__ import annotations
@@ -30,13 +35,14 @@ from boundd.core.model.outcomes import MemoryCause, Verdict
 from boundd.core.model.state import State
 
 SLACK_BYTES = 64 * MIB
-"""Readings and reservations are said to differ only where they do by more: a context's size varies a little."""
+"""A reading exceeds a reservation only if it is larger by more than this, because the size of a CUDA context varies
+a little."""
 CAP_REACHED_PERCENT = 90
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The cause, the numbers that it was told by, and the neighbours that outgrew their reservations."""
+    """The cause, its evidence, and the neighbours that outgrew their reservations."""
 
     cause: MemoryCause
     evidence: MemoryEvidence
@@ -44,7 +50,7 @@ class Diagnosis:
 
 
 def diagnose(state: State, attempt: Attempt, verdict: Verdict) -> Diagnosis:
-    """Why a live attempt, whose verdict says that memory ran out, did."""
+    """Diagnose a live attempt whose verdict is out of memory."""
     device = state.devices.get(attempt.device)
     neighbours = tuple(other for other in state.attempts_on(attempt.device) if other.id != attempt.id)
     outgrown = tuple(other for other in neighbours if over_bytes(other) > SLACK_BYTES)
@@ -63,12 +69,12 @@ def diagnose(state: State, attempt: Attempt, verdict: Verdict) -> Diagnosis:
 
 
 def over_bytes(attempt: Attempt) -> int:
-    """By how much an attempt was seen over its reservation."""
+    """Bytes by which an attempt was seen to exceed its reservation."""
     return max(0, attempt.observed_peak_bytes - attempt.reservation_bytes)
 
 
 def _stopped_by_cap(attempt: Attempt, verdict: Verdict) -> StoppedByCap | None:
-    """How its own account tells that it was its cap; None where it doesn't."""
+    """Whether the worker's report shows that its cap stopped it, with the numbers."""
     cap = attempt.cap_bytes
     if cap is None:
         return None
@@ -86,14 +92,14 @@ def _stopped_by_cap(attempt: Attempt, verdict: Verdict) -> StoppedByCap | None:
 def _pressed_by(
     device: Device | None, attempt: Attempt, neighbours: Sequence[Attempt], outgrown: Sequence[Attempt]
 ) -> NeighbourOver | ForeignHeld | None:
-    """Who was seen in what was reserved; None where nobody was."""
+    """Which neighbour or foreign process was seen in the attempt's reservation, if any."""
     if outgrown:
         worst = max(outgrown, key=lambda other: (over_bytes(other), other.id))
         return NeighbourOver(worst.label, worst.observed_peak_bytes, over_bytes(worst))
     total = device.reading.total_bytes if device is not None else None
     if device is None or total is None:
         return None
-    # What the device has beside what is foreign and what the neighbours were promised is the attempt's to take.
+    # The attempt may use the device's memory less foreign memory and its neighbours' reservations.
     foreign = foreign_bytes(device, (attempt, *neighbours))
     promised = sum(other.reservation_bytes for other in neighbours)
     left = total - foreign - promised
@@ -103,9 +109,10 @@ def _pressed_by(
 
 
 def _device_was_short(attempt: Attempt, verdict: Verdict) -> DeviceFull | None:
-    """The device was full although the attempt was within its reservation, and nobody was caught.
+    """Whether the device was full although the attempt was within its reservation.
 
-    The process list may not have been read since, so by the readings alone a foreign process can pass for the attempt.
+    The process list may be older than the failure, so the readings alone can mistake a foreign process for the
+    attempt.
     """
     error = verdict.error
     if error is None or error.requested_bytes is None or error.free_bytes is None:
@@ -119,6 +126,7 @@ def _device_was_short(attempt: Attempt, verdict: Verdict) -> DeviceFull | None:
 
 
 def _held(verdict: Verdict) -> int | None:
-    """What its allocator held at most, by its own account: 0 where its first request was refused, None if untold."""
+    """The allocator's peak as the worker reported it: 0 if its first request was refused, None if it reported
+    nothing."""
     reserved = verdict.peak_reserved_bytes
     return reserved if reserved is not None else verdict.peak_allocated_bytes

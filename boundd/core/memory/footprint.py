@@ -1,8 +1,21 @@
-"""Footprints: how much device memory a cell will take at its peak, before and after boundd has seen it run.
+"""Footprints: the estimated peak device memory of a cell, including the CUDA context and the allocator's cache.
 
-Rules: the context and the allocator's cache are included; arithmetic is in integers of bytes; what attempts reported
-of the same work beats what they reported of other batches and sizes of it, which beats the config's `footprint`, which
-beats the model's prior; a model that nobody knows runs alone. What ran out of memory is a lower bound, never an answer.
+An estimate comes from the first of these that applies: attempts of the same workload, attempts of the same work with
+other batch sizes or resolutions, the config's `footprint`, the model's prior. A cell of an unknown model runs alone. An
+attempt that ran out of memory gives a lower bound of the estimate. Arithmetic is in integers of bytes.
+
+Slack on top of the learned peaks:
+
+| peaks of the same workload            | estimate                                                         |
+| ------------------------------------- | ---------------------------------------------------------------- |
+| none, but other batches were measured | the extrapolated peak x 1.10 + 256 MiB                           |
+| one                                   | the peak + 5% + 64 MiB                                           |
+| 2 to 4                                | the largest + their spread (at least 4%, from 3 on 3%; at most 5%) |
+| 5 or more                             | the 95th percentile + their spread (2% to 5%), and at least the  |
+|                                       | largest of the last 5                                            |
+
+Once it is known how much peaks of equal workloads vary here, that variation replaces the lower limit of the slack if
+it is smaller: 1.5 times the variation for a single peak, the variation itself for more, and at least 0.5%.
 """
 
 from __future__ import annotations
@@ -22,60 +35,58 @@ GIB = 1024**3
 MEGAPIXEL = 1_000_000
 
 CONTEXT_BYTES = BACKENDS["nvml"].context_bytes
-"""Of a GPU that isn't known yet: priors are for NVIDIA's."""
+"""The context of an NVIDIA GPU; the priors are for these."""
 EXTRAPOLATED_PERCENT = 110
 EXTRAPOLATED_SLACK_BYTES = 256 * MIB
-"""What other batches and sizes say: x 1.10 + 256 MiB."""
+"""Slack on an extrapolated peak."""
 ONE_PEAK_SLACK_PERCENT = 5
 ONE_PEAK_SLACK_BYTES = 64 * MIB
-"""From a single peak of just this work, of which nobody knows how much they vary: 5% and 64 MiB more."""
+"""Slack on a single peak of the same workload."""
 MANY_PEAKS = 5
 MANY_PEAKS_PERCENTILE = 95
 MIN_SLACK_PERCENT = {2: 4, 3: 3, 4: 3}
 MANY_PEAKS_MIN_SLACK_PERCENT = 2
 MAX_SLACK_PERCENT = 5
-"""From two on, the largest peak (from five on, the 95th percentile, and never under the largest of the last five) and
-as much more as the peaks were seen to vary: at least 4%, 3% and 2% (but see below), and 5% at most."""
+"""Limits of the slack on two or more peaks of the same workload."""
 ONE_PEAK_VARIATION_PERCENT = 150
 MIN_VARIATION_PERMILLE = 5
-"""Where it is known how much peaks of just the same work vary here, whatever the work, that is added instead of these
-where it is less: half as much again to a single peak, which may be the lowest there is, and at least 0.5%."""
+"""Slack by the variation of peaks that was measured over all workloads."""
 PRIOR_SLACK_PERCENT = 125
 WHOLE_DEVICE_PERCENT = 90
-"""A cell estimated above this share of a device is tried alone on it once so much is free: an estimate can be wrong,
-some bytes are always the driver's or the host's, and a cell that no device could ever take would wait for ever."""
+"""A cell whose estimate is above this share of a device runs alone on it, once this much is free. The estimate can
+be wrong and the driver always uses some bytes, so such a cell would otherwise wait for ever."""
 
 
 SCORER_BYTES = 4 * 427_616_513
-"""CLIP ViT-L/14 in fp32. It visits the device between batches, when the activations are not there."""
+"""CLIP ViT-L/14 in fp32 (parameters x 4). It is on the device between batches, when there are no activations."""
 DIGITS_BYTES = GIB
-"""The built-in digits models: on the CPU, where torch itself counts."""
+"""The built-in digits models on the CPU, including torch itself."""
 VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 UNKNOWN_WEIGHTS_BYTES = 2 * GIB
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """How many bytes to reserve and where the number is from. None: nobody knows, so the cell runs alone."""
+    """An estimate of a footprint and its source. None: unknown, so the cell runs alone."""
 
     size_bytes: int | None
     source: Source
 
     @property
     def learned(self) -> bool:
-        """True where attempts at this very work are what it is from."""
+        """True if the estimate comes from attempts of the same workload."""
         return self.source.kind is MemorySource.LEARNED
 
 
 def estimate(record: CellRecord, device_name: str, observations: Observations, torch: str = "") -> Estimate:
-    """The bytes to reserve for the cell's next attempt on a device of this name, with this version of torch."""
+    """Estimate the footprint of the cell's next attempt on a device of this name, with this version of torch."""
     return estimate_of(workload_of(record), record.policy.footprint_bytes, device_name, observations, torch)
 
 
 def estimate_of(
     work: Workload, rule_bytes: int | None, device_name: str, observations: Observations, torch: str = ""
 ) -> Estimate:
-    """The bytes that a piece of work needs; `rule_bytes` is the config's `footprint` for it."""
+    """Estimate the footprint of a workload; `rule_bytes` is the config's `footprint` for it."""
     known = [o for o in observations.about(subject_on(work, device_name)) if torch in ("", o.torch) or not o.torch]
     base = _learned(known, work, observations.variation_permille)
     if base is None:
@@ -87,7 +98,7 @@ def estimate_of(
 
 
 def prior(work: Workload) -> Estimate:
-    """What the model's configuration says: context + weights + the largest activations + the methods' caches."""
+    """The model's prior: context + weights + the largest activations + the methods' caches, x 1.25."""
     if _is_builtin(work.architecture):
         return Estimate(CONTEXT_BYTES + DIGITS_BYTES, Source(MemorySource.DIGITS))
     if _prior_of(work.architecture) is None:
@@ -98,7 +109,7 @@ def prior(work: Workload) -> Estimate:
 
 
 def weights_bytes(model: str, dtype: str = "") -> int:
-    """A whole pipeline's weights; of a model that nobody knows, a middling size."""
+    """Size of a whole pipeline's weights; 2 GiB for an unknown model."""
     if _is_builtin(model):
         return 5 * MIB
     architecture = _prior_of(model)
@@ -119,8 +130,8 @@ def _prior_of(model: str) -> MemoryPrior | None:
 
 
 def activations_bytes(work: Workload) -> int:
-    """The larger of the UNet's peak, whose batch guidance doubles, and the VAE's, which decodes the whole batch; 0
-    where nobody knows."""
+    """The larger of the UNet's peak (guidance doubles its batch) and the VAE's (it decodes the whole batch); 0 if
+    unknown."""
     architecture = _prior_of(work.architecture)
     if architecture is None:
         return 0
@@ -131,8 +142,7 @@ def activations_bytes(work: Workload) -> int:
 
 
 def caches_bytes(work: Workload) -> int:
-    """What the methods keep between steps, for each latent sample, of which guidance makes two an image; 0 where nobody
-    knows."""
+    """What the methods cache between steps for each latent sample (guidance makes two for an image); 0 if unknown."""
     architecture = _prior_of(work.architecture)
     if architecture is None:
         return 0
@@ -156,9 +166,9 @@ def _learned(known: Sequence[Observation], work: Workload, variation_permille: i
 
 
 def _with_slack(peaks: Sequence[int], variation_permille: int | None) -> int:
-    """What these peaks of one kind of work, oldest first, call for: more the more they were seen to vary.
+    """The estimate from peaks of the same workload, oldest first: the peak plus slack, by the table above.
 
-    `variation_permille` is how much peaks of any work vary here; None where nobody knows.
+    `variation_permille` is how much peaks of any workload vary; None if unknown.
     """
     many = len(peaks) >= MANY_PEAKS
     top = _percentile(peaks, MANY_PEAKS_PERCENTILE) if many else max(peaks)
@@ -179,16 +189,17 @@ def _with_extrapolation_slack(peak_bytes: int) -> int:
 
 
 def _percentile(values: Sequence[int], percent: int) -> int:
-    """The nearest-rank percentile: a value that was seen, in integers."""
+    """The nearest-rank percentile, which is always one of the values."""
     ordered = sorted(values)
     return ordered[-(-len(ordered) * percent // 100) - 1]
 
 
 def _extrapolated(seen: Sequence[Observation], work: Workload) -> Estimate:
-    """peak = a + b x (batch x pixels), fitted to other batches and sizes of the same model, method and device.
+    """Extrapolate to other batch sizes and resolutions: peak = a + b x (batch x pixels).
 
-    From a single other batch, the slope is the prior's; of an unknown model, the peak grows in proportion, which is
-    too much by the weights, and never shrinks.
+    The line is fitted to the peaks of the same model, method and device. With a single other batch, the slope is the
+    prior's. For an unknown model, the peak grows in proportion to the batch, which overestimates by the weights, and
+    never shrinks.
     """
     peaks: dict[int, int] = {}
     for o in seen:
@@ -221,9 +232,9 @@ def _carried_over(work: Workload, pixels: int, peak: int, wanted: int) -> int:
 
 
 def _lower_bound(known: Sequence[Observation], work: Workload) -> int | None:
-    """What attempts that ran out of memory at no more than this work call for; five that didn't, since, outweigh one.
+    """The lower bound from attempts that ran out of memory with at most this work.
 
-    One that was since seen to succeed with a peak as large calls for nothing more: the learned peak says it all.
+    Such an attempt no longer counts after five later successes of the same workload, or one with as large a peak.
     """
     bounds = []
     for place, censored in enumerate(known):
@@ -238,7 +249,7 @@ def _lower_bound(known: Sequence[Observation], work: Workload) -> int | None:
             bounds.append(censored.peak_bytes)
     if not bounds:
         return None
-    # Attempts that ran beside each other with the same estimate tell no more than one.
+    # Several attempts that failed with about the same reservation (they ran side by side) count as one.
     once_percent, again_percent = RAISED_PERCENT
     again = max(bounds) * 100 >= min(bounds) * once_percent
     return max(bounds) * (again_percent if again else once_percent) // 100

@@ -1,10 +1,12 @@
-"""When the driver's lists of processes are worth reading, and what is known of them in between.
+"""When to read the driver's process lists, and what to assume between two readings.
 
-Rules: reading a list holds up what runs on the device, so it is read where attempts have come or gone since the last
-time, or where free memory says that somebody took or gave back more than a little; never where somebody times. Of a
-device that takes one process it is read without any attempt there too, since whoever has it shuts ours out. Until it
-is read again, what was seen stays, and no memory counts as free that wasn't then, but for what our own have left: what
-an attempt has given back meanwhile would be counted twice.
+Reading a list disturbs what runs on the device. So a list is read only after attempts have started or ended, or when
+free memory has changed by more than `MISMATCH_BYTES`, and never while a worker is timing. A device that takes one
+process at a time is also listed without an attempt on it, because a foreign process there keeps ours out.
+
+Between two readings, each attempt is assumed to hold what it held at the last one. Memory that was not free then
+doesn't count as free, unless an attempt that has ended since held it: a live attempt's freed memory would be counted
+twice.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass, replace
 from boundd.core.model.devices import DeviceReading
 
 MISMATCH_BYTES = 64 * 1024**2
-"""Free memory that differs by more than this from when the list was read says that the list is old."""
+"""A list is out of date if free memory has changed by more than this since it was read."""
 
 Observed = Mapping[str, int | None]
 """Attempt id to the bytes that its processes hold; None: unknown."""
@@ -23,18 +25,18 @@ Observed = Mapping[str, int | None]
 
 @dataclass(frozen=True, slots=True)
 class ProcessListing:
-    """A device when its list was last read: the free bytes of the same pass, and what each attempt there held."""
+    """A device at the last reading of its process list: its free bytes in the same pass, and what each attempt held."""
 
     free_bytes: int
     observed: Observed
     holder: str = ""
-    """Who has a device that takes one process and has none of ours; empty where nobody does."""
+    """The foreign process that holds a device for one process; empty if there is none."""
 
 
 def must_list_processes(
     readings: Iterable[DeviceReading], attempts: Mapping[str, frozenset[str]], listed: Mapping[str, ProcessListing]
 ) -> bool:
-    """Whether any device's list should be read now; `attempts` are the live ones of each device, by UUID."""
+    """Whether any device's process list should be read now. `attempts`: the live ones of each device, by UUID."""
     return any(
         _is_old(reading, attempts.get(reading.uuid, frozenset()), listed.get(reading.uuid)) for reading in readings
     )
@@ -49,12 +51,12 @@ def _is_old(reading: DeviceReading, attempts: frozenset[str], last: ProcessListi
 
 
 def takes_one_process(reading: DeviceReading) -> bool:
-    """Whether a device's compute mode lets one process have it, so that whoever else has it shuts us out."""
+    """Whether the device's compute mode allows only one process at a time."""
     return reading.kind.lists_processes and reading.max_cells == 1
 
 
 def unusable_while_held(reading: DeviceReading, holder: str) -> DeviceReading:
-    """The reading of a device that `holder` has to itself: it can't be used until that is gone."""
+    """The reading, made unavailable if `holder` holds the device exclusively."""
     if not holder or reading.unavailable:
         return reading
     why = f"in use by {holder}, and its compute mode (EXCLUSIVE_PROCESS) lets one process have it"
@@ -64,7 +66,8 @@ def unusable_while_held(reading: DeviceReading, holder: str) -> DeviceReading:
 def carried_forward(
     reading: DeviceReading, attempts: frozenset[str], last: ProcessListing | None
 ) -> tuple[DeviceReading, Observed]:
-    """A reading whose list was not read, with what the last list tells: the reading to go by, and what is held."""
+    """A reading without a process list, completed from the last list: the adjusted reading, and what each attempt
+    holds."""
     if reading.free_bytes is None or last is None or not attempts:
         return reading, {}
     observed = {attempt_id: size for attempt_id, size in last.observed.items() if attempt_id in attempts}
@@ -79,10 +82,14 @@ def apply_process_lists(
     held_in: Callable[[Mapping[int, int | None], frozenset[str]], Observed],
     holders: Mapping[str, str] | None = None,
 ) -> tuple[tuple[DeviceReading, ...], Mapping[str, Observed], Mapping[str, ProcessListing]]:
-    """The readings to go by, what the attempts on each device hold, and what is now known of the lists.
+    """Complete readings by process lists: the adjusted readings, what the attempts on each device hold, and the lists.
 
-    `attempts` are the live ones of each device, `listed` what was known before, `holders` who has a device that takes
-    one process, all by UUID. `held_in` says what each of some attempts holds by a list of pids and bytes.
+    Args:
+        readings: one of each device; those with `process_bytes` bring a new list.
+        attempts: the live attempts of each device, by UUID.
+        listed: the last list of each device, by UUID.
+        held_in: gives what each of some attempts holds, from a mapping of pids to bytes.
+        holders: the foreign process that holds a device exclusively, by UUID.
     """
     to_go_by, held, known = [], {}, dict(listed)
     for reading in readings:

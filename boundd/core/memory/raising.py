@@ -1,8 +1,8 @@
-"""How far a reservation is raised after the estimate was too low."""
+"""How a reservation is raised after the estimate was too low."""
 
 from __future__ import annotations
 
 RAISED_PERCENT = (150, 200)
-"""What ran out of memory at its cap gets half as much again; what ran out with that too, twice as much."""
+"""Per cent of the reservation that was too small: 150 at the first retry, 200 at the second."""
 LEVELS = len(RAISED_PERCENT)
-"""How often a too low estimate is raised; after that the cell has a device to itself until its like is learned."""
+"""How often an estimate is raised. After that, the cell runs alone until its footprint is learned."""

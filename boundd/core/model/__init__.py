@@ -1,1 +1,1 @@
-"""What the core knows: cells, attempts, devices, outcomes, and the state that holds them; events and effects."""
+"""The core's data: cells, attempts, devices, outcomes, events, effects, and the state of a run."""

@@ -11,7 +11,7 @@ from boundd.core.model.quarantines import StuckProcess
 
 
 class AttemptState(StrEnum):
-    """Where a live attempt stands. An attempt that has ended is a row of the store, not of the state."""
+    """The state of a live attempt. `State` holds live attempts only; one that has ended is a row of the store."""
 
     STARTING = "starting"
     RUNNING = "running"
@@ -20,7 +20,7 @@ class AttemptState(StrEnum):
 
 
 class CellState(StrEnum):
-    """Where a cell stands. All but pending and running are ends, until a person says `retry`."""
+    """The state of a cell. All states but pending and running are final, until an operator retries the cell."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -36,9 +36,10 @@ class EndReason(StrEnum):
     """Why boundd itself ends an attempt."""
 
     CANCEL = "cancel"
-    """A person cancelled the cell: it stays cancelled."""
+    """An operator cancelled the cell. It stays cancelled."""
     PUT_BACK = "put_back"
-    """The daemon was told to stop with its workers: the cell is pending again, and nothing is charged to it."""
+    """The daemon is shutting down and ends its workers. The cell is pending again, and the failure is not charged to
+    it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,27 +60,28 @@ class Attempt:
     started_unix_s: float
     started_boot_s: float
     whole_device: bool = False
-    """True where the reservation is all that the device had: there is no larger one to try."""
+    """True if the reservation is the device's whole memory, so a larger one is impossible."""
     had_company: bool = False
-    """True once another attempt was on the device at the same time."""
+    """True once another attempt has run on the device at the same time."""
     foreign_seen: bool = False
-    """True once a process that is not boundd's was seen on the device while it ran."""
+    """True once a foreign process (one that boundd did not start) was seen on the device while the attempt ran."""
     witnessed: bool = False
-    """True once its processes were seen in the driver's lists. Not kept over a restart."""
+    """True once the driver listed the attempt's processes. Not stored."""
     unattested: str = ""
-    """Why nobody can say whether it had its device to itself; empty where nothing speaks against it. Not kept over a
-    restart."""
+    """Why it is unknown whether the attempt had its device to itself; empty if nothing speaks against it. Not
+    stored."""
     estimate_bytes: int | None = None
-    """What it was expected to take; None where nobody knew. The reservation is larger where it is alone."""
+    """The expected peak of device memory in bytes; None if unknown. The reservation is larger if the attempt runs
+    alone."""
     host_memory_bytes: int = 0
-    """What is held for it of the host's memory; 0 where its device's memory is the host's."""
+    """Host memory reserved for the attempt; 0 if the device's memory is the host's."""
     cores: int = 0
     observed_peak_bytes: int = 0
-    """The most that its processes were seen to hold of the device; 0 where the driver doesn't say."""
+    """The largest device memory that its processes were seen to hold; 0 if the driver doesn't report it."""
     state: AttemptState = AttemptState.STARTING
     end_reason: EndReason | None = None
     unkillable: tuple[StuckProcess, ...] = ()
-    """Its processes that KILL doesn't end, as far as they are known. Not kept over a restart."""
+    """The attempt's processes that survived SIGKILL, as far as they are known. Not stored."""
     progress_done: int = 0
     progress_total: int = 0
     points: int = 0
@@ -87,43 +89,45 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class CellRecord:
-    """A cell with all that is remembered of it between attempts."""
+    """A cell, its policy, and what the scheduler remembers of it between attempts."""
 
     cell: Cell
     policy: CellPolicy
     state: CellState = CellState.PENDING
     attempts: int = 0
-    """Attempts made so far; the next one's number is one more."""
+    """The number of attempts made so far. The next attempt's number is one more."""
     charged_failures: int = 0
-    """Failures since the last `retry` that count towards `max_attempts`."""
+    """Failures since the last retry by an operator that count towards `max_attempts`."""
     plain_failures: int = 0
-    """Those of the charged ones that a smaller batch or more memory doesn't cure: they are tried once more."""
+    """Charged failures that neither a smaller batch nor more memory would cure. Such a failure is retried once."""
     free_failures: int = 0
-    """Failures since the last `retry` that the cell doesn't pay for; bounded all the same, so that every cell ends."""
+    """Failures since the last retry by an operator that are not charged to the cell. They have a limit of their own,
+    so that every cell ends."""
     memory_level: int = 0
-    """How many times the estimate was too low; after `raising.LEVELS`, it has a device to itself until it is
+    """How many times the estimate was too low. Above `raising.LEVELS`, the cell runs alone until its footprint is
     learned."""
     alone: bool = False
-    """The next attempt must be alone on its device."""
+    """True if the next attempt must run alone on its device."""
     batch_size: int | None = None
-    """The batch of the next attempt; smaller than the cell's own where the ladder lowered it."""
+    """The batch size of the next attempt, if the batch ladder lowered it; otherwise None, and the cell's own is
+    used."""
     not_before_boot_s: float = 0.0
-    """Backoff. Not kept over a restart of the daemon."""
+    """The next attempt starts no earlier than this. Not stored: a restart of the daemon ends the backoff."""
     avoid: str = ""
-    """UUID of the device on which it died quickly: the next attempt goes elsewhere. Not kept over a restart."""
+    """UUID of a device on which the cell died quickly. The next attempt runs on another device. Not stored."""
     error: AttemptError | None = None
     measurement: Measurement | None = None
     measured_device: str = ""
     measured_batch_size: int | None = None
     duration_s: float | None = None
-    """How long the attempt that succeeded took."""
+    """Duration of the attempt that succeeded."""
 
     @property
     def wanted_batch_size(self) -> int | None:
-        """The batch that the next attempt uses."""
+        """The batch size that the next attempt uses."""
         return self.batch_size if self.batch_size is not None else self.cell.batch_size
 
 
 def attempt_id(cell: Cell, number: int) -> str:
-    """The id of a cell's n-th attempt: unique in a store, the same at every replay, and safe as a file name."""
+    """The id of a cell's n-th attempt: unique in a store, safe as a file name, and the same in every replay."""
     return f"{cell.digest}.{number}"

@@ -1,8 +1,8 @@
 """Cells: the points of the matrix, and their canonical keys.
 
-Rules: a cell is known by all its parameters, written as canonical JSON (sorted names, no spaces), because any
-shorter key loses something: the file that boundd replaces could not tell SD1.5 from SD2.1. The digest and the label
-are for people; only the key is identity.
+A cell's key is the canonical JSON of all its parameters (sorted names, no spaces). Only the key identifies a cell;
+the digest and the label are for people. A shorter key would be ambiguous: the file format that boundd replaces could
+not tell SD1.5 from SD2.1.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 DIGEST_CHARACTERS = 12
 
 Parameters = Mapping[str, Any]
-"""Names to JSON values, an axis or a constant each."""
+"""Parameter names to JSON values. Each parameter is an axis or a constant of the matrix."""
 
 
 def canonical_json(value: object) -> str:
-    """The one JSON text of a value: sorted names, no spaces, no NaN.
+    """The canonical JSON of a value: sorted names, no spaces.
 
     Raises:
         ValueError: the value holds NaN or an infinity.
@@ -49,39 +49,41 @@ class Cell:
 
     @property
     def batch_size(self) -> int | None:
-        """The batch that was asked for, or None where the matrix has no such parameter."""
+        """The batch size that the config asks for; None if the matrix has no such parameter."""
         value = self.parameters.get("batch_size")
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 @dataclass(frozen=True, slots=True)
 class CellPolicy:
-    """What the config's rules say about how a cell is to be run. Not part of what it measures."""
+    """How a cell is run, from the config's rules. It is not part of what the cell measures."""
 
     exclusive: bool = False
     timeout_s: float = 3600.0
     grace_s: float = 10.0
     footprint_bytes: int | None = None
     lease: bool = True
-    """Whether its worker takes the device's lease; one that doesn't must be alone to be timed honestly."""
+    """Whether the worker takes the device's lease. A worker that doesn't must run alone, or its timing would be
+    wrong."""
     dtype: str = ""
-    """What the config says that its model computes in; empty where it says nothing."""
+    """The model's data type as the config gives it; empty if the config doesn't."""
     architecture: str = ""
-    """The name of the known architecture that its model has; its model's own where the config doesn't say."""
+    """The known architecture that the config gives the model; empty if it gives none, and then the model's name is
+    used."""
     host_memory_bytes: int | None = None
-    """What a rule says that it takes of the host; None where boundd is to know by itself."""
+    """Host memory by a rule of the config; None to let boundd estimate it."""
     program: str = ""
-    """What is executed: the first argument of its command; empty for the daemon's own interpreter."""
+    """The program that is executed, the first argument of the command; empty for the daemon's own interpreter."""
     builtin: bool = False
-    """Whether the built-in worker runs it, of which boundd knows what it takes of the host."""
+    """Whether the built-in worker runs the cell. boundd knows how much host memory that worker needs."""
     cores: int = 0
-    """Processor cores that it keeps busy; 0 where nobody knows, and none are counted."""
+    """Processor cores that the worker keeps busy; 0 if unknown, and then no cores are reserved."""
     memory_max_bytes: int = 0
-    """What the kernel lets it have of the host's memory; 0 for no limit."""
+    """The cgroup limit of host memory; 0 for no limit."""
     pids_max: int = 0
-    """How many processes and threads the kernel lets it have; 0 for no limit."""
+    """The cgroup limit of processes and threads; 0 for no limit."""
 
     @property
     def must_be_alone(self) -> bool:
-        """True where no other attempt may be on the same device."""
+        """True if no other attempt may run on the same device."""
         return self.exclusive or not self.lease

@@ -1,8 +1,8 @@
-"""What people call devices: by UUID, index or name; of a device in MIG mode, the whole or one of its instances.
+"""How devices are named on the command line and in the config: by UUID, index or name.
 
-Rules: who names a whole names its instances too, since those are what takes cells. The index is NVML's, which is the
-order on the PCI bus; an instance is also `index:number`, and its profile (`3g.40gb`) names every instance of that
-profile. A UUID may be shortened as CUDA lets it be, as long as one device is meant.
+The index is NVML's, which is the order on the PCI bus. A MIG instance is also named `index:number`, and a profile
+(`3g.40gb`) names every instance of that profile. The name of a parent device in MIG mode means all its instances
+too, because cells run on instances. A UUID can be shortened, as CUDA allows, if it is still unique.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from boundd.core.model.devices import DeviceReading
 
 UUID_PREFIXES = ("gpu-", "mig-")
 MIG = " mig "
-"""Between the whole's name and the profile in an instance's, in any case: `NVIDIA A100 MIG 3g.20gb`."""
+"""Separates the parent device's name from the profile in an instance's name, in any case: `NVIDIA A100 MIG 3g.20gb`."""
 
 
 def devices_named(readings: Sequence[DeviceReading], text: str) -> tuple[DeviceReading, ...]:
-    """The devices that `text` names, in their order, the instances of a whole with it; none where it names nothing."""
+    """The devices that `text` names, in the order of `readings`. A parent device brings its MIG instances."""
     wanted = text.strip().casefold()
     exact = [reading for reading in readings if wanted in _names(reading)]
     if not exact and wanted.startswith(UUID_PREFIXES) and wanted not in UUID_PREFIXES:
@@ -29,13 +29,13 @@ def devices_named(readings: Sequence[DeviceReading], text: str) -> tuple[DeviceR
 
 
 def without_instances(readings: Sequence[DeviceReading]) -> tuple[DeviceReading, ...]:
-    """The readings less the instances of a whole that is among them."""
+    """The readings without the MIG instances whose parent device is among them."""
     there = {reading.uuid for reading in readings}
     return tuple(reading for reading in readings if reading.parent not in there)
 
 
 def _names(reading: DeviceReading) -> frozenset[str]:
-    """Everything that a device is called, in lower case."""
+    """Every name of a device, in lower case."""
     name = reading.name.casefold()
     names = {reading.uuid.casefold(), name}
     if reading.slot is None:

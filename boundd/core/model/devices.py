@@ -1,7 +1,7 @@
-"""Devices and their readings, as values.
+"""Devices and their readings.
 
-Rules: a device is known by its UUID (the index changes at reboot and is for display). A reading that failed makes a
-device unavailable and says why; it is never 0 bytes and never a full device. All sizes are integers of bytes.
+A device is identified by its UUID; the index changes at a reboot and is for display only. A failed reading makes a
+device unavailable, with the reason. It never means 0 bytes or a full device.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from boundd.core.model.quarantines import Quarantine
 UNKNOWN_NAME = "unknown NVIDIA device"
 """What a device is called that can't tell its name."""
 UNKNOWN_PREFIX = "UNKNOWN-"
-"""Begins the name of a device that can't tell its UUID."""
+"""Prefix of the placeholder UUID of a device that doesn't report its UUID."""
 MISSING_PREFIX = "MISSING-"
-"""Begins the name of a device that the config names by what is no UUID, and that isn't there."""
+"""Prefix of the placeholder UUID of a device that the config names by index or name and that doesn't exist."""
 
 
 class DeviceState(StrEnum):
@@ -34,11 +34,11 @@ class DeviceState(StrEnum):
 class DeviceReading:
     """One device at one instant.
 
-    `total_bytes` and `free_bytes` are None exactly where `unavailable` says why. `process_bytes` maps host pids to the
-    device memory that each holds; a value of None means that the driver doesn't tell, and None in its place means that
-    the process list was not read this time. `max_cells` bounds the attempts at a time (1 for the CPU and for compute
-    mode EXCLUSIVE_PROCESS, 0 for what never takes any, as a device divided into MIG instances); None means that memory
-    alone decides.
+    `total_bytes` and `free_bytes` are None if and only if `unavailable` gives a reason. `process_bytes` maps the
+    pids of the host to the device memory that each holds: a value of None means that the driver doesn't report it,
+    and None in place of the mapping means that the process list was not read. `max_cells` limits the attempts at a
+    time: 1 for the CPU and for compute mode EXCLUSIVE_PROCESS, 0 for a device that never takes any, such as one
+    divided into MIG instances. None means that only memory limits them.
     """
 
     uuid: str
@@ -50,48 +50,48 @@ class DeviceReading:
     max_cells: int | None = None
     unavailable: str = ""
     backend: str = "nvml"
-    """nvml, cpu or simulated: numbers measured on a simulated device are named as such."""
+    """`nvml`, `cpu` or `simulated`. A result from a simulated device is marked as such."""
     driver: str = ""
     driver_fault: str = ""
-    """What the driver holds against the device's health: it is taken out of service whenever this text changes, and
-    stays so until a person says `uncordon`."""
+    """A fault of the device as the driver reports it, such as an XID error; empty if there is none. Whenever this
+    text changes, the device is quarantined until an operator uncordons it."""
     remark: str = ""
-    """What people should know of the numbers, such as that the memory is the host's."""
+    """A remark on the numbers for people, such as that the memory is the host's."""
     unreadable: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """Kinds of process lists (compute, graphics, MPS) that were asked for and could not be had, and why."""
+    """Kinds of process lists (compute, graphics, MPS) that were requested and could not be read, and why."""
     reserved_bytes: int | None = None
-    """What of the memory in use is the driver's own; None where that isn't told."""
+    """Memory in use by the driver itself; None if the driver doesn't report it."""
     node: str = THIS_NODE
     """The machine that the device is in, whose memory and cores its workers take."""
     parent: str = ""
-    """Of a MIG instance, the UUID of the device that it is a part of."""
+    """For a MIG instance, the UUID of its parent device."""
     slot: int | None = None
-    """Of a MIG instance, its number there."""
+    """For a MIG instance, its number on the parent device."""
 
     @property
     def kind(self) -> Backend:
-        """What differs between kinds of devices."""
+        """The properties of this kind of device."""
         return BACKENDS[self.backend]
 
     @property
     def is_simulated(self) -> bool:
-        """Whether there is no such hardware; a fake driver says so in the device's name."""
+        """Whether the device is simulated. A fake driver says so in the device's name."""
         return self.backend == "simulated" or "simulated" in self.name.casefold()
 
     @property
     def is_placeholder(self) -> bool:
-        """Whether it stands for a device of which not even the UUID is known."""
+        """Whether this stands for a device whose UUID is unknown."""
         return self.uuid.startswith((UNKNOWN_PREFIX, MISSING_PREFIX))
 
     @property
     def used_bytes(self) -> int:
-        """Bytes in use; 0 for a device that could not be read (ask `unavailable` first)."""
+        """Bytes in use; 0 for a device that could not be read, so check `unavailable` first."""
         return (self.total_bytes or 0) - (self.free_bytes or 0)
 
 
 @dataclass(frozen=True, slots=True)
 class QuickDeath:
-    """A cell died quickly on a device. `elsewhere` once it was seen to run on another."""
+    """One cell's quick death on a device. `elsewhere` is set once the cell was seen to run on another device."""
 
     device: str
     key: str
@@ -101,13 +101,14 @@ class QuickDeath:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device as the daemon knows it: its latest reading, and whether somebody took it out of service."""
+    """A device with its latest reading and its quarantine."""
 
     reading: DeviceReading
     quarantine: Quarantine | None = None
-    """Set while it is out of service; people know it as a cordon."""
+    """Set while the device takes no new cells. In the user interface this is a cordon."""
     observed_bytes: Mapping[str, int | None] = field(default_factory=dict)
-    """Attempt id to the device memory that its processes hold, read in one pass with `free`; None: unknown."""
+    """Attempt id to the device memory that its processes hold, read in the same pass as `free_bytes`; None if
+    unknown."""
 
     @property
     def uuid(self) -> str:
@@ -116,7 +117,7 @@ class Device:
 
     @property
     def state(self) -> DeviceState:
-        """Cordoned while it is in quarantine, unavailable by its reading, or ready."""
+        """CORDONED while quarantined, UNAVAILABLE if the latest reading says so, else READY."""
         if self.quarantine is not None:
             return DeviceState.CORDONED
         return DeviceState.UNAVAILABLE if self.reading.unavailable else DeviceState.READY

@@ -1,4 +1,4 @@
-"""What the shell is to do, in order. A later effect is only done once the earlier ones are."""
+"""Effects: what the shell has to do, in order. Each effect is done only after the one before it has succeeded."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Keep these records, in one transaction. Where it fails, the step didn't happen."""
+    """Store these records in one transaction. If that fails, the event has not happened."""
 
     records: tuple[Record, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Start the worker of an attempt whose intent has been committed."""
+    """Start the worker of an attempt that has been stored."""
 
     attempt: Attempt
     cell: Cell
@@ -78,7 +78,7 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class EndWorker:
-    """End everything of an attempt: TERM, the grace period, KILL."""
+    """End all processes of an attempt: SIGTERM, then SIGKILL after the grace period."""
 
     attempt_id: str
     reason: EndReason
@@ -86,7 +86,7 @@ class EndWorker:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something worth a line in the log. Field names end in their unit."""
+    """A line for the log. The names of `fields` end in their unit."""
 
     action: Action
     message: str
@@ -95,28 +95,28 @@ class Note:
     attempt: str | None = None
     device: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
-    """For readers of the log; nothing of boundd's own goes by them."""
+    """For readers of the log only; boundd makes no decision by them."""
     verdict: Verdict | None = None
-    """Of `attempt-ended`: how."""
+    """Set for `attempt-ended` only."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResultsChanged:
-    """What an export would say has changed."""
+    """The content of an export has changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class WakeAt:
-    """Plan again at this instant, in seconds since boot, even if nothing happens before."""
+    """Run a scheduling pass at this instant, even if no event comes before. Seconds since boot."""
 
     boot_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class ReadDevices:
-    """Read the devices again, because the latest reading is no longer what should be planned by.
+    """Read the devices again, because the latest reading is out of date.
 
-    `at_once`: as soon as can be; else the next regular reading is soon enough.
+    `at_once`: read immediately. Otherwise the next regular reading is soon enough.
     """
 
     at_once: bool = False

@@ -1,4 +1,4 @@
-"""What happened, as values: the only way that anything gets into the state."""
+"""Events: the only way to change the state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from boundd.core.model.state import Rules
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """An instant on both clocks: seconds since boot for durations, UTC seconds for records."""
+    """An instant on both clocks: seconds since boot for durations, and UTC seconds for records."""
 
     boot_s: float
     unix_s: float
@@ -24,50 +24,50 @@ class Now:
 
 @dataclass(frozen=True, slots=True)
 class ConfigLoaded:
-    """The config was read, at the start or by a reload: all of it that a running daemon can take up."""
+    """The config was loaded or reloaded. Holds everything that a running daemon can take from it."""
 
     cells: tuple[tuple[Cell, CellPolicy], ...]
-    """The matrix, in order, and how each cell is to be run."""
+    """The cells in the order of the matrix, each with its policy."""
     rules: Rules
     settings: object = None
-    """What becomes `State.settings`."""
+    """The new `State.settings`."""
 
 
 @dataclass(frozen=True, slots=True)
 class DevicesRead:
-    """One pass over all devices. `observed_bytes`: device UUID to attempt id to bytes held (None: unknown)."""
+    """One reading of all devices. `observed_bytes`: device UUID to attempt id to bytes held (None: unknown)."""
 
     readings: tuple[DeviceReading, ...]
     observed_bytes: Mapping[str, Mapping[str, int | None]] = field(default_factory=dict)
     hosts: Mapping[str, HostReading] = field(default_factory=dict)
-    """Node to the machine itself, in the same pass; without those that were not read."""
+    """Node to its host memory and cores in the same pass, without nodes that were not read."""
     foreign: frozenset[str] = frozenset()
-    """UUIDs of devices on which a process was seen that is not boundd's."""
+    """UUIDs of devices on which a foreign process was seen."""
     unattested: Mapping[str, str] = field(default_factory=dict)
-    """UUIDs of devices whose lists of processes say nothing of who is there, to why."""
+    """UUIDs of devices whose process lists don't tell who uses the device, with the reason."""
     witnessed: frozenset[str] = frozenset()
-    """Ids of the attempts whose processes were seen in the lists of their device."""
+    """Ids of the attempts whose processes the driver listed on their device."""
     disk_free_bytes: int | None = None
-    """What is free where the state folder is; None where it could not be read, and then it bounds nothing."""
+    """Free bytes on the state folder's file system; None if unknown, and then nothing is held back for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class DevicesUnreadable:
-    """A reading failed as a whole: nothing is known of any device, until a later one succeeds."""
+    """A reading failed as a whole. All devices are unavailable until one succeeds."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptStarted:
-    """The worker of an attempt runs."""
+    """An attempt's worker is running."""
 
     attempt_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptProgressed:
-    """The worker said how far it is."""
+    """The worker reported its progress."""
 
     attempt_id: str
     done: int
@@ -85,7 +85,7 @@ class PointMeasured:
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnded:
-    """Nothing of the attempt is alive any more; this is how it ended."""
+    """All processes of the attempt are gone; the verdict says how it ended."""
 
     attempt_id: str
     verdict: Verdict
@@ -93,7 +93,7 @@ class AttemptEnded:
 
 @dataclass(frozen=True, slots=True)
 class AttemptUnkillable:
-    """KILL was sent to these processes of the attempt and has not ended them."""
+    """These processes of the attempt survived SIGKILL."""
 
     attempt_id: str
     processes: tuple[StuckProcess, ...]
@@ -101,7 +101,7 @@ class AttemptUnkillable:
 
 @dataclass(frozen=True, slots=True)
 class RetryRequested:
-    """A person wants these cells run again, with all that was charged to them forgotten."""
+    """An operator retries these cells. All failures charged to them are forgotten."""
 
     keys: tuple[str, ...]
     batch_size: int | None = None
@@ -109,14 +109,14 @@ class RetryRequested:
 
 @dataclass(frozen=True, slots=True)
 class CancelRequested:
-    """A person doesn't want these cells run."""
+    """An operator cancels these cells."""
 
     keys: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PauseRequested:
-    """Hold new attempts back; what runs goes on."""
+    """Start no new attempts. Running attempts continue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class ResumeRequested:
 
 @dataclass(frozen=True, slots=True)
 class CordonRequested:
-    """Take a device out of service; what runs there goes on."""
+    """Cordon a device: it takes no new cells. Running attempts continue."""
 
     device: str
     reason: str
@@ -134,14 +134,14 @@ class CordonRequested:
 
 @dataclass(frozen=True, slots=True)
 class UncordonRequested:
-    """Put a device back into service."""
+    """Uncordon a device."""
 
     device: str
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What an old file said of one cell: an upper bound, or an error."""
+    """An old file's entry for one cell: an upper bound or an error."""
 
     key: str
     measurement: Measurement | None = None
@@ -152,21 +152,22 @@ class Imported:
 
 @dataclass(frozen=True, slots=True)
 class ImportRequested:
-    """Take over what an old file knew. A cell that has a measurement of its own keeps it."""
+    """Import the entries of an old file. A cell that was measured here keeps its measurement."""
 
     entries: tuple[Imported, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ShutdownRequested:
-    """The daemon is to end: start nothing more. With `end_workers`, end them and put their cells back."""
+    """The daemon shuts down and starts nothing more. With `end_workers`, it ends the workers and puts their cells
+    back."""
 
     end_workers: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """Look at the whole state and plan."""
+    """Run a scheduling pass."""
 
 
 Event = (

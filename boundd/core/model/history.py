@@ -1,6 +1,7 @@
-"""What ended attempts taught: peaks of memory and durations, found by what they are about.
+"""The history that estimates are learned from: peaks of device memory, and durations of attempts.
 
-Rules: persistent, like all of the state; the newest `NEWEST_KEPT` of a subject are held here, all of them in the store.
+These are persistent (immutable) collections, like all of the state. They hold the newest `NEWEST_KEPT` entries of
+each subject; the store keeps all.
 """
 
 from __future__ import annotations
@@ -12,38 +13,38 @@ from typing import NamedTuple
 from immutables import Map
 
 NEWEST_KEPT = 64
-"""So many of a subject tell all that its next estimate uses."""
+"""Entries of one subject that are kept in memory. The estimates use no more than these."""
 VARIATION_PEAKS = 4
-"""So many peaks beyond the first of just the same work, over all works, tell how much peaks vary here."""
+"""The variation of peaks is used once this many repeated measurements of the same work exist, over all subjects."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One attempt's memory: its peak, or, where it ran out (`censored`), what the peak was at least."""
+    """The peak memory of one attempt. If it ran out of memory (`censored`), `peak_bytes` is a lower bound."""
 
     subject: str
-    """The footprint's key: what the memory depends on beside the numbers below, device name included."""
+    """What the memory depends on besides the fields below, including the device's name (`workload.subject_on`)."""
     batch_size: int
     peak_bytes: int
     censored: bool = False
     pixels: int = 0
-    """Of one image; 0 in what the first version kept."""
+    """Pixels of one image; 0 in records of the first version."""
     torch: str = ""
-    """The version that it ran with; empty where nobody knows."""
+    """The version of torch that the attempt ran with; empty if unknown."""
     host_peak_bytes: int | None = None
-    """The most host memory that the worker held; None where it didn't say."""
+    """The worker's peak host memory; None if it didn't report it."""
     estimate_bytes: int | None = None
-    """What had been expected of it before it ran, for the error of the estimates; None where nothing was."""
+    """The estimate made before the attempt ran, used to report the estimates' error; None if there was none."""
 
     @property
     def batch_pixels(self) -> int:
-        """Pixels of a whole batch: what peaks are linear in."""
+        """Pixels of a whole batch. Peak memory is linear in this number."""
         return self.batch_size * self.pixels
 
 
 @dataclass(frozen=True, slots=True)
 class Duration:
-    """How long an attempt that succeeded took, and of what work."""
+    """The duration of one successful attempt, and of what work."""
 
     model: str
     method: str
@@ -58,9 +59,10 @@ class _Spread(NamedTuple):
     """How much the peaks of one subject vary."""
 
     more_peaks: int
-    """Beyond the first of just the same work."""
+    """Peaks beyond the first of the same batch size and resolution."""
     permille: int
-    """The widest that those of the same work lie apart, of the largest of them, rounded up."""
+    """The widest spread between peaks of the same batch size and resolution, relative to the largest of them,
+    rounded up."""
 
 
 _NO_SPREAD = _Spread(0, 0)
@@ -79,13 +81,13 @@ def _spread_of(found: Iterable[Observation]) -> _Spread:
 
 @dataclass(frozen=True, slots=True)
 class Observations:
-    """All that is known of memory."""
+    """All observations of device memory, by subject."""
 
     by_subject: Map[str, tuple[Observation, ...]] = field(default_factory=Map)
     spreads: Map[str, _Spread] = field(default_factory=Map)
-    """How much the peaks of a subject vary, where there are two of the same work."""
+    """The spread of each subject that has at least two peaks of the same batch size and resolution."""
     variation_permille: int | None = None
-    """The widest that peaks of just the same work lie apart, of any work that was seen; None where too few were."""
+    """The widest spread over all subjects; None if there are too few repeated measurements."""
 
     @classmethod
     def of(cls, seen: Iterable[Observation]) -> Observations:
@@ -120,7 +122,7 @@ class Observations:
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """All that is known of how long attempts take."""
+    """All durations of attempts, by model."""
 
     by_model: Map[str, tuple[Duration, ...]] = field(default_factory=Map)
 

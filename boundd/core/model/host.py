@@ -1,4 +1,4 @@
-"""A reading of one machine's own memory and cores. A machine is called a node; a device is on one."""
+"""A reading of one host's memory and cores. A host is called a node; each device is on one node."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ THIS_NODE = ""
 
 @dataclass(frozen=True, slots=True)
 class HostReading:
-    """The machine at one instant. `observed_bytes`: attempt id to the resident memory of its processes."""
+    """The host at one instant. `observed_bytes`: attempt id to the resident memory of its processes."""
 
     total_bytes: int
     free_bytes: int

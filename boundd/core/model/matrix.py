@@ -11,15 +11,15 @@ from boundd.core.model.cells import Cell, Parameters
 from boundd.text import count
 
 MAX_CELLS = 1_000_000
-"""More cells than this are a typing error, not an experiment."""
+"""A larger matrix is taken for a typing error in the config."""
 
 
 class MatrixError(ValueError):
-    """A matrix that can't be: no cells, or more than `MAX_CELLS`."""
+    """The matrix is empty, or has more than `MAX_CELLS` cells."""
 
 
 def matches(pattern: Parameters, parameters: Parameters) -> bool:
-    """Whether every name of the pattern has its value; a list in the pattern means any of its values.
+    """Whether the parameters match the pattern: each name of it has the given value, or one of a list of values.
 
     The empty pattern matches everything.
     """
@@ -35,9 +35,9 @@ def expand(
     excludes: Sequence[Parameters] = (),
     includes: Sequence[Parameters] = (),
 ) -> tuple[Cell, ...]:
-    """The cells of a matrix, in the order of the axes, then the includes; a cell that comes twice is kept once.
+    """The cells of a matrix in the order of the axes, then the includes, without duplicates.
 
-    An include names the values of all axes, and may set constants of its own.
+    An include gives a value to every axis, and may set constants of its own.
 
     Raises:
         MatrixError: no cell is left, or the product has over `MAX_CELLS` cells (checked before it is made).

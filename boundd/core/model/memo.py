@@ -1,7 +1,7 @@
-"""What pure functions have answered before, kept for one run.
+"""A memo of pure functions' results, one for each run.
 
-Rules: a memo belongs to a run's state (`State.memo`) and ends with it; there is none of the process. It never shows:
-with an empty one, the same is decided, only later.
+It belongs to the state (`State.memo`) and not to the process. It only saves time: with an empty memo, the same
+decisions are made.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from boundd.core.model.requirements import Requirement
 from boundd.core.model.workload import Workload, workload
 
 ANSWERS_KEPT = 65_536
-"""Answers of a kind that are kept."""
+"""The size of each cache."""
 
 Table = TypeVar("Table")
 
 
 class Memo:
-    """Answers by what was asked. One value of each kind, so that comparing two of them is a look at one address."""
+    """Caches by argument. Equal arguments return the same object, so that comparing two results is one pointer
+    comparison."""
 
     __slots__ = ("_requirement", "_tables", "_workload")
 
@@ -31,7 +32,7 @@ class Memo:
         self._tables: dict[Callable[[], Any], Any] = {}
 
     def workload_of(self, record: CellRecord, batch_size: int | None = None) -> Workload:
-        """The work of the cell's next attempt, or of one with another batch."""
+        """The workload of the cell's next attempt, or of one with another batch size."""
         policy = record.policy
         batch = record.batch_size if batch_size is None else batch_size
         return self._workload(record.cell, policy.dtype, policy.architecture, batch)
@@ -42,7 +43,7 @@ class Memo:
         return self._requirement(record.policy, work, record.memory_level, record.alone, record.avoid)
 
     def table(self, kind: Callable[[], Table]) -> Table:
-        """A table of the caller's own, by its type: empty at first. The caller bounds its size."""
+        """A cache of the caller's, by its type; empty at first. The caller limits its size."""
         found: Table | None = self._tables.get(kind)
         if found is None:
             found = self._tables[kind] = kind()

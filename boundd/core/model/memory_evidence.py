@@ -1,4 +1,4 @@
-"""How it was told why an attempt ran out of memory, as data: which numbers spoke for the cause (`memory.diagnosis`)."""
+"""The evidence for why an attempt ran out of memory: the numbers that `memory.diagnosis` decided by."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class StoppedByCap:
-    """Its allocator's cap stopped it, by its own account.
+    """The allocator's cap stopped the attempt, as the worker reported it.
 
-    It asked for `requested_bytes` while the device had `free_bytes` to give; or, where `free_bytes` is None, it held
-    `held_bytes` of its cap, and asked for more where `requested_bytes` is known. `whole_device`: the cap was all that
-    the device had.
+    The attempt requested `requested_bytes` while the device had `free_bytes` free. If `free_bytes` is None, it held
+    `held_bytes` of its cap, and requested more if `requested_bytes` is known. `whole_device`: the cap was the
+    device's whole memory.
     """
 
     cap_bytes: int
@@ -25,7 +25,7 @@ class StoppedByCap:
 
 @dataclass(frozen=True, slots=True)
 class NeighbourOver:
-    """Another attempt on the device was seen to hold more than was reserved for it."""
+    """Another attempt on the device held more than its reservation."""
 
     label: str
     held_bytes: int
@@ -35,7 +35,7 @@ class NeighbourOver:
 
 @dataclass(frozen=True, slots=True)
 class ForeignHeld:
-    """Processes that are not boundd's were seen in what was reserved; `left_bytes` of it were left."""
+    """Foreign processes held memory that was reserved for the attempt, and left `left_bytes` of it."""
 
     foreign_bytes: int
     left_bytes: int
@@ -45,7 +45,8 @@ class ForeignHeld:
 
 @dataclass(frozen=True, slots=True)
 class DeviceFull:
-    """The device had too little free for a request within its reservation, and nobody was caught."""
+    """The device had too little free memory for a request within the attempt's reservation. Who held it was not
+    seen."""
 
     requested_bytes: int
     free_bytes: int
@@ -55,7 +56,7 @@ class DeviceFull:
 
 @dataclass(frozen=True, slots=True)
 class AllThereIs:
-    """It was alone, with all the memory that the device had to give."""
+    """The attempt was alone, with all the memory that the device could give."""
 
     reservation_bytes: int
     kind: Literal["all_there_is"] = "all_there_is"
@@ -63,7 +64,8 @@ class AllThereIs:
 
 @dataclass(frozen=True, slots=True)
 class NobodyElse:
-    """Nobody was seen to take more than theirs: the estimate is taken to be too low."""
+    """No neighbour and no foreign process was seen to take more than its share, so the estimate is assumed to be too
+    low."""
 
     reservation_bytes: int
     kind: Literal["nobody_else"] = "nobody_else"
@@ -71,7 +73,7 @@ class NobodyElse:
 
 @dataclass(frozen=True, slots=True)
 class StoredText:
-    """What a release before 0005 kept, in its own words."""
+    """The evidence as text, as stores before schema version 5 kept it."""
 
     text: str
     kind: Literal["text"] = "text"

@@ -1,4 +1,4 @@
-"""How an attempt can end, and what is kept of it."""
+"""Outcomes of attempts: verdicts, measurements and errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Outcome(StrEnum):
 
 
 AT_START = "start"
-"""The phase of a failure that came before the worker was executed."""
+"""The phase of a failure before the worker was executed."""
 ENVIRONMENT = frozenset(
     {
         ErrorKind.HUB_UNAVAILABLE,
@@ -36,18 +36,19 @@ ENVIRONMENT = frozenset(
         ErrorKind.DEVICE_FAILED,
     }
 )
-"""Failures that are no cell's fault: they cost it nothing, and their like is held back (`scheduler.environment`)."""
+"""Failures of the environment. They are not charged to the cell, and cells that need the same are held back
+(`scheduler.environment`)."""
 
 
 class MemoryCause(StrEnum):
-    """Why an attempt ran out of memory; each has a cure of its own (`retry`)."""
+    """Why an attempt ran out of memory. Each cause has its own cure (`lifecycle.retry`)."""
 
     ESTIMATE_TOO_LOW = "estimate_too_low"
-    """It hit its own cap while the device had bytes to spare."""
+    """It reached its own cap while the device had memory left."""
     PRESSURE = "pressure"
-    """A neighbour or a foreign process took what was reserved for it."""
+    """Another attempt or a foreign process took memory that was reserved for it."""
     TOO_BIG = "too_big"
-    """It was alone, its cap the whole device, and that was not enough."""
+    """It was alone and its cap was the whole device, and that was not enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +64,14 @@ class PointRecord:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What a successful attempt measured. Speed-ups are ratios (2.0 is twice as fast)."""
+    """The result of a successful attempt. Speed-ups are ratios (2.0 is twice as fast)."""
 
     max_speedup: float | None
     max_speedup_within_tolerance: float | None
     best: Mapping[str, Any] | None
     isolation: Isolation
     imported_upper_bound: float | None = None
-    """Set where the figure was imported from an old file, which kept nothing but the upper bound."""
+    """Set if the result was imported from an old file, which holds only the upper bound."""
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -85,16 +86,16 @@ class AttemptError:
     requested_bytes: int | None = None
     free_bytes: int | None = None
     cause: MemoryCause | None = None
-    """Set where memory ran out, by the core, which knows the device and its neighbours."""
+    """Set by the core if memory ran out: it knows the device and its neighbours."""
     evidence: MemoryEvidence | None = None
-    """How the cause was told."""
+    """The numbers that the cause was decided by."""
     subject: str = field(default="", compare=False)
-    """Of the environment's failures: what is to be seen to, such as a hub's host, a package or a path. Not stored."""
+    """For a failure of the environment, what needs attention: the hub's host, a package or a path. Not stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The outcome of an attempt with its evidence: either a measurement or an error, never both."""
+    """The outcome of an attempt, with either a measurement or an error."""
 
     outcome: Outcome
     measurement: Measurement | None = None
@@ -105,4 +106,4 @@ class Verdict:
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
     host_peak_bytes: int | None = None
-    """The most host memory that the worker held, as it said itself."""
+    """The worker's peak host memory, as it reported it."""

@@ -1,8 +1,8 @@
-"""Problems of the environment: what is no cell's fault, and whom it holds back.
+"""Environment problems: failures that are no cell's fault, such as a hub that doesn't answer or a missing package.
 
-Rules: a problem is known by its kind and by what those have in common that it concerns (its `Scope`). One attempt at a
-time probes whether it has passed. Problems are not kept over a restart, as backoff isn't: the next daemon finds them
-again with one attempt each, and nothing is charged for that.
+A problem is identified by its kind and its scope, which is what the affected cells share. While it lasts, the cells
+in its scope are held back, and one attempt at a time probes whether it is over. Problems are not stored, as backoff
+isn't: a new daemon finds them again with one attempt each, which is not charged.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from boundd.core.model.requirements import Requirement
 
 
 class ScopeKind(StrEnum):
-    """What cells share that are held back together."""
+    """What the cells that a problem holds back have in common."""
 
     HOST = "host"
-    """Everything: all cells run on this machine."""
+    """The host, which all cells share."""
     PROGRAM = "program"
-    """The program that is executed, usually an interpreter."""
+    """The program that is executed, usually a Python interpreter."""
     MODEL = "model"
     WORK = "work"
-    """Program, model and method: what decides what is imported and read."""
+    """The program, model and method, which decide what is imported and read."""
     DEVICE = "device"
-    """No cells are held back, but the device is."""
+    """The device. It takes no cells, but cells can run on other devices."""
 
 
 class Scope(NamedTuple):
-    """What is shared, and its value: a path, a model's name, a UUID."""
+    """What the affected cells share, and its value: a path, a model's name, a UUID."""
 
     kind: ScopeKind
     name: str = ""
 
 
 class ProblemKey(NamedTuple):
-    """Which problem: one of each kind a scope."""
+    """The identity of a problem: at most one of each kind in a scope."""
 
     kind: ErrorKind
     scope: Scope
@@ -45,35 +45,35 @@ class ProblemKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something outside the cells that keeps attempts from running.
+    """A problem of the environment that makes attempts fail.
 
-    `waited_s` counts only while a daemon was there to try: that is what the patience is measured by. Times are seconds
-    since boot (`_boot_s`) or UTC (`_unix_s`).
+    `waited_s` counts only the time in which a daemon was running and could probe; `Rules.patience_s` is compared
+    with it. Times are seconds since boot (`_boot_s`) or UTC (`_unix_s`).
     """
 
     key: ProblemKey
     subject: str
-    """What is to be seen to, where it is known: a hub's host, a package, a path."""
+    """What needs attention, if known: the hub's host, a package, a path."""
     message: str
-    """The latest failure, in its own words."""
+    """The message of the latest failure."""
     since_unix_s: float
     last_boot_s: float
     not_before_boot_s: float
     failures: int = 1
     probes: int = 0
-    """Attempts that found it to be there still, one after the other."""
+    """Consecutive probes that found the problem still there."""
     waited_s: float = 0.0
     longest_s: float = 0.0
-    """How long the longest of its attempts took to fail: a probe that outlives that by far has got past it."""
+    """The longest time that an attempt took to fail by this problem. A probe that runs much longer has got past it."""
     probe: str = ""
-    """The id of the live attempt that tries whether it has passed; empty where none does."""
+    """The id of the live attempt that probes it; empty if there is none."""
 
 
 HOST = Scope(ScopeKind.HOST)
 
 
 def scopes_of(needs: Requirement) -> frozenset[Scope]:
-    """All that the cells of a queue share with others."""
+    """The scopes that the cells of a queue belong to."""
     return frozenset(
         {
             HOST,
@@ -85,5 +85,5 @@ def scopes_of(needs: Requirement) -> frozenset[Scope]:
 
 
 def work_name(needs: Requirement) -> str:
-    """The name of a kind of work: what its cells execute, and of which model and method."""
+    """The name of a WORK scope: program, model and method."""
     return " ".join((needs.policy.program, needs.work.model, needs.work.method)).strip()

@@ -1,7 +1,7 @@
-"""Quarantine: a device, a kind of work or an environment that is held back, why, and since when.
+"""Quarantine: a device, a kind of work or an environment that takes no new cells, with the cause.
 
-Rules: one quarantine a subject; the first stays until it is lifted, by a person or by what its cause says. People know
-the quarantine of a device as a cordon (`boundctl cordon`). The store keeps the cause with its numbers.
+Each subject has at most one quarantine. It stays until an operator lifts it, or until the condition that its cause
+names. In the user interface, the quarantine of a device is a cordon (`boundctl cordon`).
 """
 
 from __future__ import annotations
@@ -12,46 +12,46 @@ from typing import Literal
 
 
 class SubjectKind(StrEnum):
-    """What can be held back."""
+    """What can be quarantined."""
 
     DEVICE = "device"
-    """Named by its UUID."""
+    """A device, named by its UUID."""
     WORK = "work"
-    """A kind of work, named by what it has in common."""
+    """A kind of work, named by what its cells have in common."""
     ENVIRONMENT = "environment"
     """Something outside boundd that cells depend on, such as an interpreter or a hub."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Subject:
-    """Who is held back."""
+    """What is quarantined."""
 
     kind: SubjectKind
     name: str
 
 
 def device_subject(uuid: str) -> Subject:
-    """A device, as a subject."""
+    """The subject for a device."""
     return Subject(SubjectKind.DEVICE, uuid)
 
 
 @dataclass(frozen=True, slots=True)
 class StuckProcess:
-    """A process that was sent KILL and has not died of it."""
+    """A process that survived SIGKILL."""
 
     pid: int
     name: str
     state: str
-    """As in proc_pid_stat(5): D waits in the kernel."""
+    """The state letter of proc_pid_stat(5). D is uninterruptible sleep in the kernel."""
     waits_in: str
-    """The function of the kernel that it waits in; empty where the kernel doesn't say."""
+    """The kernel function that it waits in; empty if the kernel doesn't report it."""
     since_unix_s: float
-    """Since when it has been seen to live in spite of the KILL, UTC seconds."""
+    """When it was first seen alive after SIGKILL, UTC seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class ByOperator:
-    """A person said so, for this reason. Lifted by a person."""
+    """An operator's decision, with the reason. Lifted by an operator."""
 
     reason: str
     kind: Literal["operator"] = "operator"
@@ -59,7 +59,7 @@ class ByOperator:
 
 @dataclass(frozen=True, slots=True)
 class CellsDied:
-    """Cells died here within `within_s` of their start and ran elsewhere. Lifted by a person."""
+    """Several cells died here within `within_s` of their start, and ran on other devices. Lifted by an operator."""
 
     labels: tuple[str, ...]
     within_s: float
@@ -68,7 +68,7 @@ class CellsDied:
 
 @dataclass(frozen=True, slots=True)
 class DriverFault:
-    """The driver holds something against the device's health, in its own words. Lifted by a person."""
+    """The driver reports a fault of the device. Lifted by an operator."""
 
     fault: str
     kind: Literal["driver_fault"] = "driver_fault"
@@ -76,7 +76,7 @@ class DriverFault:
 
 @dataclass(frozen=True, slots=True)
 class UnkillableAttempt:
-    """An attempt can't be killed: what KILL doesn't end waits in the device's driver. Lifted when it has ended."""
+    """An attempt survived SIGKILL, most likely inside the device's driver. Lifted when the attempt has ended."""
 
     attempt_id: str
     label: str
@@ -89,7 +89,7 @@ QuarantineCause = ByOperator | CellsDied | DriverFault | UnkillableAttempt
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """Who is held back, why, and since when (UTC seconds; None where a release before 0005 kept it)."""
+    """A quarantine with its cause and start (UTC seconds; None in stores before schema version 5)."""
 
     subject: Subject
     cause: QuarantineCause

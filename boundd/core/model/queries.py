@@ -1,9 +1,9 @@
-"""Which cells a person means.
+"""Queries: which cells a user means.
 
-Rules: a query is a list of terms, and a cell must match all of them, so no term matches every cell. A term is
-`state=STATE`, or `NAME=VALUE` for any axis or constant (values are compared as text), or else a glob over labels
-(case-sensitive; `*` crosses slashes). A name or state that can't match anything is an error, not an empty answer: a
-misspelt `cancel` must not look like one that had nothing to do.
+A query is a list of terms, and a cell must match all of them; the empty query matches every cell. A term is
+`state=STATE`, `NAME=VALUE` for an axis or a constant (values are compared as text), or a glob over labels
+(case-sensitive; `*` also matches slashes). A name or state that doesn't exist is an error and not an empty answer,
+so that a misspelt `cancel` doesn't look like one that found nothing to do.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from boundd.core.model.cells import canonical_json
 
 STATE = "state"
 MIN_DIGEST_CHARACTERS = 4
-"""Shorter prefixes of a digest mean too much."""
+"""Shorter prefixes of a digest match too many cells."""
 
 _NAME_AND_VALUE = re.compile(r"([^=/*?\[{]*)=(.*)", re.DOTALL)
 
 
 class QueryError(ValueError):
-    """The person's: a query that can't match anything; the message says what would."""
+    """A user error: the query can't match anything. The message says what would."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Conditions that a cell must meet, all of them."""
+    """Conditions; a cell must meet all of them."""
 
     states: tuple[CellState, ...] = ()
     values: tuple[tuple[str, str], ...] = ()
-    """Names of axes or constants, and the text of the value that each must have."""
+    """Names of axes or constants, each with the text of the value that it must have."""
     globs: tuple[str, ...] = ()
 
     @property
@@ -60,14 +60,14 @@ def names_of(records: Iterable[CellRecord]) -> frozenset[str]:
 
 
 def parse_query(terms: Sequence[str], names: Collection[str] | None = None) -> Query:
-    """The query that the terms make.
+    """Parse the terms of a query.
 
     Args:
         terms: as typed, one term each.
-        names: the axes and constants there are (`names_of`); None where they are not known, and any name goes.
+        names: the names of all axes and constants (`names_of`); None to accept any name.
 
     Raises:
-        QueryError: an empty term, or a state or name that there isn't.
+        QueryError: a term is empty, or names a state, axis or constant that doesn't exist.
     """
     states: list[CellState] = []
     values: list[tuple[str, str]] = []
@@ -92,9 +92,10 @@ def parse_query(terms: Sequence[str], names: Collection[str] | None = None) -> Q
 
 
 def find_cell(records: Iterable[CellRecord], text: str) -> tuple[CellRecord, ...]:
-    """The cells that `text` names: by exact key, else by exact label, else by a digest's first characters (4 or more).
+    """Find the cells that `text` names: by exact key, else by exact label, else by a digest's first characters (at
+    least 4).
 
-    Several where it is ambiguous, none where it means none.
+    Returns several cells if the text is ambiguous.
     """
     known = tuple(records)
     by_key = tuple(record for record in known if record.cell.key == text)
@@ -120,5 +121,5 @@ def _hint(text: str, known: Sequence[str]) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value as people type it: text as it is, anything else as JSON."""
+    """A value as users type it: text as it is, anything else as JSON."""
     return value if isinstance(value, str) else canonical_json(value)

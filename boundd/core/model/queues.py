@@ -1,8 +1,9 @@
-"""The cells of a run, with what the planner asks of them at each step kept beside: an immutable value.
+"""The cells of a run and their queues, as an immutable value.
 
-A matrix may have a million cells, and a step must not look at each. So those that wait stand in queues, one for all
-cells that need the same (`Requirement`): where one of them finds no place, none of its queue does. A queue's entries
-are checked when they are taken, so that a cell that was cancelled or imported needs no search for its entry.
+A matrix may have a million cells, so a scheduling pass must not look at each one. Pending cells with equal
+requirements (`Requirement`) stand in one queue: if one of them fits on no device, none of its queue does. A cell
+that leaves its queue otherwise (cancelled or imported) leaves a stale entry, which is dropped when the queue is
+read.
 """
 
 from __future__ import annotations
@@ -20,19 +21,21 @@ from boundd.core.model.workload import Workload
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Cells with one requirement, in the matrix' order. Entries before `head`, and stale ones, don't count."""
+    """A queue of cells with equal requirements, in the order of the matrix. Entries before `head` are gone; stale
+    ones are skipped."""
 
     keys: tuple[str, ...]
     head: int = 0
     returned: tuple[tuple[int, str], ...] = ()
-    """Places in the matrix and keys of cells that wait again: they have waited longest, so they are first."""
+    """Matrix positions and keys of cells that wait again after an attempt. They come first, because they have waited
+    longest."""
 
     def __len__(self) -> int:
-        """How many cells wait in it at most: stale entries count until they are trimmed."""
+        """An upper bound of the number of waiting cells: stale entries count until they are trimmed."""
         return len(self.returned) + len(self.keys) - self.head
 
     def entries(self) -> Iterator[str]:
-        """The keys, first come first."""
+        """The keys in the order in which they are served."""
         for _, key in self.returned:
             yield key
         for place in range(self.head, len(self.keys)):
@@ -41,23 +44,24 @@ class Queue:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cells:
-    """Keys to records, as a persistent map, and the queues of those of the matrix that are pending."""
+    """A persistent map of keys to records, with queues of the matrix's pending cells."""
 
     records: Map[str, CellRecord] = field(default_factory=Map)
     order: tuple[str, ...] = ()
     places: Mapping[str, int] = field(default_factory=dict)
     counts: Map[CellState, int] = field(default_factory=Map)
-    """Of the matrix."""
+    """Number of the matrix's cells in each state."""
     queues: Map[Requirement, Queue] = field(default_factory=Map)
     examples: Map[Workload, str] = field(default_factory=Map)
-    """Every kind of work that the matrix has, and a cell of it."""
+    """Each workload of the matrix, with the key of one such cell."""
     in_backoff: Map[str, float] = field(default_factory=Map)
-    """Pending cells with a backoff, and the seconds since boot at which it ends."""
+    """Pending cells in backoff, with the seconds since boot at which it ends."""
     memo: Memo = field(default_factory=Memo, repr=False)
 
     @classmethod
     def of(cls, records: Mapping[str, CellRecord], order: Iterable[str] = (), memo: Memo | None = None) -> Cells:
-        """These records, of which the keys of `order` are the matrix; `memo` is the run's, None for a new one."""
+        """Build the queues of these records. `order` holds the keys of the matrix; `memo` is the run's (None: a new
+        one)."""
         memo = Memo() if memo is None else memo
         known = records if isinstance(records, Map) else Map(records)
         keys = tuple(order)
@@ -79,7 +83,7 @@ class Cells:
         return cls(known, keys, places, Map(counts), queues, Map(examples), Map(in_backoff), memo)
 
     def set(self, key: str, record: CellRecord) -> Cells:
-        """With this record instead of the one before."""
+        """A copy with this record in place of the earlier one."""
         before = self.records.get(key)
         records = self.records.set(key, record)
         if before is None or key not in self.places:
@@ -112,7 +116,7 @@ class Cells:
         return self.queues.set(needs, replace(queue, returned=returned))
 
     def _examples_with(self, after: CellRecord) -> Map[Workload, str]:
-        # Only a batch that was lowered makes another kind of work of a cell.
+        # A cell's workload changes only when its batch size is lowered.
         if after.batch_size is None or (work := self.memo.workload_of(after)) in self.examples:
             return self.examples
         return self.examples.set(work, after.cell.key)
@@ -124,7 +128,7 @@ class Cells:
         return self.in_backoff.delete(key) if key in self.in_backoff else self.in_backoff
 
     def waits_in(self, needs: Requirement, key: str) -> bool:
-        """Whether a queue's entry is still true: the cell is pending and needs just this."""
+        """Whether a queue's entry is still valid: the cell is pending and has exactly these requirements."""
         record = self.records[key]
         return (
             record.state is CellState.PENDING
@@ -136,7 +140,7 @@ class Cells:
         )
 
     def trimmed(self, needs: Requirement) -> Cells:
-        """Without the entries at a queue's front that are not true any more; without the queue if none is left."""
+        """A copy without the stale entries at the front of a queue, and without the queue if it is empty then."""
         queue = self.queues[needs]
         head = queue.head
         while head < len(queue.keys) and not self.waits_in(needs, queue.keys[head]):
@@ -148,7 +152,7 @@ class Cells:
             return replace(self, queues=self.queues.delete(needs))
         return replace(self, queues=self.queues.set(needs, replace(queue, head=head, returned=returned)))
 
-    # What a map can do
+    # The interface of a mapping
 
     def __getitem__(self, key: str) -> CellRecord:
         return self.records[key]

@@ -1,8 +1,8 @@
-"""Why boundd decided what it did, as data: what was short, by how many bytes, on which device, held by whom.
+"""Reasons: why boundd decided as it did, as data (what was short, by how many bytes, on which device, held by whom).
 
-Rules: a reason is a frozen value with a `kind` and its numbers. Decisions are made by types and numbers, never by
-words; `wording` alone turns a reason into text. Kinds are names that outside readers see (`boundctl explain --json`)
-and that the store keeps: add to them, and don't rename them.
+A reason is a frozen value with a `kind` and its numbers. Decisions use types and numbers and never text; only
+`wording` turns a reason into text. The kinds are visible outside (`boundctl explain --json`) and stored: add new
+ones, but don't rename any.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from boundd.core.model.attempts import AttemptState, CellState
 from boundd.core.model.quarantines import Quarantine, StuckProcess
 from boundd.core.model.sources import Source
 
-# Why a device doesn't take a cell
+# Refusals: why a device doesn't take a cell
 
 
 class PlainRefusal(StrEnum):
     """Refusals without numbers."""
 
     AVOIDED = "avoided"
-    """The cell died quickly there, and is tried elsewhere first."""
+    """The cell died quickly on this device and is tried on another one first."""
     FREE_NOW = "free_now"
-    """Nothing is in the way any more: the next plan looks again."""
+    """The device is free by now; the next scheduling pass will consider it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """The device is out of service."""
+    """The device is quarantined."""
 
     quarantine: Quarantine
     kind: Literal["quarantined"] = "quarantined"
@@ -38,7 +38,7 @@ class Quarantined:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """The device can't be used, by its latest reading; `why` is the driver's or the probe's word."""
+    """The device can't be used, as its latest reading says; `why` is the driver's or the probe's message."""
 
     why: str
     kind: Literal["unavailable"] = "unavailable"
@@ -55,7 +55,7 @@ class OtherModel:
 
 @dataclass(frozen=True, slots=True)
 class TakenAlone:
-    """A cell that must be alone runs there."""
+    """A cell that must run alone is on the device."""
 
     label: str
     kind: Literal["taken_alone"] = "taken_alone"
@@ -63,7 +63,7 @@ class TakenAlone:
 
 @dataclass(frozen=True, slots=True)
 class Full:
-    """As many attempts run there as the device takes at a time."""
+    """The device has reached its limit of attempts at a time."""
 
     attempts: int
     limit: int
@@ -72,7 +72,7 @@ class Full:
 
 @dataclass(frozen=True, slots=True)
 class Resting:
-    """Cells died quickly there: it is given none for a while."""
+    """Cells died quickly on the device, so it takes none for a while."""
 
     deaths: int
     left_s: float
@@ -81,7 +81,7 @@ class Resting:
 
 @dataclass(frozen=True, slots=True)
 class OneAtATime:
-    """Cells died quickly there: it gets one at a time, and has yet to be seen to run one."""
+    """Cells died quickly on the device, so it takes one at a time until one has been seen to run."""
 
     deaths: int
     kind: Literal["one_at_a_time"] = "one_at_a_time"
@@ -89,10 +89,10 @@ class OneAtATime:
 
 @dataclass(frozen=True, slots=True)
 class NotAlone:
-    """The cell must be alone on its device, and others run there.
+    """The cell must run alone, and other attempts are on the device.
 
-    `by_rule`: the config, the worker or an earlier attempt says so, whatever the size. Otherwise it is the size:
-    `estimate_bytes` (None: nobody knows), of which `most_bytes` is the most that the cell waits for.
+    `by_rule`: the config, the worker or an earlier attempt requires it. Otherwise its size does: `estimate_bytes`
+    (None: unknown) is more than a device can share, and the cell waits until at most `most_bytes` are free.
     """
 
     attempts: int
@@ -105,7 +105,7 @@ class NotAlone:
 
 @dataclass(frozen=True, slots=True)
 class MemoryShort:
-    """The device has less headroom than the cell needs: `short_bytes` = needed - headroom, which may be negative."""
+    """The device has less headroom than the cell needs. `short_bytes` = needed - headroom; headroom can be negative."""
 
     short_bytes: int
     needed_bytes: int
@@ -116,7 +116,8 @@ class MemoryShort:
 
 @dataclass(frozen=True, slots=True)
 class EmptiedFor:
-    """The device is being emptied for another cell. `spare_bytes` of it are for others, and all of it for `wait_s`."""
+    """The device is being emptied for another cell. Other cells may use `spare_bytes` of it for any time
+    (backfilling), and all free memory if they end within `wait_s`."""
 
     label: str
     needed_bytes: int
@@ -128,7 +129,7 @@ class EmptiedFor:
 
 @dataclass(frozen=True, slots=True)
 class HostMemoryShort:
-    """The host has too little memory left beside `attempts` that hold some."""
+    """The host has too little memory left beside the `attempts` that hold some."""
 
     short_bytes: int
     needed_bytes: int
@@ -140,7 +141,7 @@ class HostMemoryShort:
 
 @dataclass(frozen=True, slots=True)
 class CoresShort:
-    """The host has too few cores left: `busy` of its `cores` are held by `attempts`."""
+    """The host has too few cores left: `attempts` hold `busy` of its `cores`."""
 
     needed: int
     busy: int
@@ -151,14 +152,14 @@ class CoresShort:
 
 @dataclass(frozen=True, slots=True)
 class HeldBack:
-    """Something outside the cells is missing or fails, and what needs it waits until it has passed.
+    """A problem of the environment holds the cell or device back.
 
-    `left_s` is until the next attempt tries that; None while one does.
+    `left_s` is the time until the next probe; None while one is running.
     """
 
     error: ErrorKind
     subject: str
-    """What is to be seen to, where it is known."""
+    """What needs attention, if known."""
     message: str
     """The latest failure, in its own words."""
     left_s: float | None
@@ -185,19 +186,19 @@ Refusal = (
 
 @dataclass(frozen=True, slots=True)
 class NoRoom:
-    """Why a device doesn't take a cell. Bytes are None where the device takes nothing, whatever the cell."""
+    """Why a device doesn't take a cell. The bytes are None if the device takes no cell at all."""
 
     device: str
     refusal: Refusal
     needed_bytes: int | None = None
     headroom_bytes: int | None = None
     held_by: tuple[str, ...] = ()
-    """Labels of the cells whose reservations are in the way."""
+    """Labels of the cells that hold reservations on the device."""
     foreign_bytes: int = 0
-    """What processes that are not boundd's hold of the device."""
+    """Device memory held by foreign processes."""
 
 
-# Why a cell waits
+# Waits: why a cell waits
 
 
 class PlainWait(StrEnum):
@@ -207,15 +208,15 @@ class PlainWait(StrEnum):
     PAUSED = "paused"
     NO_DEVICE = "no_device"
     REFUSED = "refused"
-    """No device takes it now; each one's refusal says why."""
+    """No device takes the cell now; the refusals say why."""
     ROOM_BY_NOW = "room_by_now"
-    """A device has room since the latest plan."""
+    """A device has had room since the latest scheduling pass."""
     NOT_PLANNED = "not_planned"
 
 
 @dataclass(frozen=True, slots=True)
 class DiskShort:
-    """The state folder's disk has less free than the config keeps in reserve: nothing is started."""
+    """The state folder's file system has less free space than `daemon.disk_reserve`, so nothing is started."""
 
     free_bytes: int
     reserve_bytes: int
@@ -224,7 +225,7 @@ class DiskShort:
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """The cell failed, and is tried again later."""
+    """The cell failed and is retried later."""
 
     left_s: float
     kind: Literal["backoff"] = "backoff"
@@ -235,13 +236,13 @@ Wait = PlainWait | DiskShort | Backoff | HeldBack
 
 @dataclass(frozen=True, slots=True)
 class Deferral:
-    """Why a pending cell was not started by the latest plan: a reason of its own, or one for each device."""
+    """Why the latest scheduling pass did not start a pending cell: a reason of its own, or a refusal by each device."""
 
     wait: Wait
     devices: tuple[NoRoom, ...] = ()
 
 
-# Where a cell stands that doesn't wait
+# The standing of a cell that doesn't wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +266,7 @@ class HasEnded:
     attempts: int
     error: ErrorKind | None
     message: str
-    """The error's; a worker's own words are in it."""
+    """The error's message, which may contain the worker's own text."""
     kind: Literal["has_ended"] = "has_ended"
 
 
@@ -277,47 +278,47 @@ Standing = Wait | Runs | HasEnded
 
 @dataclass(frozen=True, slots=True)
 class PlacementReason:
-    """Why an attempt was placed where it is: the device was the best fit for what `source` says it needs."""
+    """Why an attempt was placed on its device: it was the best fit for the need that `source` gives."""
 
     alone: bool
     beside: int
-    """Attempts that ran there already."""
+    """Attempts that were already on the device."""
     source: Source
     kind: Literal["best_fit"] = "best_fit"
 
 
-# What follows from a failure
+# Retries: what follows from a failure
 
 
 class RetryRule(StrEnum):
-    """Which rule decided what becomes of a cell after an attempt that failed (`lifecycle.retry`)."""
+    """The rule that decided what follows from a failed attempt (`lifecycle.retry`)."""
 
     LOST = "lost"
-    """It was lost: again at once, and free."""
+    """The attempt was lost: retried at once, not charged."""
     PRESSURE = "pressure"
-    """Others took its memory: again, alone on its device, and free."""
+    """Others took its memory: retried alone on its device, not charged."""
     MORE_MEMORY = "more_memory"
-    """The estimate was too low: again with a larger reservation, and free."""
+    """The estimate was too low: retried with a larger reservation, not charged."""
     OWN_DEVICE = "own_device"
-    """The estimate was too low even when it was raised: again with a device to itself, and free."""
+    """The estimate was still too low after it was raised: retried alone on a device, not charged."""
     SMALLER_BATCH = "smaller_batch"
-    """Too big, alone on its device: again with the next smaller batch."""
+    """Too big for its device when alone: retried with the next smaller batch."""
     ONCE_MORE = "once_more"
-    """A failure that may pass: again after a backoff."""
+    """A failure that may be transient: retried after a backoff."""
     NOT_ITS_FAULT = "not_its_fault"
-    """The environment failed it: again once that has passed, and free."""
+    """A failure of the environment: retried once that is over, not charged."""
     PATIENCE_SPENT = "patience_spent"
-    """Given up: what the environment lacks has not come back in as long as the config waits for it."""
+    """Given up: the problem of the environment has lasted for longer than `retry.patience`."""
     FREE_SPENT = "free_spent"
-    """Given up: its free attempts are used up."""
+    """Given up: the limit of uncharged attempts is reached."""
     SAME_AGAIN = "same_again"
-    """Given up: another attempt would end the same."""
+    """Given up: another attempt would fail the same way."""
     TRIED_TWICE = "tried_twice"
-    """Given up: it was tried once more already."""
+    """Given up: it was already retried once."""
     MAX_ATTEMPTS = "max_attempts"
-    """Given up: it has failed as often as the config allows."""
+    """Given up: `max_attempts` charged failures."""
     LADDER_ENDS = "ladder_ends"
-    """Given up: too big, alone on its device, and there is no smaller batch."""
+    """Given up: too big for its device when alone, and the batch ladder has no smaller batch."""
 
 
 GIVES_UP = frozenset(
@@ -330,25 +331,25 @@ GIVES_UP = frozenset(
         RetryRule.LADDER_ENDS,
     }
 )
-"""The rules after which a cell isn't tried again until a person says `retry`."""
+"""The rules that give a cell up until an operator retries it."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryReason:
-    """The rule that decided, and its numbers; those that the rule doesn't use are None."""
+    """The rule and its numbers; a number that the rule doesn't use is None."""
 
     kind: RetryRule
     error: ErrorKind
     used: int | None = None
-    """Free attempts used so far."""
+    """Uncharged attempts so far."""
     limit: int | None = None
-    """How many free attempts, or failures (`max_attempts`), there may be."""
+    """The limit of uncharged attempts, or of charged failures (`max_attempts`)."""
     delay_s: float | None = None
-    """Until the next attempt, or how long the patience was."""
+    """Time until the next attempt; for PATIENCE_SPENT, `retry.patience`."""
     reserved_percent: int | None = None
-    """What the next attempt reserves, in per cent of what this one ran out of memory with."""
+    """The next attempt's reservation, in per cent of the one that was too small."""
     batch_size: int | None = None
-    """The batch of the next attempt."""
+    """The batch size of the next attempt."""
     failed_batch_size: int | None = None
 
 

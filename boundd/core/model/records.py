@@ -1,4 +1,4 @@
-"""What a step asks the store to keep. All records of one `Commit` are kept in one transaction, or none."""
+"""Records: what a step has the store write. The records of one `Commit` are one transaction."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class SaveCell:
 
 @dataclass(frozen=True, slots=True)
 class SaveAttempt:
-    """Insert or replace a live attempt's row, by its id. The first save of an attempt is its intent."""
+    """Insert or replace a live attempt's row, by its id. The first one is written before the worker is started."""
 
     attempt: Attempt
 
 
 @dataclass(frozen=True, slots=True)
 class SaveEnd:
-    """Record how an attempt ended. A second one for the same attempt is an error: one result an attempt."""
+    """Record the end of an attempt. A second record for the same attempt is an error."""
 
     attempt: Attempt
     verdict: Verdict
@@ -35,7 +35,7 @@ class SaveEnd:
 
 @dataclass(frozen=True, slots=True)
 class SavePoint:
-    """Keep a measured point; `index` counts the attempt's points from 0."""
+    """Store a measured point; `index` counts the attempt's points from 0."""
 
     attempt_id: str
     index: int
@@ -44,46 +44,46 @@ class SavePoint:
 
 @dataclass(frozen=True, slots=True)
 class SaveObservation:
-    """Keep what an attempt's memory was seen to be."""
+    """Store an attempt's memory observation."""
 
     observation: Observation
 
 
 @dataclass(frozen=True, slots=True)
 class SaveDuration:
-    """Keep how long an attempt took."""
+    """Store an attempt's duration."""
 
     duration: Duration
 
 
 @dataclass(frozen=True, slots=True)
 class SaveQuarantine:
-    """Keep that a subject is held back, and why, instead of what was kept of it before."""
+    """Store a subject's quarantine, in place of an earlier one."""
 
     quarantine: Quarantine
 
 
 @dataclass(frozen=True, slots=True)
 class LiftQuarantine:
-    """Keep that a subject is not held back any more."""
+    """Remove a subject's quarantine."""
 
     subject: Subject
 
 
 @dataclass(frozen=True, slots=True)
 class SavePaused:
-    """Keep whether new attempts are held back."""
+    """Store whether the run is paused."""
 
     paused: bool
 
 
 @dataclass(frozen=True, slots=True)
 class SaveAnswer:
-    """Keep what a person's request was answered with, beside what it changed, for when they ask again.
+    """Store the answer to a request with an idempotency key, in the transaction of the change.
 
-    `uid` and `key` name the request, `request_sha256` tells it from another one with the same key. `body` is compressed
-    JSON, or None where it is too long to be kept. Answers from before `oldest_unix_s` are forgotten, and all but the
-    newest `most`.
+    `uid` and `key` identify the request; `request_sha256` tells it from another request with the same key. `body` is
+    compressed JSON, or None if it is too long to be stored. Answers from before `oldest_unix_s` are deleted, and all
+    but the newest `most`.
     """
 
     uid: int

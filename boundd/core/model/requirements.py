@@ -1,4 +1,4 @@
-"""What placing a cell depends on."""
+"""Requirements: what the placement of a cell depends on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from boundd.core.model.workload import Workload, workload_of
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """All that placing a cell depends on: cells with equal ones fit, and don't fit, on the same devices."""
+    """Everything that the placement of a cell depends on. Cells with equal requirements fit on the same devices."""
 
     policy: CellPolicy
     work: Workload
@@ -19,7 +19,7 @@ class Requirement:
     alone: bool
     avoid: str
     _hash: int = field(init=False, repr=False, compare=False)
-    """Worked out once: a plan looks each queue up a dozen times, and the fields are many."""
+    """Computed once: a scheduling pass hashes each requirement about a dozen times."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_hash", hash((self.policy, self.work, self.memory_level, self.alone, self.avoid)))
@@ -28,10 +28,10 @@ class Requirement:
         return self._hash
 
     def __lt__(self, other: Requirement) -> bool:
-        """An order that means nothing, and is the same in every process."""
+        """An arbitrary order that is the same in every process."""
         return repr(self) < repr(other)
 
 
 def requirement_of(record: CellRecord) -> Requirement:
-    """What a cell's next attempt needs."""
+    """The requirement of a cell's next attempt."""
     return Requirement(record.policy, workload_of(record), record.memory_level, record.alone, record.avoid)

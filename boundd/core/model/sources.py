@@ -1,6 +1,6 @@
-"""Where an expected number is from: attempts that ran, the config, or a prior.
+"""Sources of estimates: earlier attempts, the config, or a prior.
 
-The values of the three enums differ from each other: outside readers see them as the `kind` of a source.
+No two members of the three enums share a value, because the value is the `kind` of a source in JSON.
 """
 
 from __future__ import annotations
@@ -10,51 +10,51 @@ from enum import StrEnum
 
 
 class MemorySource(StrEnum):
-    """Where an expected peak of device memory is from."""
+    """The source of an estimate of device memory."""
 
     LEARNED = "learned"
-    """Attempts at this very work."""
+    """Attempts of the same workload."""
     OTHER_BATCHES = "other_batches"
-    """A line fitted to other batches and sizes of it."""
+    """A line fitted to several other batch sizes or resolutions."""
     OTHER_BATCH = "other_batch"
-    """Carried over from a single other batch or size of it."""
+    """Extrapolated from one other batch size or resolution."""
     RULE = "config_footprint"
     """The config's `footprint`."""
     MODEL = "model_prior"
-    """What is known of the model: context, weights, activations and caches."""
+    """The model's prior: context, weights, activations and caches."""
     DIGITS = "digits_prior"
-    """A built-in digits model."""
+    """The prior of a built-in digits model."""
     UNKNOWN_MODEL = "unknown_model"
-    """Nobody knows."""
+    """An unknown model, for which there is no estimate."""
     RAN_OUT = "ran_out"
-    """More than what attempts ran out of memory with."""
+    """More than attempts ran out of memory with."""
 
 
 class HostSource(StrEnum):
-    """Where an expected need of host memory is from."""
+    """The source of an estimate of host memory."""
 
     LEARNED = "host_learned"
     RULE = "config_host_memory"
     MODEL = "host_prior"
-    """Libraries, weights and scorer."""
+    """A prior: libraries, weights and scorer."""
     UNKNOWN_WORKER = "unknown_worker"
-    """A script that boundd doesn't know: nothing is reserved until it has said what it takes."""
+    """An unknown script: nothing is reserved until an attempt has reported its peak."""
     IS_DEVICE = "host_is_device"
-    """The device's memory is the host's, and counted there."""
+    """The device's memory is the host's and is counted there."""
 
 
 class DurationSource(StrEnum):
-    """Where an expected duration is from."""
+    """The source of an estimate of a duration."""
 
     SAME_WORK = "same_work"
     SAME_METHOD = "same_method"
-    """Scaled by steps and samples."""
+    """The same method, scaled by steps and samples."""
     SAME_MODEL = "same_model"
-    """Other methods of the model, scaled likewise."""
+    """Other methods of the same model, scaled by steps and samples."""
     OTHER_MODELS = "other_models"
-    """The prior, corrected by what other models took."""
+    """The prior, corrected by the durations of other models."""
     PRIOR = "duration_prior"
-    """Steps, samples and the model's size."""
+    """A prior from steps, samples and the model's size."""
 
 
 DURATION_PRIORS = frozenset({DurationSource.OTHER_MODELS, DurationSource.PRIOR})
@@ -62,16 +62,16 @@ DURATION_PRIORS = frozenset({DurationSource.OTHER_MODELS, DurationSource.PRIOR})
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a number is from, with what stands behind it."""
+    """The source of an estimate, and how much data it rests on."""
 
     kind: MemorySource | HostSource | DurationSource
     attempts: int = 0
     batches: int = 0
-    """Other batches or sizes that were seen."""
+    """Number of other batch sizes or resolutions that were measured."""
     elsewhere: bool = False
-    """True where the attempts ran on another kind of device."""
+    """True if the attempts ran on another device model."""
 
     @property
     def is_duration_prior(self) -> bool:
-        """Whether nothing that was measured of the same model stands behind a duration."""
+        """Whether a duration is a prior, with no measurement of the same model behind it."""
         return self.kind in DURATION_PRIORS

@@ -1,7 +1,7 @@
-"""The whole state of a run, as one immutable value.
+"""The state of a run, as one immutable value.
 
-Maps are persistent (`immutables.Map`): a step shares all it didn't change with the state before it, so that a
-simulation can keep every state it went through.
+Its maps are persistent (`immutables.Map`): a new state shares with the old one everything that didn't change, so
+that a simulation can keep every state of a run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from boundd.core.model.requirements import Requirement
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the config says about planning and retrying. Sizes in bytes, durations in seconds."""
+    """The config's rules for planning and retrying. Sizes in bytes, durations in seconds."""
 
     margin_bytes: int = 512 * 1024**2
     mix_models: bool = False
@@ -34,31 +34,31 @@ class Rules:
     max_attempts: int = 4
     backoff_s: float = 30.0
     quick_s: float = 60.0
-    """A plain failure within so long of the start speaks against the device, until the cell fails elsewhere too."""
+    """A failure within this time of the start may be the device's fault, until the cell fails on another device too."""
     patience_s: float = 86400.0
-    """For how long attempts that the environment fails are tried again before their cells are given up."""
+    """How long attempts that fail by a problem of the environment are retried before their cells are given up."""
     max_cells: int = 0
-    """Attempts at a time on one device; 0 where memory alone decides."""
+    """Limit of attempts at a time on one device; 0 for no limit but memory."""
     torch: str = ""
-    """The version that workers have, part of what a footprint is learned by; empty where nobody knows."""
+    """The workers' version of torch, which footprints are learned by; empty if unknown."""
     disk_reserve_bytes: int = 0
-    """Free bytes where the state folder is, below which no attempt is started; 0 where that isn't looked at."""
+    """Below this many free bytes on the state folder's file system, no attempt is started; 0 to ignore it."""
     result_is_printed: bool = False
+    """Whether the result is read from the worker's output instead of the protocol's result lines."""
     result_pattern: str = ""
-    """Where a printed result is; empty for `speedup: X`."""
-    """Whether a worker's result is what it prints, as that of somebody's own script is, or comes by the protocol."""
+    """Regular expression for the result in the output; empty for `speedup: X`."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Cells, live attempts and devices, and what was planned last."""
+    """Cells, live attempts, devices, and the latest plan."""
 
     rules: Rules = Rules()
     settings: object = None
-    """What the config in force says beside the matrix and the rules. The core never looks inside: who starts workers
-    and writes exports does, so that all that a reload changes changes together."""
+    """The config's other settings. The core carries them without looking inside, so that a reload changes everything
+    at once; the parts that start workers and write exports read them."""
     order: tuple[str, ...] = ()
-    """The keys of the matrix, in its order. `cells` may hold more: those of configs before this one."""
+    """The keys of the matrix's cells, in its order. `cells` also holds cells of earlier configs."""
     cells: Cells = field(default_factory=Cells)
     attempts: Map[str, Attempt] = field(default_factory=Map)
     """Live attempts only, by id."""
@@ -66,30 +66,30 @@ class State:
     hosts: Mapping[str, HostReading] = field(default_factory=dict)
     """Node to its own memory and cores; of a node that nobody read, they bound nothing."""
     quarantines: Mapping[Subject, Quarantine] = field(default_factory=dict)
-    """Who is held back: kept even while a device is not seen."""
+    """Quarantines by subject, also of devices that are not seen at present."""
     observations: Observations = field(default_factory=Observations)
     durations: Durations = field(default_factory=Durations)
     quick_deaths: tuple[QuickDeath, ...] = ()
-    """Cells that died quickly, and where, until it is known whether the cell or the device was to blame."""
+    """Quick deaths of cells, until it is known whether the cell or the device was at fault."""
     problems: Map[ProblemKey, Problem] = field(default_factory=Map)
-    """What is wrong outside the cells, and holds some of them back. Not kept over a restart."""
+    """Problems of the environment. Not stored."""
     completions: int = 0
-    """Attempts that ended since the daemon started: the clock that waiting is measured by."""
+    """Attempts that have ended since the daemon started. Starvation is measured in these completions."""
     refused_since: Map[Requirement, int] = field(default_factory=Map)
-    """At which completion a queue that was refused was overtaken; of one that was not, a completion yet to come."""
+    """For each refused queue, the completion at which another queue first overtook it; a future one if none has yet."""
     emptying: Mapping[str, str] = field(default_factory=dict)
-    """Device UUID to the key of the cell that it is being emptied for."""
+    """Device UUID to the key of the cell that the device is being emptied for."""
     last_model: str = ""
-    """The model that was started last: its files are in the host's page cache."""
+    """The model that was started last. Its files are in the host's page cache."""
     paused: bool = False
     stopping: bool = False
     disk_free_bytes: int | None = None
-    """What was free where the state folder is, as of the latest reading; None where nobody knows."""
+    """Free bytes on the state folder's file system at the latest reading; None if unknown."""
     deferrals: Mapping[str, Deferral] = field(default_factory=dict)
-    """Key to the reason why the latest plan did not start it. Reasons are worked out when they are asked for."""
+    """Key to the reason why the latest scheduling pass did not start the cell. Computed on demand."""
 
     def __post_init__(self) -> None:
-        # Whoever builds a state from records needs not know of the queues: they are made where they don't fit.
+        # Build the queues here if the caller has not, so that a state can be made from plain records.
         if isinstance(self.cells, Cells) and self.cells.order is self.order:
             return  # comparing a million keys with themselves would be most of what a step costs
         if not isinstance(self.cells, Cells) or self.cells.order != self.order:
@@ -98,7 +98,7 @@ class State:
 
     @property
     def memo(self) -> Memo:
-        """What was worked out before in this run: for speed, and never to be seen in what is decided."""
+        """The run's memo of computed values. It only saves time and never changes a decision."""
         return self.cells.memo
 
     def matrix(self) -> Iterator[CellRecord]:
@@ -106,16 +106,16 @@ class State:
         return (self.cells[key] for key in self.order)
 
     def pending(self) -> Iterator[CellRecord]:
-        """The cells that still want an attempt, in the order in which they get one."""
+        """The pending cells, in the order of the matrix."""
         return (record for record in self.matrix() if record.state is CellState.PENDING)
 
     @property
     def has_pending(self) -> bool:
-        """Whether any cell still wants an attempt."""
+        """Whether any cell is pending."""
         return self.cells.counts.get(CellState.PENDING, 0) > 0
 
     def attempt_of(self, key: str) -> Attempt | None:
-        """The cell's live attempt; there is at most one, and it is its latest."""
+        """The cell's live attempt, which is always its latest; None if it has none."""
         record = self.cells.get(key)
         return None if record is None else self.attempts.get(attempt_id(record.cell, record.attempts))
 
@@ -125,38 +125,38 @@ class State:
         return tuple(sorted(found, key=lambda attempt: (attempt.started_boot_s, attempt.id)))
 
     def devices_by_index(self) -> tuple[Device, ...]:
-        """The devices in the order that people see."""
+        """The devices by index, the order in which they are shown."""
         return tuple(sorted(self.devices.values(), key=lambda device: (device.reading.index, device.uuid)))
 
     def with_instances(self, uuid: str) -> tuple[str, ...]:
-        """A device and, where it is one in MIG mode, its instances: those are what takes cells."""
+        """A device and its MIG instances, which are what cells run on."""
         return (uuid, *(each.uuid for each in self.devices_by_index() if each.reading.parent == uuid))
 
     def count_by_state(self) -> Counter[CellState]:
-        """How many cells of the matrix stand in each state."""
+        """Number of the matrix's cells in each state."""
         return Counter({state: count for state, count in self.cells.counts.items() if count})
 
     def quarantine_of(self, uuid: str) -> Quarantine | None:
-        """Why a device is out of service; None where it isn't."""
+        """A device's quarantine; None if it has none."""
         return self.quarantines.get(device_subject(uuid)) if self.quarantines else None
 
     @property
     def disk_shortage(self) -> DiskShort | None:
-        """What the disk of the state folder is short of, so that nothing is started; None where it has room."""
+        """The shortage of disk space that holds new attempts back; None if there is room."""
         free, reserve = self.disk_free_bytes, self.rules.disk_reserve_bytes
         return None if free is None or free >= reserve else DiskShort(free, reserve)
 
     @property
     def idle(self) -> bool:
-        """True where nothing runs and no cell wants to: the run is over until somebody changes something."""
+        """True if nothing runs and no cell is pending."""
         return not self.attempts and not self.has_pending
 
 
 def sanity_check(state: State) -> None:
-    """Walk the invariants.
+    """Check the invariants of a state.
 
     Raises:
-        AssertionError: one doesn't hold; the message says which and for whom.
+        AssertionError: an invariant doesn't hold; the message says which one and for which cell or device.
     """
     running = Counter(attempt.key for attempt in state.attempts.values())
     for key, count in running.items():

@@ -1,6 +1,7 @@
-"""The lifecycle of cells and attempts, as one table each. Nothing else changes a state.
+"""The state machines of cells and attempts, as one transition table each.
 
-A step that is not in its table is a mistake of ours: it raises and changes nothing.
+States change only by these tables. A transition that isn't in them is a bug of boundd's: it raises, and nothing
+changes.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from boundd.core.model.outcomes import Outcome
 
 
 class IllegalTransitionError(AssertionError):
-    """Ours: a state was asked to make a step that its table doesn't have."""
+    """A bug of boundd's: the table has no such transition."""
 
 
 class Trigger(StrEnum):
-    """What moves a cell."""
+    """What makes a cell change its state."""
 
     PLACE = "place"
     SUCCEED = "succeed"
@@ -36,7 +37,7 @@ class Trigger(StrEnum):
 
 
 class AttemptTrigger(StrEnum):
-    """What moves an attempt."""
+    """What makes an attempt change its state."""
 
     STARTED = "started"
     END_ASKED = "end-asked"
@@ -79,7 +80,7 @@ ATTEMPT_TRANSITIONS: dict[tuple[AttemptState, AttemptTrigger], AttemptState] = {
     (AttemptState.ENDING, AttemptTrigger.STARTED): AttemptState.ENDING,
     (AttemptState.ENDING, AttemptTrigger.END_ASKED): AttemptState.ENDING,
     (AttemptState.ENDING, AttemptTrigger.ENDED): AttemptState.ENDED,
-    # A daemon that adopts an attempt says again that it runs.
+    # A daemon that adopts an attempt reports it as started again.
     (AttemptState.RUNNING, AttemptTrigger.STARTED): AttemptState.RUNNING,
 }
 
@@ -102,7 +103,7 @@ MEANINGS: dict[Trigger | AttemptTrigger, str] = {
     AttemptTrigger.END_ASKED: "it was cancelled, or the daemon is to end with its workers",
     AttemptTrigger.ENDED: "nothing of it is alive any more",
 }
-"""When each of them happens, for the drawing (docs/lifecycle.md)."""
+"""What each trigger means, for the drawing in docs/lifecycle.md."""
 
 GIVE_UP: dict[Outcome, Trigger] = {
     Outcome.FAILED: Trigger.GIVE_UP_FAILED,
@@ -120,10 +121,10 @@ IMPORT_ERROR: dict[ErrorKind, Trigger] = {
 
 
 def next_cell_state(state: CellState, trigger: Trigger) -> CellState:
-    """Where the trigger takes a cell.
+    """The cell's state after the trigger.
 
     Raises:
-        IllegalTransitionError: the table has no such step.
+        IllegalTransitionError: the table has no such transition.
     """
     try:
         return CELL_TRANSITIONS[state, trigger]
@@ -132,10 +133,10 @@ def next_cell_state(state: CellState, trigger: Trigger) -> CellState:
 
 
 def next_attempt_state(state: AttemptState, trigger: AttemptTrigger) -> AttemptState:
-    """Where the trigger takes an attempt.
+    """The attempt's state after the trigger.
 
     Raises:
-        IllegalTransitionError: the table has no such step.
+        IllegalTransitionError: the table has no such transition.
     """
     try:
         return ATTEMPT_TRANSITIONS[state, trigger]

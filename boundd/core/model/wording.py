@@ -1,8 +1,7 @@
-"""Reasons as text for people: the only place where a reason becomes words.
+"""Text for reasons: the only module that turns reasons into text for people.
 
-Rules: sizes are in GiB with one digit, counts have their noun ("2 attempts"), a GPU is named by its index. Nothing
-decides by what is written here. Whoever shows a reason calls these: the API's views, the forecast, and the lines of
-the log that the core writes itself.
+Sizes are in GiB with one digit, counts have their noun ("2 attempts"), and a GPU is named by its index. No decision
+depends on this text. It is used by the API's views, the forecast and the log lines that the core writes.
 """
 
 from __future__ import annotations
@@ -65,16 +64,16 @@ from boundd.text import count, size
 _SOURCES: Mapping[str, str] = {
     MemorySource.LEARNED: "learned from {attempts}",
     MemorySource.OTHER_BATCHES: "fitted to {batches}, {attempts}",
-    MemorySource.OTHER_BATCH: "carried over from another batch, {attempts}",
+    MemorySource.OTHER_BATCH: "extrapolated from another batch, {attempts}",
     MemorySource.RULE: "the config's footprint",
     MemorySource.MODEL: "a prior: context + weights + activations + caches",
     MemorySource.DIGITS: "a prior for the built-in digits models",
     MemorySource.UNKNOWN_MODEL: "an unknown model",
-    MemorySource.RAN_OUT: "more than what it ran out of memory with",
+    MemorySource.RAN_OUT: "more than it ran out of memory with",
     HostSource.LEARNED: "learned from {attempts}",
     HostSource.RULE: "the config's host_memory",
     HostSource.MODEL: "a prior: libraries + weights + scorer",
-    HostSource.UNKNOWN_WORKER: "a worker that boundd doesn't know",
+    HostSource.UNKNOWN_WORKER: "an unknown worker",
     HostSource.IS_DEVICE: "its device is the host",
     DurationSource.SAME_WORK: "{attempts} of the same work{elsewhere}",
     DurationSource.SAME_METHOD: "scaled from {attempts} of this method{elsewhere}",
@@ -83,52 +82,52 @@ _SOURCES: Mapping[str, str] = {
     DurationSource.PRIOR: "a prior: steps x samples x the model's size",
 }
 _PLAIN: Mapping[str, str] = {
-    PlainRefusal.AVOIDED: "the cell died quickly there, and is tried elsewhere",
-    PlainRefusal.FREE_NOW: "it is free now: waiting for the next scheduling pass",
+    PlainRefusal.AVOIDED: "the cell died quickly on this device and is tried on another one first",
+    PlainRefusal.FREE_NOW: "the device is free now: waiting for the next scheduling pass",
     PlainWait.STOPPING: "the daemon is stopping",
-    PlainWait.PAUSED: "paused: `boundctl resume` goes on",
+    PlainWait.PAUSED: "the run is paused: continue with `boundctl resume`",
     PlainWait.NO_DEVICE: "there is no device",
-    PlainWait.REFUSED: "no device takes it now",
-    PlainWait.ROOM_BY_NOW: "a device has room by now: waiting for the next scheduling pass",
+    PlainWait.REFUSED: "no device can take it now",
+    PlainWait.ROOM_BY_NOW: "a device has room now: waiting for the next scheduling pass",
     PlainWait.NOT_PLANNED: "waiting for the next scheduling pass",
 }
 _RETRIES: Mapping[RetryRule, str] = {
-    RetryRule.LOST: "it was lost: again at once ({used} of {limit} free attempts used)",
-    RetryRule.PRESSURE: "others took its memory: again, alone on its device ({used} of {limit} free attempts used)",
+    RetryRule.LOST: "lost: retrying now (uncharged retry {used} of {limit})",
+    RetryRule.PRESSURE: "others took its memory: retrying alone on a device (uncharged retry {used} of {limit})",
     RetryRule.MORE_MEMORY: (
-        "the estimate was too low: {percent}% of it is reserved ({used} of {limit} free attempts used)"
+        "the estimate was too low: retrying with {percent}% of it reserved (uncharged retry {used} of {limit})"
     ),
-    RetryRule.OWN_DEVICE: "the estimate was too low: a device to itself ({used} of {limit} free attempts used)",
-    RetryRule.SMALLER_BATCH: "too big alone on its device: batch {batch} instead of {failed_batch}",
-    RetryRule.ONCE_MORE: "{error}: once more in {delay:g} s",
-    RetryRule.NOT_ITS_FAULT: "{error}: not its fault, and free: again once that has passed",
+    RetryRule.OWN_DEVICE: "the estimate was too low: retrying alone on a device (uncharged retry {used} of {limit})",
+    RetryRule.SMALLER_BATCH: "too big even alone on its device: retrying with batch {batch} instead of {failed_batch}",
+    RetryRule.ONCE_MORE: "{error}: retrying once in {delay:g} s",
+    RetryRule.NOT_ITS_FAULT: "{error}: not the cell's fault, so not charged: retrying once the problem is over",
     RetryRule.PATIENCE_SPENT: (
-        "{error}, and the patience of {delay:g} s (retry.patience) is used up: `boundctl retry` tries again"
+        "{error}: given up after the patience of {delay:g} s (retry.patience); try again with `boundctl retry`"
     ),
-    RetryRule.FREE_SPENT: "{limit} free attempts used up",
-    RetryRule.SAME_AGAIN: "{error}: another attempt would end the same",
-    RetryRule.TRIED_TWICE: "{error}: it was tried once more already",
-    RetryRule.MAX_ATTEMPTS: "max_attempts = {limit} reached",
-    RetryRule.LADDER_ENDS: "too big alone on its device, and the ladder ends at {failed_batch}",
+    RetryRule.FREE_SPENT: "given up after {limit} uncharged retries",
+    RetryRule.SAME_AGAIN: "{error}: given up, because another attempt would fail the same way",
+    RetryRule.TRIED_TWICE: "{error}: given up after one retry",
+    RetryRule.MAX_ATTEMPTS: "given up: max_attempts = {limit} reached",
+    RetryRule.LADDER_ENDS: "given up: too big even alone on its device, and the batch ladder ends at {failed_batch}",
 }
 
 
 def source(found: Source) -> str:
-    """Where a number is from."""
+    """The source of an estimate."""
     return _SOURCES[found.kind].format(
         attempts=count(found.attempts, "attempt"),
         batches=f"{found.batches} other batches",
-        elsewhere=" on another kind of device" if found.elsewhere else "",
+        elsewhere=" on another device model" if found.elsewhere else "",
     )
 
 
 def device_name(reading: DeviceReading) -> str:
-    """What people call a device."""
+    """A device's short name."""
     return "the CPU" if reading.backend == "cpu" else f"GPU {reading.index}"
 
 
 def device(reading: DeviceReading) -> str:
-    """What people call a device, and what it is."""
+    """A device's short name and its model."""
     return f"{device_name(reading)} ({reading.name or reading.uuid})"
 
 
@@ -137,12 +136,12 @@ def device(reading: DeviceReading) -> str:
 
 def _not_alone(no: NotAlone) -> str:
     if no.by_rule:
-        why = "the cell must be alone"
+        why = "the cell must run alone"
     elif no.estimate_bytes is None:
-        why = f"needs the device to itself: {source(no.source)}"
+        why = f"must run alone: {source(no.source)}"
     else:
         expected = f"{size(no.estimate_bytes)} expected ({source(no.source)})"
-        why = f"needs the device to itself: {expected}, {size(no.most_bytes)} is the most it waits for"
+        why = f"must run alone: {expected}, and starts once {size(no.most_bytes)} are free"
     return f"{why}, and {_run_there(no.attempts)}"
 
 
@@ -153,7 +152,7 @@ def _memory_short(no: MemoryShort) -> str:
 
 def _emptied_for(no: EmptiedFor) -> str:
     needs = f"needs {size(no.needed_bytes)} ({source(no.source)})"
-    spare = f"{size(no.spare_bytes)} to spare, all that is free for {no.wait_s:.0f} s"
+    spare = f"other cells may use {size(no.spare_bytes)} of it, or more if they end within {no.wait_s:.0f} s"
     return f"being emptied for {no.label}: {needs}, {spare}"
 
 
@@ -164,12 +163,14 @@ def _host_memory_short(no: HostMemoryShort) -> str:
 
 
 def _cores_short(no: CoresShort) -> str:
-    held = f"{no.busy} of the host's {no.cores} are held by {count(no.attempts, 'attempt')}"
+    held = (
+        f"{count(no.attempts, 'attempt')} {'holds' if no.attempts == 1 else 'hold'} {no.busy} of the host's {no.cores}"
+    )
     return f"needs {count(no.needed, 'core')}, and {held}"
 
 
 def _run_there(attempts: int) -> str:
-    return f"{count(attempts, 'attempt')} {'runs' if attempts == 1 else 'run'} there"
+    return f"{count(attempts, 'attempt')} {'runs' if attempts == 1 else 'run'} on it"
 
 
 # The environment
@@ -177,7 +178,7 @@ def _run_there(attempts: int) -> str:
 _PROBLEMS: Mapping[ErrorKind, tuple[str, str]] = {
     ErrorKind.HUB_UNAVAILABLE: (
         "the hub can't be reached",
-        "See to the network, or fetch the model beforehand with `hf download`",
+        "Check the network, or fetch the model beforehand with `hf download`",
     ),
     ErrorKind.HOST_MEMORY: (
         "the machine is out of memory",
@@ -185,7 +186,7 @@ _PROBLEMS: Mapping[ErrorKind, tuple[str, str]] = {
     ),
     ErrorKind.HOST_LIMITS: (
         "the machine is out of descriptors or processes",
-        "Raise LimitNOFILE or TasksMax of the unit (`ulimit -n`, `-u`), or end who holds them",
+        "Raise LimitNOFILE or TasksMax of the unit (`ulimit -n`, `-u`), or end the processes that hold them",
     ),
     ErrorKind.INTERPRETER: (
         "the worker's program can't be executed",
@@ -195,29 +196,29 @@ _PROBLEMS: Mapping[ErrorKind, tuple[str, str]] = {
         "a package is missing or broken",
         "Install it for the worker's interpreter (`worker.python`)",
     ),
-    ErrorKind.FILE_SYSTEM: ("a file system fails", "See to the disk, or mount the share again"),
+    ErrorKind.FILE_SYSTEM: ("a file system fails", "Check the disk, or mount the share again"),
     ErrorKind.DEVICE_FAILED: (
         "a device fails before it is used",
-        "See `boundctl doctor` and `nvidia-smi`; `boundctl cordon` takes the device out for good",
+        "See `boundd doctor` and `nvidia-smi`; `boundctl cordon` takes the device out of service",
     ),
 }
-"""What is wrong, and what a person may do about it."""
-_OTHER = ("something outside the cells fails", "See what it says")
+"""What is wrong, and how an operator can mend it."""
+_OTHER = ("something outside the cells fails", "See the message")
 
 
 def problem(kind: ErrorKind, subject: str) -> str:
-    """What is wrong outside the cells, and with what."""
+    """What the environment's problem is, and with what."""
     return _PROBLEMS.get(kind, _OTHER)[0] + (f" ({subject})" if subject else "")
 
 
 def cure(kind: ErrorKind) -> str:
-    """What a person may do about it, in a sentence."""
-    return f"{_PROBLEMS.get(kind, _OTHER)[1]}; it goes on by itself."
+    """How an operator can mend the problem, in a sentence."""
+    return f"{_PROBLEMS.get(kind, _OTHER)[1]}; boundd then continues by itself."
 
 
 def held_back(found: HeldBack) -> str:
-    """What a cell waits for, how long yet, and the cure."""
-    when = "one attempt tries whether it has passed" if found.left_s is None else f"tried again in {found.left_s:.0f} s"
+    """What a cell waits for, for how long, and how to mend it."""
+    when = "one attempt probes whether it is over" if found.left_s is None else f"tried again in {found.left_s:.0f} s"
     return f"held back: {problem(found.error, found.subject)}: {found.message}; {when}. {cure(found.error)}"
 
 
@@ -226,10 +227,10 @@ _REFUSALS: Mapping[type, Callable[[Any], str]] = {
     Quarantined: lambda no: f"cordoned: {quarantine(no.quarantine.cause)}",
     Unreadable: lambda no: f"unavailable: {no.why}",
     OtherModel: lambda no: f"another device model ({no.name}); the matrix runs on {no.wanted} (mix_models = false)",
-    TakenAlone: lambda no: f"{no.label} runs there alone",
-    Full: lambda no: f"{_run_there(no.attempts)}, and it takes {no.limit}",
-    Resting: lambda no: f"{no.deaths} cells died quickly there: none is tried for another {no.left_s:.0f} s",
-    OneAtATime: lambda no: f"{no.deaths} cells died quickly there: one at a time, until one is seen to run",
+    TakenAlone: lambda no: f"{no.label} runs on it alone",
+    Full: lambda no: f"{_run_there(no.attempts)}, and its limit is {no.limit}",
+    Resting: lambda no: f"{no.deaths} cells died quickly on it: it takes no cell for {no.left_s:.0f} s",
+    OneAtATime: lambda no: f"{no.deaths} cells died quickly on it: it takes one at a time until one is seen to run",
     NotAlone: _not_alone,
     MemoryShort: _memory_short,
     EmptiedFor: _emptied_for,
@@ -240,29 +241,31 @@ _REFUSALS: Mapping[type, Callable[[Any], str]] = {
 
 
 def refusal(found: Refusal) -> str:
-    """Why a device, or the host, doesn't take a cell."""
+    """Why a device or the host doesn't take a cell."""
     return _REFUSALS[type(found)](found)
 
 
 def no_room(no: NoRoom) -> str:
-    """Why a device doesn't take a cell, with what others than boundd hold of it."""
-    foreign = f"; {size(no.foreign_bytes)} held by processes that are not boundd's" if no.foreign_bytes else ""
+    """Why a device doesn't take a cell, and how much of it foreign processes hold."""
+    foreign = f"; {size(no.foreign_bytes)} held by foreign processes" if no.foreign_bytes else ""
     return refusal(no.refusal) + foreign
 
 
 def idle(found: OtherModel) -> str:
-    """Why a device that works takes nothing of this matrix."""
-    return f"idle: the matrix runs on {found.wanted}, whose numbers don't compare with this one's (mix_models = false)"
+    """Why a working device takes no cells of this matrix."""
+    return (
+        f"idle: the matrix runs on {found.wanted}, whose results can't be compared with this one's (mix_models = false)"
+    )
 
 
 # Waits
 
 
 def disk_short(short: DiskShort) -> str:
-    """Why nothing is started for want of room on the disk, and what to do."""
+    """Why nothing is started while the disk is nearly full, and what to do."""
     return (
-        f"the disk of the state folder is nearly full: {size(short.free_bytes)} free, nothing is started below "
-        f"{size(short.reserve_bytes)} (daemon.disk_reserve): make room there, and it goes on by itself"
+        f"the disk of the state folder is nearly full: {size(short.free_bytes)} free, and nothing is started below "
+        f"{size(short.reserve_bytes)} (daemon.disk_reserve): free some space, and boundd continues by itself"
     )
 
 
@@ -280,7 +283,7 @@ def wait(found: Wait) -> str:
 
 
 def runs(found: Runs, on: Device | None) -> str:
-    """Where an attempt runs, on a device of the state."""
+    """Where an attempt runs."""
     where = found.device if on is None else device_name(on.reading)
     killed = f"; it can't be killed: {stuck_processes(found.unkillable)}" if found.unkillable else ""
     held = f"{size(found.reservation_bytes)} reserved"
@@ -296,7 +299,7 @@ def has_ended(found: HasEnded) -> str:
 def placement_reason(found: PlacementReason) -> str:
     """Why a device was chosen."""
     beside = f"beside {found.beside}" if found.beside else "on an empty device"
-    return f"{'alone' if found.alone else beside}, the best fit ({source(found.source)})"
+    return f"{'alone' if found.alone else beside}, as the best fit ({source(found.source)})"
 
 
 # Quarantine
@@ -306,7 +309,7 @@ def stuck(process: StuckProcess) -> str:
     """A process that can't be killed."""
     where = f" in {process.waits_in}" if process.waits_in else ""
     at = datetime.fromtimestamp(process.since_unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return f"pid {process.pid} ({process.name}) is in state {process.state}{where} and has not died of KILL since {at}"
+    return f"pid {process.pid} ({process.name}) is in state {process.state}{where} and has survived SIGKILL since {at}"
 
 
 def stuck_processes(processes: tuple[StuckProcess, ...]) -> str:
@@ -316,13 +319,13 @@ def stuck_processes(processes: tuple[StuckProcess, ...]) -> str:
 
 def _unkillable(cause: UnkillableAttempt) -> str:
     who = f"attempt {cause.attempt_id} ({cause.label}) can't be killed: {stuck_processes(cause.processes)}"
-    return f"{who}; in service again when it has ended"
+    return f"{who}; the device is back in service when it has ended"
 
 
 _QUARANTINES: Mapping[type, Callable[[Any], str]] = {
     ByOperator: lambda cause: cause.reason,
     CellsDied: lambda cause: (
-        f"{count(len(cause.labels), 'cell')} died here within {cause.within_s:g} s and ran elsewhere: "
+        f"{count(len(cause.labels), 'cell')} died here within {cause.within_s:g} s and ran on other devices: "
         + ", ".join(cause.labels)
     ),
     DriverFault: lambda cause: f"the driver reports {cause.fault}",
@@ -331,7 +334,7 @@ _QUARANTINES: Mapping[type, Callable[[Any], str]] = {
 
 
 def quarantine(cause: QuarantineCause) -> str:
-    """Why a subject is held back."""
+    """Why a subject is quarantined."""
     return _QUARANTINES[type(cause)](cause)
 
 
@@ -361,33 +364,33 @@ _EVIDENCE: Mapping[type, Callable[[Any], str]] = {
         f"{found.label} held {size(found.held_bytes)}, {size(found.over_bytes)} more than was reserved for it"
     ),
     ForeignHeld: lambda found: (
-        f"processes that are not boundd's hold {size(found.foreign_bytes)} of the device, which leaves "
+        f"foreign processes hold {size(found.foreign_bytes)} of the device, which leaves "
         f"{size(found.left_bytes)} of the {size(found.reservation_bytes)} that were reserved"
     ),
     DeviceFull: lambda found: (
         f"it asked for {size(found.requested_bytes)} with {size(found.free_bytes)} free on the device, within the "
         f"{size(found.reservation_bytes)} that were reserved for it"
     ),
-    AllThereIs: lambda found: f"it was alone with {size(found.reservation_bytes)}, all there is",
+    AllThereIs: lambda found: f"it was alone with {size(found.reservation_bytes)}, the whole device",
     NobodyElse: lambda found: (
-        f"{size(found.reservation_bytes)} were reserved, and nobody else was seen to take more than theirs"
+        f"{size(found.reservation_bytes)} were reserved, and no other process was seen to take more than its share"
     ),
     StoredText: lambda found: found.text,
 }
 
 
 def evidence(found: MemoryEvidence | None) -> str:
-    """How it was told why memory ran out; empty where nothing was."""
+    """The evidence for why memory ran out; empty if there is none."""
     return "" if found is None else _EVIDENCE[type(found)](found)
 
 
 def memory_cause(cause: MemoryCause) -> str:
-    """Why memory ran out, in two or three words."""
+    """The cause of running out of memory, in two or three words."""
     return cause.replace("_", " ")
 
 
 def out_of_memory(error: AttemptError | None) -> str:
-    """Why an attempt ran out of memory; empty where it didn't."""
+    """Why an attempt ran out of memory; empty if it didn't."""
     if error is None or error.cause is None:
         return ""
     return f"its memory ran out, {memory_cause(error.cause)}: {evidence(error.evidence)}"
@@ -397,7 +400,7 @@ def out_of_memory(error: AttemptError | None) -> str:
 
 
 def retry(found: RetryReason) -> str:
-    """What becomes of a cell after an attempt that failed, and by which rule."""
+    """What follows from a failed attempt, and why."""
     failed = "no batch size" if found.failed_batch_size is None else f"batch {found.failed_batch_size}"
     return _RETRIES[found.kind].format(
         error=found.error,

@@ -1,7 +1,7 @@
-"""What a cell's memory and duration depend on, read from its parameters and the config.
+"""Workloads: what a cell's memory and duration depend on, from its parameters and the config.
 
-Rules: a parameter that isn't known to leave memory alone is part of the subject, because two cells that are wrongly
-taken for the same teach each other wrong sizes, while two that are wrongly held apart only learn more slowly.
+A parameter belongs to the workload's subject unless it is known not to change memory. Two different workloads that
+are taken for the same would teach each other wrong sizes; two equal ones that are kept apart only learn more slowly.
 """
 
 from __future__ import annotations
@@ -16,32 +16,34 @@ from boundd.core.model.cells import Cell, Parameters, canonical_json
 DEFAULT_PIXELS = 512 * 512
 DEFAULT_STEPS = 50
 DEFAULT_SAMPLES = 32
-"""Of a script of somebody's own, which needs not name them."""
+"""The default for a custom script, which needn't have the parameter."""
 
 LEAVES_MEMORY_ALONE = frozenset(
     {option.key for option in PARAMETERS.values() if not option.changes_memory} | {"height", "width"}
 )
-"""Parameters that aren't part of the subject: they change no peak, or (batch, resolution) are numbers of their own."""
+"""Parameters that are not part of the subject: they don't change the peak, or they are numbers of their own (batch
+size, resolution)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One attempt's work. `subject` names what else its memory depends on (model, method, dtype and the like)."""
+    """One attempt's work. `subject` identifies everything else that its memory depends on (model, method, dtype and
+    so on)."""
 
     subject: str
     model: str
     architecture: str
-    """What the model's sizes are looked up by: its own name, or that of the architecture that the config gives it."""
+    """The known architecture whose sizes apply: the one that the config gives, else the model's own name."""
     method: str
     dtype: str
     batch_size: int
     pixels: int
-    """Of one image."""
+    """Pixels of one image."""
     steps: int
     samples: int
     guided: bool
     _hash: int = field(init=False, repr=False, compare=False)
-    """Worked out once: it is asked for with each look at a queue."""
+    """Computed once: queues are looked up by it."""
 
     def __post_init__(self) -> None:
         about = (self.subject, self.method, self.batch_size, self.pixels, self.steps, self.samples)
@@ -52,18 +54,18 @@ class Workload:
 
     @property
     def batch_pixels(self) -> int:
-        """Pixels of a whole batch: what peaks are linear in."""
+        """Pixels of a whole batch. Peak memory is linear in this number."""
         return self.batch_size * self.pixels
 
 
 def workload_of(record: CellRecord, batch_size: int | None = None) -> Workload:
-    """The work of the cell's next attempt, or of one with another batch."""
+    """The workload of the cell's next attempt, or of one with another batch size."""
     batch = batch_size if batch_size is not None else record.batch_size
     return workload(record.cell, record.policy.dtype, record.policy.architecture, batch)
 
 
 def workload(cell: Cell, policy_dtype: str, policy_architecture: str, batch_size: int | None) -> Workload:
-    """The work of a cell, with what the config says of its model; `batch_size` None: as the cell asks for."""
+    """The workload of a cell, given the config's dtype and architecture. `batch_size` None: the cell's own."""
     batch_size = batch_size if batch_size is not None else cell.batch_size
     parameters = cell.parameters
     dtype = str(parameters.get("dtype", policy_dtype))
@@ -84,7 +86,7 @@ def workload(cell: Cell, policy_dtype: str, policy_architecture: str, batch_size
 
 
 def subject_on(workload: Workload, device_name: str) -> str:
-    """The key that observations of the same memory share on devices of one name."""
+    """The key under which observations of the same memory are stored, for devices of one name."""
     return f"{workload.subject};device={device_name}"
 
 
@@ -103,7 +105,7 @@ def _pixels(parameters: Parameters, architecture: str) -> int:
 
 
 def native_pixels(architecture: str) -> int:
-    """Pixels of an image at the size that a model was trained for; of an unknown one, a middling size."""
+    """Pixels of an image at the model's native resolution; 512 x 512 for an unknown model."""
     return MODELS[architecture].native_side_pixels ** 2 if architecture in MODELS else DEFAULT_PIXELS
 
 

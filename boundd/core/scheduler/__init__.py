@@ -1,1 +1,1 @@
-"""Who starts now, on which device, in which order, and why the others wait."""
+"""The scheduler: which cells start now, on which device and in which order, and why the others wait."""

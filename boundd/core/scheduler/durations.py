@@ -1,8 +1,9 @@
-"""How long a cell's next attempt will take, before and after boundd has seen its like run.
+"""Estimates of how long a cell's next attempt will take.
 
-Rules: what was measured of the same work on the same kind of device beats what was measured of other work, scaled by
-steps x samples, and that beats the prior: a fixed start plus steps x samples x the size of the model. The prior's rate
-is corrected by whatever was measured at all, so that its proportions remain and its unit becomes this machine's.
+An estimate comes from the first of these that applies: attempts of the same workload on the same device model; other
+work of the same model, scaled by steps x samples; the prior, which is a fixed start-up time plus steps x samples x
+the model's size. The prior is multiplied by a correction factor, the median ratio of measured durations to their
+priors, so that it fits this machine.
 """
 
 from __future__ import annotations
@@ -22,30 +23,31 @@ if TYPE_CHECKING:
     from boundd.core.model.state import State
 
 START_S = 30.0
-"""Python, torch and the model's files, before the first step."""
+"""Time to import torch and load the model."""
 STEP_SAMPLE_GIB_S = 0.7
-"""Seconds a step, a sample and a GiB of weights. SD1.5 makes an image of 50 steps in 3.3 s on an A5000 (DeepCache's
-paper), so 0.033 s a step and GiB; a cell makes each of its samples about twenty times, once a point of the search."""
+"""Seconds for each step, sample and GiB of weights. SD1.5 makes an image of 50 steps in 3.3 s on an A5000
+(DeepCache's paper), so 0.033 s for each step and GiB; a cell makes each of its samples about 20 times, once for each
+point of the search."""
 RECENT = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """A duration in seconds, and where the number is from."""
+    """An estimated duration and its source."""
 
     wall_s: float
     source: Source
 
 
 def expected_duration_s(state: State, record: CellRecord, device_name: str) -> float:
-    """Seconds that the cell's next attempt is expected to take on a device of this name; never 0."""
+    """Estimated duration of the cell's next attempt on a device of this name; never 0."""
     return expectations(state, device_name).of(state.cells.memo.workload_of(record)).wall_s
 
 
 def expected_left_s(state: State, attempt: Attempt, boot_s: float) -> float:
-    """Seconds that a live attempt is expected to go on, at `boot_s`; 0 where it is over its time already.
+    """Estimated remaining time of a live attempt at `boot_s`; 0 if it is overdue.
 
-    A worker's own progress counts once it has done a tenth: what it took so far, carried on.
+    The worker's own progress is used once it is at least a tenth.
     """
     elapsed_s = max(0.0, boot_s - attempt.started_boot_s)
     if attempt.progress_total and attempt.progress_done * 10 >= attempt.progress_total:
@@ -61,13 +63,10 @@ def expectation(durations: Durations, work: Workload, device_name: str) -> Expec
 
 
 def expectations(state: State, device_name: str) -> Expectations:
-    """What is expected on devices of a name; the same as the last time where nothing was learned since.
-
-    A plan asks for every queue's and every attempt's, and little was learned since the last one.
-    """
+    """Estimates for devices of a name, reused as long as no duration has been added."""
     latest = state.cells.memo.table(_Latest)
     known = latest.get(device_name)
-    # The same object holds the same values: it is never changed.
+    # Durations are immutable, so the same object has the same values.
     if known is None or known.durations is not state.durations:
         if len(latest) >= NAMES_KEPT:
             latest.clear()
@@ -76,7 +75,7 @@ def expectations(state: State, device_name: str) -> Expectations:
 
 
 class Expectations:
-    """Expected durations on devices of one name, of many pieces of work: what they share is worked out once."""
+    """Estimated durations on devices of one name. Values that workloads share are computed once."""
 
     def __init__(self, durations: Durations, device_name: str) -> None:
         self.durations = durations
@@ -110,7 +109,7 @@ class Expectations:
         return Expectation(prior_s * correction, source)
 
     def _known(self, model: str) -> list[tuple[list[Duration], bool]]:
-        """What was measured of a model: on such devices (False), and then on any (True)."""
+        """Measured durations of a model: first on this device model (False), then on any (True)."""
         found = self._by_model.get(model)
         if found is None:
             anywhere = list(self.durations.about(model))
@@ -121,7 +120,7 @@ class Expectations:
     def _rate(
         self, work: Workload, found: Sequence[Duration], kind: DurationSource, elsewhere: bool
     ) -> tuple[float, Source]:
-        """Seconds a step and sample, and where they are from."""
+        """Seconds for each step and sample, with the source."""
         about = (work.model, work.method if kind is DurationSource.SAME_METHOD else "", kind, elsewhere)
         rate = self._rates.get(about)
         if rate is None:
@@ -130,7 +129,7 @@ class Expectations:
         return rate
 
     def _corrected(self) -> tuple[float, Source]:
-        """What the prior is multiplied by, and where that is from."""
+        """The factor that the prior is multiplied by, with the source."""
         if self._correction is None:
             others = list(self.durations)
             self._correction = (1.0, Source(DurationSource.PRIOR))
@@ -144,11 +143,11 @@ NAMES_KEPT = 64
 
 
 class _Latest(dict[str, Expectations]):
-    """By a device's name."""
+    """Estimates by the device's name."""
 
 
 def duration_of(work: Workload, device_name: str, wall_s: float) -> Duration:
-    """What an attempt that took `wall_s` seconds teaches."""
+    """The record of a successful attempt's duration."""
     return Duration(work.model, work.method, device_name, work.steps, work.samples, work.batch_size, wall_s)
 
 
@@ -161,6 +160,6 @@ def _prior_s(model: str, steps: int, samples: int) -> float:
 
 
 def _median(values: Iterable[float]) -> float:
-    """The median of the latest few: a machine changes, and one slow night must not count for ever."""
+    """The median of the latest `RECENT` values: a machine changes, and one slow night must not count for ever."""
     latest: Sequence[float] = list(values)[-RECENT:]
     return max(1e-3, median(latest))
