@@ -1,10 +1,11 @@
-"""What is no cell's fault: the problem is held against the environment, and its like is held back.
+"""Problems of the environment: opened by failures, closed by probes; meanwhile the affected cells are held back.
 
-Rules: a failure of the environment (`outcomes.ENVIRONMENT`) opens a problem, or tells that one is there still. Cells
-that share what it is about wait; one of them at a time probes whether it has passed, after a pause that doubles with
-each probe up to `MAX_PAUSE_S`. It has passed once a probe has got further: it said so, it ended otherwise, or it
-outlived by `Rules.quick_s` what it took the others to fail. When the patience (`Rules.patience_s`) is used up, the
-cells that wait for it end, and say why. A problem of a device holds back the device, and ends no other's cells.
+A failure of the environment (`outcomes.ENVIRONMENT`) opens a problem or updates a known one. Cells in the problem's
+scope wait. One of them at a time runs as a probe, after a pause that doubles with each failed probe up to
+`MAX_PAUSE_S`. The problem is closed when a probe gets past it: it reports progress, it ends in another way, or it
+runs for `Rules.quick_s` longer than the others took to fail. When the problem has lasted for `Rules.patience_s`, the
+cells that wait for it are given up. A problem of a device holds back the device only, and no cells of other devices
+are given up for it.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ Problems = Map[ProblemKey, Problem]
 
 
 def is_environment(error: AttemptError | None) -> bool:
-    """Whether an attempt failed for what is no cell's fault."""
+    """Whether an attempt failed by a problem of the environment."""
     return error is not None and error.kind in ENVIRONMENT
 
 
 def problem_key(error: AttemptError, needs: Requirement, device: str) -> ProblemKey:
-    """Which problem a failure tells of: who would fail alike."""
+    """The problem that a failure belongs to: its kind, and the scope of cells that would fail in the same way."""
     kind = error.kind
     if kind is ErrorKind.DEVICE_FAILED:
         return ProblemKey(kind, Scope(ScopeKind.DEVICE, device))
@@ -49,16 +50,16 @@ def problem_key(error: AttemptError, needs: Requirement, device: str) -> Problem
 
 
 def pause_s(probes: int, backoff_s: float) -> float:
-    """How long after this many probes that failed the next one is made."""
+    """The pause before the next probe, after `probes` failed ones. Seconds."""
     first = max(MIN_PAUSE_S, backoff_s)
     return min(max(first, MAX_PAUSE_S), first * 2.0 ** min(probes, 30))
 
 
-# Who waits
+# What is held back
 
 
 def problems_of(problems: Problems, needs: Requirement) -> tuple[Problem, ...]:
-    """The problems that concern the cells of a queue, in an order of their own."""
+    """The problems whose scope includes the cells of a queue, in a fixed order."""
     if not problems:
         return ()
     scopes = scopes_of(needs)
@@ -66,33 +67,35 @@ def problems_of(problems: Problems, needs: Requirement) -> tuple[Problem, ...]:
 
 
 def blocking_problem(problems: Problems, needs: Requirement, boot_s: float) -> Problem | None:
-    """The problem for which none of a queue's cells may start now; None where one may, be it as a probe."""
+    """The problem that prevents all of a queue's cells from starting now; None if one may start, even if only as a
+    probe."""
     found = (p for p in problems_of(problems, needs) if p.probe or p.not_before_boot_s > boot_s)
     return next(found, None)
 
 
 def as_held_back(problem: Problem, boot_s: float) -> HeldBack:
-    """A problem as the reason why something waits."""
+    """A problem as the reason why a cell or device waits."""
     left_s = None if problem.probe else max(0.0, problem.not_before_boot_s - boot_s)
     return HeldBack(problem.key.kind, subject_of(problem), problem.message, left_s)
 
 
 def subject_of(problem: Problem) -> str:
-    """What is to be seen to: as the failure named it, else what those have in common that wait."""
+    """What needs attention: as the failure named it, else the scope's name."""
     return problem.subject or problem.key.scope.name
 
 
 def device_problem(state: State, device: str) -> Problem | None:
-    """What is held against a device; None where nothing is."""
+    """The problem of a device; None if it has none."""
     return state.problems.get(ProblemKey(ErrorKind.DEVICE_FAILED, Scope(ScopeKind.DEVICE, device)))
 
 
 def device_refusal(state: State, device: str, attempts: Sequence[Attempt], boot_s: float) -> HeldBack | None:
-    """Why a device that failed takes nothing just now; None where it may. `attempts` are those on it by now."""
+    """Why a problem of the device prevents a placement now; None if it doesn't. `attempts`: those on the device,
+    including placements of this scheduling pass."""
     problem = device_problem(state, device)
     if problem is None:
         return None
-    # One that was placed in this very plan is the probe.
+    # An attempt that was placed in this scheduling pass is the probe.
     begun = next((each.id for each in attempts if each.id not in state.attempts), "")
     if problem.probe or begun or problem.not_before_boot_s > boot_s:
         return as_held_back(replace(problem, probe=problem.probe or begun), boot_s)
@@ -100,7 +103,7 @@ def device_refusal(state: State, device: str, attempts: Sequence[Attempt], boot_
 
 
 def with_probe(problems: Problems, needs: Requirement, attempt: Attempt) -> Problems:
-    """The problems once a cell of this queue has been placed: it is the probe of those that concern it."""
+    """The problems after a cell of this queue has been placed: the attempt is the probe of those that concern it."""
     if not problems:
         return problems
     scopes = scopes_of(needs) | {Scope(ScopeKind.DEVICE, attempt.device)}
@@ -111,7 +114,8 @@ def with_probe(problems: Problems, needs: Requirement, attempt: Attempt) -> Prob
 
 
 def next_probe_boot_s(state: State, boot_s: float) -> float | None:
-    """When the next probe is due, or one has outlived its problem; None where nothing is to be waited for."""
+    """When the next probe is due, or a running one will have outlived its problem; None if there is nothing to wait
+    for."""
     due: list[float] = []
     for problem in state.problems.values():
         attempt = state.attempts.get(problem.probe)
@@ -124,7 +128,7 @@ def _outlived_boot_s(state: State, problem: Problem, attempt: Attempt) -> float:
 
 
 def count_waiting(state: State, problems: Iterable[Problem]) -> int:
-    """How many pending cells of the matrix wait for one of these to pass."""
+    """Number of the matrix's pending cells that wait for one of these problems."""
     scopes = {problem.key.scope for problem in problems}
     if not scopes:
         return 0
@@ -142,7 +146,7 @@ def count_waiting(state: State, problems: Iterable[Problem]) -> int:
 
 
 def after_end(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> tuple[State, tuple[Note, ...]]:
-    """The problems after an attempt has ended, and what is to be told of them."""
+    """Open, update and close problems after an attempt has ended; returns the new state and the notes."""
     told: list[Note] = []
     failed = None
     if attempt.end_reason is None and verdict.error is not None and is_environment(verdict.error):
@@ -166,7 +170,7 @@ def after_end(state: State, attempt: Attempt, verdict: Verdict, now: Now) -> tup
 def _open_or_update(
     state: State, key: ProblemKey, attempt: Attempt, error: AttemptError, took_s: float, now: Now
 ) -> tuple[State, list[Note]]:
-    """The state with a problem that has just shown itself."""
+    """Open a problem, or update a known one, after a failure."""
     known, notes = state.problems.get(key), []
     if known is None:
         pause = pause_s(0, state.rules.backoff_s)
@@ -176,7 +180,7 @@ def _open_or_update(
         notes.append(
             Note(
                 Action.ENVIRONMENT_PROBLEM,
-                f"{wording.problem(key.kind, subject_of(problem))}: {error.message}; no cell pays for it. "
+                f"{wording.problem(key.kind, subject_of(problem))}: {error.message}; not charged to any cell. "
                 f"{wording.cure(key.kind)}",
                 "error",
                 cell=attempt.label,
@@ -188,7 +192,7 @@ def _open_or_update(
     else:
         is_probe = known.probe == attempt.id
         probes = known.probes + is_probe
-        # Those that were under way when it began tell nothing new of how long it will last.
+        # Attempts that were already running when it began say nothing about how long it will last.
         pause = pause_s(probes if is_probe else 0, state.rules.backoff_s)
         problem = replace(
             known,
@@ -206,7 +210,7 @@ def _open_or_update(
 
 
 def out_of_patience(state: State, attempt: Attempt, error: AttemptError) -> Problem | None:
-    """The problem for which a cell waits no longer, because its patience is used up; None where it has some left."""
+    """The problem of a failed attempt, if it has lasted for longer than `Rules.patience_s`."""
     key = problem_key(error, state.memo.requirement_of(state.cells[attempt.key]), attempt.device)
     problem = state.problems.get(key)
     spent = problem is not None and problem.waited_s >= state.rules.patience_s
@@ -214,12 +218,12 @@ def out_of_patience(state: State, attempt: Attempt, error: AttemptError) -> Prob
 
 
 def removed(state: State, problem: Problem) -> State:
-    """The state without a problem that nobody waits for any more."""
+    """The state without a problem."""
     return replace(state, problems=state.problems.delete(problem.key))
 
 
 def close_probed_by(state: State, attempt: Attempt) -> tuple[State, tuple[Note, ...]]:
-    """The state once an attempt has said that it works: what it was the probe of has passed."""
+    """Close the problems that an attempt is the probe of, because it has reported progress."""
     told: list[Note] = []
     for _, problem in sorted(state.problems.items()):
         if problem.probe == attempt.id:
@@ -229,7 +233,7 @@ def close_probed_by(state: State, attempt: Attempt) -> tuple[State, tuple[Note, 
 
 
 def close_outlived(state: State, boot_s: float) -> tuple[State, tuple[Note, ...]]:
-    """The state without the problems whose probes run for longer than it took the others to fail."""
+    """Close the problems whose probes have run for longer than the other attempts took to fail."""
     told: list[Note] = []
     for _, problem in sorted(state.problems.items()):
         attempt = state.attempts.get(problem.probe)
@@ -242,7 +246,7 @@ def close_outlived(state: State, boot_s: float) -> tuple[State, tuple[Note, ...]
 
 
 def probe_all_again(state: State) -> State:
-    """The state with every problem's next probe due at once, and without those that concern no cell any more."""
+    """Make the next probe of every problem due at once, and drop the problems that concern no cell any more."""
     if not state.problems:
         return state
     live = (state.memo.requirement_of(state.cells[attempt.key]) for attempt in state.attempts.values())
@@ -258,5 +262,5 @@ def probe_all_again(state: State) -> State:
 def _close(state: State, problem: Problem) -> tuple[State, Note]:
     fields = {"boundd.error_kind": problem.key.kind, "boundd.failures": problem.failures}
     words = wording.problem(problem.key.kind, subject_of(problem))
-    note = Note(Action.ENVIRONMENT_RECOVERED, f"{words}: it has passed, and work goes on", fields=fields)
+    note = Note(Action.ENVIRONMENT_RECOVERED, f"{words}: the problem is over", fields=fields)
     return removed(state, problem), note

@@ -1,4 +1,4 @@
-"""What people ask of the core's knowledge: pure views over the state."""
+"""The footprint report: the estimate for each kind of work, and how good earlier estimates were."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ ERRORS_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class KnownFootprint:
-    """What is expected of one kind of work on devices of one name, and what was seen of it."""
+    """The estimate for one kind of work on one device model, with its observations."""
 
     work: Workload
     device_name: str
     expected: Estimate
     observations: int
-    """Attempts that reported their peak; `ran_out` of memory are counted apart."""
+    """Attempts that reported their peak. Attempts that ran out of memory are counted in `ran_out`."""
     largest_peak_bytes: int | None
     ran_out: int
     error_percent: tuple[float, ...]
-    """How far the latest estimates were over the peaks that followed, newest last."""
+    """By how many per cent the latest estimates exceeded the peaks that followed, newest last."""
 
 
 def known_footprints(state: State) -> tuple[KnownFootprint, ...]:
-    """Every kind of work that the matrix has, on every kind of device that it may run on; the longest known first."""
+    """Report every kind of work of the matrix on every device model that it may run on."""
     model = matrix_device_model(state)
     names = sorted({d.reading.name for d in state.devices.values() if model in (None, d.reading.name)})
     works = sorted(state.cells.examples, key=lambda work: (work.subject, work.pixels, -work.batch_size))

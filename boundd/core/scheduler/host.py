@@ -1,8 +1,8 @@
-"""The host as a resource: its memory and its cores, held for attempts as device memory is.
+"""The host as a resource: memory and cores are reserved for attempts, like device memory.
 
-Rules: the same arithmetic as a device's ledger. On the CPU device, whose memory is the host's, an attempt holds nothing
-here. A cell that needs more than the host could ever give is tried while nothing else of ours runs, because an estimate
-can be wrong and it would wait for ever.
+The arithmetic is the ledger's. On the CPU device, whose memory is the host's, an attempt reserves nothing here. A
+cell that needs more than the host can ever give starts when no other attempt runs, because the estimate can be wrong
+and the cell would otherwise wait for ever.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from boundd.core.model.sources import HostSource, Source
 from boundd.core.model.workload import Workload, subject_on
 
 MARGIN_BYTES = GIB
-"""Host memory that is left free; a tenth of the host where that is less."""
+"""Host memory that is never reserved; a tenth of the host's memory if that is less."""
 LIBRARIES_BYTES = 2 * GIB
-"""Python, torch with CUDA's libraries, diffusers: what a worker holds before it has a model."""
+"""Python, torch with the CUDA libraries, and diffusers: a worker's memory before it loads a model."""
 WHOLE_HOST_PERCENT = 90
 
 
 @dataclass(frozen=True, slots=True)
 class HostNeed:
-    """What an attempt takes of the host, and where the number of bytes is from."""
+    """An attempt's need of host memory and cores; `source` is the source of the bytes."""
 
     memory_bytes: int
     cores: int
@@ -37,10 +37,11 @@ class HostNeed:
 
 
 def host_need(policy: CellPolicy, work: Workload, device_name: str, observations: Observations) -> HostNeed:
-    """By rule; else the largest peak that workers of this work reported x 1.10; else, for known models, a prior.
+    """The host memory and cores that an attempt needs.
 
-    The prior is what the libraries take and the weights, which pass through host memory on their way to the device,
-    with the scorer, which stays there. Of a script that nobody knows, nothing is reserved until it has said.
+    The memory comes from the config's rule; else from the largest peak that workers reported for this work, x 1.10;
+    else, for the built-in worker, from a prior: libraries, weights (which pass through host memory on their way to
+    the device) and scorer. For an unknown script nothing is reserved until an attempt has reported its peak.
     """
     if policy.host_memory_bytes is not None:
         return HostNeed(policy.host_memory_bytes, policy.cores, Source(HostSource.RULE))
@@ -56,17 +57,17 @@ def host_need(policy: CellPolicy, work: Workload, device_name: str, observations
 
 @dataclass(slots=True)
 class HostLedger:
-    """What of the host may still be given away during one step."""
+    """The host's free memory and cores during one scheduling pass."""
 
     host: HostReading
     room_bytes: int
     busy_cores: int
     held_by: int
-    """Attempts that hold any of it."""
+    """Number of attempts that hold memory or cores."""
 
     @classmethod
     def of(cls, host: HostReading, attempts: Iterable[Attempt]) -> HostLedger:
-        """With these attempts on it."""
+        """The ledger with these attempts."""
         live = tuple(attempts)
         claims = [(attempt.host_memory_bytes, host.observed_bytes.get(attempt.id)) for attempt in live]
         margin = min(MARGIN_BYTES, host.total_bytes // 10)
@@ -75,13 +76,13 @@ class HostLedger:
         return cls(host, room, sum(attempt.cores for attempt in live), holders)
 
     def add(self, attempt: Attempt) -> None:
-        """One more attempt, which has not allocated anything yet."""
+        """Add an attempt that has not allocated anything yet."""
         self.room_bytes -= attempt.host_memory_bytes
         self.busy_cores += attempt.cores
         self.held_by += bool(attempt.host_memory_bytes or attempt.cores)
 
     def refusal(self, need: HostNeed) -> HostRefusal | None:
-        """Why the host can't take one more attempt; None where it can."""
+        """Why the host can't take one more attempt; None if it can."""
         largest = self.host.total_bytes * WHOLE_HOST_PERCENT // 100
         if need.memory_bytes > self.room_bytes and (self.held_by or need.memory_bytes <= largest):
             short_bytes = need.memory_bytes - self.room_bytes

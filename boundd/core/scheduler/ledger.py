@@ -1,7 +1,7 @@
-"""The ledger: who holds what of the devices and of the host during one step, and what may still be given away.
+"""The ledger: what attempts reserve of each device and of the host during one scheduling pass, and what is left.
 
-It is made once a step from the state, and kept current while the step places cells. It knows nothing of which device
-is best (`placement`), nor what is told to people (`refusals`).
+It is made from the state at the start of a pass, and updated for each cell that the pass places. Choosing a device
+is up to `placement`, explaining refusals to `refusals`.
 """
 
 from __future__ import annotations
@@ -35,19 +35,20 @@ from boundd.core.scheduler.quick_deaths import suspect_refusal
 
 @dataclass(frozen=True, slots=True)
 class Backfill:
-    """What others may have of a device that is held for a cell without putting that off: backfilling, as in EASY."""
+    """What other cells may use of a device that is being emptied for a cell, without delaying that cell: EASY
+    backfilling (Lifka 1995; Mu'alem and Feitelson 2001)."""
 
     spare_bytes: int
-    """Left beside the cell once enough is expected to have ended for it: theirs for as long as they like."""
+    """Memory left beside the waiting cell when it starts. Other cells may hold it for any time."""
     wait_s: float
-    """Until then: whoever is expected to end sooner may have all that is free."""
+    """Time until the waiting cell can start. Cells that are expected to end sooner may use all free memory."""
 
 
 def matrix_device_model(state: State) -> str | None:
-    """The device model that the matrix runs on: the most numerous one, ties by name; None where models may mix."""
+    """The device model that the matrix runs on: the most frequent one, ties by name; None if models may be mixed."""
     if state.rules.mix_models:
         return None
-    # What never takes a cell (a device divided into MIG instances), or is of nobody knows which model, is no reason to
+    # Ignore devices that never take a cell, such as one divided into MIG instances.
     # wait for its like.
     readings = (device.reading for device in state.devices.values())
     names = Counter(one.name for one in readings if one.max_cells != 0 and one.name != UNKNOWN_NAME)
@@ -55,7 +56,7 @@ def matrix_device_model(state: State) -> str | None:
 
 
 def limit_of(state: State, device: Device) -> int | None:
-    """How many attempts a device takes at a time, by its own limit and the config's; None for any number."""
+    """The limit of attempts at a time on a device, from the device and the config; None if there is none."""
     limits = [limit for limit in (device.reading.max_cells, state.rules.max_cells or None) if limit is not None]
     return min(limits, default=None)
 
@@ -73,7 +74,7 @@ class Ledger:
         for attempt in sorted(self.live.values(), key=lambda attempt: (attempt.started_boot_s, attempt.id)):
             self._on.setdefault(attempt.device, []).append(attempt)
         self._closed: dict[str, Refusal | None] = {}
-        """What was found of a device since something was placed on it last: each queue asks."""
+        """Refusals by device, until something is placed on it. Every queue asks for them."""
         self._hosts = {node: HostLedger.of(host, self._live_on(node)) for node, host in state.hosts.items()}
         self._kind_of = {uuid: device_kind(device.reading, state.memo) for uuid, device in state.devices.items()}
         self._usable = [
@@ -83,10 +84,10 @@ class Ledger:
         ]
         self._kinds = {self._kind_of[device.uuid] for device in self._usable}
         self.need: Callable[[Requirement, DeviceKind], Need] = partial(need_of, state, state.memo.table(KnownNeeds))
-        """What cells need on devices of a kind."""
+        """The need of a requirement on a kind of device."""
         self._needs: dict[Requirement, list[Need]] = {}
 
-    # Who holds what
+    # Attempts on devices
 
     def attempts_on(self, uuid: str) -> tuple[Attempt, ...]:
         """The live attempts on a device, oldest first."""
@@ -106,13 +107,13 @@ class Ledger:
             host.add(attempt)
 
     def empty_for(self, uuid: str, key: str) -> None:
-        """Keep a device for this cell: nothing else is placed there that would put off its start."""
+        """Empty a device for a cell: no other cell is placed there that would delay its start."""
         self.emptying[uuid] = key
 
     # What is left
 
     def headroom_bytes(self, uuid: str) -> int:
-        """What of a device may still be given away; may be negative where somebody took more than was agreed.
+        """The device's headroom; negative if attempts or others use more than was reserved.
 
         Raises:
             ValueError: the device could not be read.
@@ -120,13 +121,13 @@ class Ledger:
         return headroom_bytes(self.state.devices[uuid], self._on[uuid], self.state.rules.margin_bytes)
 
     def foreign_bytes(self, uuid: str) -> int:
-        """What processes that are not boundd's hold of a device."""
+        """Device memory held by foreign processes."""
         return foreign_bytes(self.state.devices[uuid], self._on[uuid])
 
     def room_when_empty(self, uuid: str) -> int:
-        """What the device would have to give once what is ours has left it.
+        """The headroom that the device will have once all attempts have left it.
 
-        What an attempt held that has ended since the reading is no foreign process's.
+        Memory of an attempt that has ended since the reading doesn't count as foreign.
         """
         device = self.state.devices[uuid]
         total = device.reading.total_bytes or 0
@@ -134,7 +135,7 @@ class Ledger:
         return total - max(0, self.foreign_bytes(uuid) - left) - self.state.rules.margin_bytes
 
     def backfill(self, uuid: str) -> Backfill:
-        """What is kept of a device that is held for a cell, and until when."""
+        """What other cells may use of a device that is being emptied, and for how long."""
         kind = self._kind_of[uuid]
         need = self.need(self.state.memo.requirement_of(self.state.cells[self.emptying[uuid]]), kind)
         ends = sorted((expected_left_s(self.state, each, self.boot_s), each.id, each) for each in self._on[uuid])
@@ -161,7 +162,7 @@ class Ledger:
         return [attempt for attempt in self.live.values() if self._node_of(attempt) == node]
 
     def closed(self, device: Device) -> Refusal | None:
-        """Why a device takes nothing at all now, whatever the cell; None where it may."""
+        """Why a device takes no cell at all now; None if it may take one."""
         uuid = device.uuid
         if uuid not in self._closed:
             self._closed[uuid] = self._why_closed(device)
@@ -185,7 +186,7 @@ class Ledger:
     # The devices that take cells of the matrix
 
     def kind(self, uuid: str) -> DeviceKind:
-        """What a device is, for placement."""
+        """The kind of a device."""
         return self._kind_of[uuid]
 
     def total_bytes(self) -> int:
@@ -197,18 +198,18 @@ class Ledger:
         return frozenset(self._kinds)
 
     def is_elsewhere(self, uuid: str) -> bool:
-        """Whether any other device could ever take a cell that avoids this one; False where none is avoided."""
+        """Whether another device could take a cell that avoids this one; False if no device is avoided."""
         return bool(uuid) and any(device.uuid != uuid for device in self._usable)
 
     # What cells need
 
     def needs_of(self, needs: Requirement) -> Sequence[Need]:
-        """What such cells need on each kind of device that takes cells of the matrix."""
+        """The need of these cells on each kind of device that the matrix runs on."""
         found = self._needs.get(needs)
         if found is None:
             found = self._needs[needs] = [self.need(needs, kind) for kind in self._kinds]
         return found
 
     def is_alone(self, needs: Requirement) -> bool:
-        """Whether such cells must be alone, by rule or by need, on some kind of device that there is."""
+        """Whether these cells must run alone, by rule or by their size, on any kind of device."""
         return must_be_alone(needs) or any(need.alone for need in self.needs_of(needs))

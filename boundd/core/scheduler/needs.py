@@ -1,4 +1,4 @@
-"""What cells need on devices of one kind: bytes, whether alone, and what of the host."""
+"""Needs: how much device memory and host a cell needs on one kind of device, and whether it must run alone."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from boundd.core.model.workload import subject_on
 from boundd.core.scheduler.host import HostNeed, host_need
 
 MIN_RESERVATION_BYTES = 2 * CONTEXT_BYTES
-"""Nothing is placed with less: the context would leave its allocator no room, and the two would outgrow it."""
+"""The smallest reservation. With less, the CUDA context would leave the allocator no room."""
 ON_THE_HOST = HostNeed(0, 0, Source(HostSource.IS_DEVICE))
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceKind:
-    """What makes devices alike for placement."""
+    """What makes devices equivalent for placement."""
 
     name: str
     total_bytes: int
@@ -35,14 +35,14 @@ class DeviceKind:
 
 
 class _DeviceKinds(dict[tuple[str, int, bool, str, str], DeviceKind]):
-    """Each kind once, by its fields, so that comparing two is a look at one address."""
+    """Each kind once, by its fields, so that comparing two kinds is one pointer comparison."""
 
 
 KINDS_KEPT = 1024
 
 
 def device_kind(reading: DeviceReading, memo: Memo) -> DeviceKind:
-    """What a device is, for placement."""
+    """The kind of a device."""
     kinds = memo.table(_DeviceKinds)
     fields = (reading.name, reading.total_bytes or 0, reading.max_cells == 1, reading.backend, reading.node)
     kind = kinds.get(fields)
@@ -55,7 +55,7 @@ def device_kind(reading: DeviceReading, memo: Memo) -> DeviceKind:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a cell needs on devices of one kind."""
+    """A cell's need on devices of one kind."""
 
     expected: Estimate
     needed_bytes: int
@@ -64,40 +64,41 @@ class Need:
 
 
 class _Known(NamedTuple):
-    """What cells need, with what it was worked out from."""
+    """A cached need, with the values that it was computed from."""
 
     need: Need
     rules: Rules
     observations: Observations
-    """All, as they were when it was last asked for."""
+    """All observations at the time of the last lookup."""
     seen: tuple[Observation, ...]
-    """Those that it goes by."""
+    """The observations that the need depends on."""
     variation_permille: int | None
-    """What of the others it goes by."""
+    """The variation of peaks, the only value that depends on other observations."""
 
 
 class KnownNeeds(dict[tuple[Requirement, DeviceKind], _Known]):
-    """Needs that were worked out: a plan asks for every queue's, and most are as in the last one."""
+    """Cached needs by requirement and device kind. Most stay the same from one scheduling pass to the next."""
 
 
 NEEDS_KEPT = 65_536
 
 
 def must_be_alone(needs: Requirement) -> bool:
-    """By rule, by a worker that doesn't know the lease, or because it ran out of memory beside others."""
+    """Whether such cells must run alone on any device: by rule, because the worker doesn't use the lease, or after
+    running out of memory beside others."""
     return needs.policy.must_be_alone or needs.alone
 
 
 def whole_device_bytes(kind: DeviceKind, rules: Rules) -> int:
-    """What of a device counts as all of it: who needs so much is tried alone."""
+    """Above this size, a need counts as the whole device and the cell runs alone."""
     return max(0, kind.total_bytes - rules.margin_bytes) * WHOLE_DEVICE_PERCENT // 100
 
 
 def need_of(state: State, known: KnownNeeds, needs: Requirement, kind: DeviceKind) -> Need:
-    """What such cells need on devices of a kind; `known` is the run's (`state.memo`)."""
+    """The need of these cells on a kind of device; `known` is the run's cache (`state.memo`)."""
     rules, observations = state.rules, state.observations
     before = known.get((needs, kind))
-    # The same objects hold the same values: none of them is ever changed.
+    # All of these are immutable, so the same object has the same value.
     if before is not None and before.observations is observations and before.rules is rules:
         return before.need
     seen = observations.about(subject_on(needs.work, kind.name))
@@ -121,6 +122,6 @@ def _worked_out(state: State, needs: Requirement, kind: DeviceKind) -> Need:
     alone = must_be_alone(needs) or raised or size is None or size >= largest
     is_host = BACKENDS[kind.backend].is_host
     host = ON_THE_HOST if is_host else host_need(policy, work, kind.name, state.observations)
-    # Nobody knows how much it takes: it gets what there is, once the device is its own.
+    # A cell without an estimate runs alone and gets the whole device.
     least = 1 if is_host else min(MIN_RESERVATION_BYTES, largest)
     return Need(expected, least if size is None else max(least, min(size, largest)), alone, host)

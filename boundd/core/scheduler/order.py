@@ -1,9 +1,10 @@
-"""In which order the queues are served: pure arithmetic on what is expected of each.
+"""The order in which queues are served.
 
-Two things make a run long: devices that are left half empty because what would fill them is used up, and a straggler
-at the end. The largest first is against the one, the longest first against the other. So the largest go first, and the
-small ones fill what they leave; but whoever would take most of what is left of the run is urgent. Where cells are small
-beside a device, any of them fills any gap, and bytes x seconds^2 decides: the size counts, the end counts for more.
+Two things make a run longer than necessary: devices that stay half empty because no small cells are left to fill
+them, and a straggler, a long cell that runs on alone at the end. Against the first, large cells go first, and small
+ones fill the gaps. Against the second, a cell is urgent if it would take most of the remaining time of the run. If
+the cells are small compared with a device, any of them fills any gap; then the order is by bytes x seconds^2, in
+which duration counts more than size.
 """
 
 from __future__ import annotations
@@ -18,30 +19,31 @@ from boundd.core.scheduler.ledger import Ledger, matrix_device_model
 
 STARVATION_LIMIT = 32
 STARVATION_LIMIT_PER_DEVICE = 8
-"""A queue that others overtook comes first after `STARVATION_LIMIT` completions, and so many more for each device."""
+"""A queue starves if it is overtaken for this many completions: `STARVATION_LIMIT`, and more for each device."""
 WAITING_LIMIT_FACTOR = 10
-"""So many times the patience for one that nobody overtook, and that merely waits for its turn."""
+"""For a queue that is only waiting for its turn and was not overtaken, the limit is this many times as long."""
 CLASSES = 4
-"""Classes for each doubling of what is compared: within one, a model that is in the page cache goes first."""
+"""Queues are ranked in classes, this many for each doubling of the weight. Within a class, models in the page cache
+go first."""
 URGENT_SHARE = 0.7
-"""Of the time that all is expected to take that is left: who takes so much of it must not be begun later."""
+"""A cell is urgent if it takes at least this share of the remaining time of the run."""
 FEW_PER_DEVICE = 4
-"""Where fewer than so many cells fill a device, the largest go first."""
+"""If fewer cells than this fill a device, the largest cells go first."""
 
 
 def starvation_limit(state: State) -> int:
-    """How many completions a queue that others overtake waits for."""
+    """The number of completions after which an overtaken queue starves."""
     return STARVATION_LIMIT + STARVATION_LIMIT_PER_DEVICE * len(state.devices)
 
 
 def starved_queues(state: State) -> frozenset[Requirement]:
-    """The queues that were passed over for too long: they come first then, and have a device emptied for them."""
+    """The queues that starve. They are served first, and a device is emptied for them."""
     latest = state.completions - starvation_limit(state)
     return frozenset(needs for needs, since in state.refused_since.items() if since <= latest)
 
 
 def ranked(state: State, ledger: Ledger, passed: frozenset[Requirement]) -> list[Requirement]:
-    """The queues, in the order in which they are served; `passed` are those that were passed over for too long."""
+    """The queues in the order in which they are served; `passed` are the starved ones."""
     name = matrix_device_model(state) or next((d.reading.name for d in state.devices_by_index()), "")
     work_of, cells = state.memo.workload_of, state.cells
     warm = {work_of(cells[attempt.key]).model for attempt in state.attempts.values()}
@@ -58,9 +60,9 @@ def ranked(state: State, ledger: Ledger, passed: frozenset[Requirement]) -> list
         waiting.append((first_place(state.cells, queue), needs, size_bytes, wall_s))
     total_bytes = ledger.total_bytes()
     urgent_s = URGENT_SHARE * left / total_bytes if total_bytes else math.inf
-    # The mean is that of the area: what is there for longer, and takes more, counts for more.
+    # The mean size is weighted by area (bytes x seconds).
     few = left > 0 and by_bytes / left * FEW_PER_DEVICE > max([kind.total_bytes for kind in ledger.kinds()], default=0)
-    # In the matrix' order first: it decides among equals, and sorting is quick where most are.
+    # Sort by the order of the matrix first. It decides among equals, and sorting a nearly sorted list is fast.
     waiting.sort()
     ranks = []
     for place, (_, needs, size_bytes, wall_s) in enumerate(waiting):
@@ -82,11 +84,11 @@ def ranked(state: State, ledger: Ledger, passed: frozenset[Requirement]) -> list
 
 
 def first_place(cells: Cells, queue: Queue) -> int:
-    """Where a queue's first entry stands in the matrix: it makes the order of equals one order."""
+    """The position of a queue's first cell in the matrix, which decides between queues of equal rank."""
     return queue.returned[0][0] if queue.returned else cells.places[queue.keys[queue.head]]
 
 
 def _running_area(state: State, ledger: Ledger) -> float:
-    """Bytes x seconds that what runs is expected to take from now on."""
+    """Expected bytes x seconds of the running attempts from now on."""
     running = state.attempts.values()
     return sum(expected_left_s(state, each, ledger.boot_s) * each.reservation_bytes for each in running)

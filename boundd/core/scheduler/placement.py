@@ -1,8 +1,7 @@
-"""The search for a place: a filter, then a rank. Pure and deterministic; ties break by UUID.
+"""The search for a device: filter the devices, then rank them. Ties break by UUID.
 
-Devices that are alike (name, size, limits) share a pool, on which those that may take company stand sorted by headroom
-and those that are empty stand apart: the best fit is found by bisection, so that a step doesn't ask every device for
-every cell.
+Devices of one kind form a pool. In it, devices with attempts and empty devices are each sorted by headroom, so that
+the best fit is found by bisection without asking every device for every cell.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from boundd.core.scheduler.needs import DeviceKind, Need, whole_device_bytes
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A device that takes the cell, with what is reserved there."""
+    """A device for a cell, and what is reserved there."""
 
     device: str
     reservation_bytes: int
@@ -29,7 +28,7 @@ class Placement:
     exclusive: bool
     whole_device: bool
     left_bytes: int
-    """Headroom that would be left if it took just what it needs; the smallest is the best fit."""
+    """Headroom left beside the cell's need; the smallest is the best fit."""
     estimate_bytes: int | None
     host_memory_bytes: int
     cores: int
@@ -38,19 +37,19 @@ class Placement:
 
 @dataclass(slots=True)
 class DevicePool:
-    """Devices of one kind that may take something: (headroom, UUID), sorted."""
+    """Devices of one kind that can take a cell, as (headroom, UUID), sorted."""
 
     joinable: list[tuple[int, str]] = field(default_factory=list)
     empty: list[tuple[int, str]] = field(default_factory=list)
 
     @property
     def most_bytes(self) -> int:
-        """The most headroom that any of them has; below 0 where there is none."""
+        """The largest headroom in the pool; below 0 if the pool is empty."""
         return max(self.joinable[-1][0] if self.joinable else -1, self.empty[-1][0] if self.empty else -1)
 
 
 class PlacementSearch:
-    """Finds the best device for a cell in a ledger, and keeps its pools as the ledger changes through it."""
+    """Finds the best device for a cell in a ledger, and updates its pools with the ledger."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -76,12 +75,12 @@ class PlacementSearch:
         self._add_to_pool(device)
 
     def best(self, record: CellRecord, needs: Requirement) -> Placement | None:
-        """The best device for a cell: one without suspicion before one with, then the best fit in bytes."""
+        """The best device for a cell: unsuspected devices first, then the best fit in bytes."""
         ledger = self.ledger
         found: list[tuple[bool, int, str, Need]] = []
         for kind, pool in self._pools.items():
             if pool.most_bytes < 1:
-                continue  # as in most plans of a full box: then nobody needs to know what the cell needs
+                continue  # usual when all devices are busy: skip computing the need
             need = ledger.need(needs, kind)
             if ledger.host_refusal(kind.node, need.host) is not None:
                 continue
@@ -96,9 +95,9 @@ class PlacementSearch:
 
     @property
     def is_full(self) -> bool:
-        """Whether no device has room for anything, but for the cell that it may be held for."""
+        """Whether no device has room for any cell, except the cell that it is being emptied for."""
         if self._is_full is None:
-            # Whoever is gone soon enough may have what is free of a device that is held.
+            # Backfilling: a cell that ends soon enough may use what is free of a device that is being emptied.
             self._is_full = all(pool.most_bytes < 1 for pool in self._pools.values()) and all(
                 self.ledger.headroom_bytes(uuid) < 1 for uuid in self.ledger.emptying
             )
@@ -132,7 +131,7 @@ class PlacementSearch:
     def _best_in_pool(
         self, record: CellRecord, kind: DeviceKind, pool: DevicePool, need: Need
     ) -> tuple[int, str] | None:
-        """The best fit on a pool, as (headroom, UUID): of those without suspicion where there is one."""
+        """The best fit in a pool, as (headroom, UUID); unsuspected devices first."""
         rows = [pool.empty] if need.alone or kind.single else [pool.joinable, pool.empty]
         least = max(1, need.needed_bytes)
         avoid = record.avoid if self.ledger.is_elsewhere(record.avoid) else ""
@@ -153,7 +152,8 @@ class PlacementSearch:
         return min(fits)[1:] if fits else None
 
     def _fit_on_emptying(self, record: CellRecord, needs: Requirement, uuid: str) -> tuple[bool, int, str, Need] | None:
-        """A device that is held for this very cell, or for one that it will be out of the way of."""
+        """The fit on a device that is being emptied for this cell, or for one that this cell wouldn't delay
+        (backfilling)."""
         ledger = self.ledger
         device = ledger.state.devices[uuid]
         if ledger.closed(device) is not None:
@@ -193,5 +193,5 @@ class PlacementSearch:
 
 
 def cap_of(reservation_bytes: int, context_bytes: int) -> int:
-    """What the caching allocator may take of a reservation: less the context, which it doesn't see."""
+    """The allocator's cap: the reservation less the CUDA context, which the allocator doesn't see."""
     return max(reservation_bytes - context_bytes, reservation_bytes // 2)

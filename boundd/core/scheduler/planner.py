@@ -1,11 +1,14 @@
-"""The planner: state and an instant in, decisions and reasons out.
+"""The planner: one scheduling pass. State and time in, placements and reasons out.
 
-Cells that need the same stand in one queue (`queues`), and queues are taken in this order: those that were passed over
-for too long, longest first; those that died quickly on some device, because where they run tells what was to blame;
-those that must be alone, because big rocks go in first and draining a device later costs more; then as `order` says.
-Before all but the first, one cell, the shortest, goes ahead of each kind of work whose memory is a guess. A queue whose
-first cell must be alone, was passed over for too long, or goes ahead of its kind, and finds no place has a device
-emptied for it: it drains one rather than starving.
+Cells with equal requirements stand in one queue (`queues`). Queues are served in this order:
+
+1. starved queues, the longest-waiting first; 2. a scout of each kind of work whose memory is unknown: its shortest
+cell, so that its footprint is learned early; 3. queues whose memory is known, in the order of `order`, which begins
+with cells that died quickly on a device (where they run next shows whether the device was at fault) and cells that must
+run alone; 4. queues whose memory is unknown.
+
+If a cell fits on no device, and its queue is starved, must run alone, or is a scout, a device is emptied for it:
+other cells may only backfill there.
 """
 
 from __future__ import annotations
@@ -32,31 +35,32 @@ from boundd.core.scheduler.quick_deaths import mark_survivors, next_rest_end
 from boundd.core.scheduler.refusals import best_placement
 
 Refused = set[Requirement]
-"""Queues of which a cell found no place in a step."""
+"""Queues with a cell that fitted on no device in this pass."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to start now, why the rest waits, and when to look again. `state` holds the new attempts already."""
+    """The result of a scheduling pass: what to start, why the rest waits, and when to run again. `state` already
+    holds the new attempts."""
 
     state: State
     started: tuple[Attempt, ...]
     joined: tuple[Attempt, ...]
-    """Attempts that had a device to themselves and have company now."""
+    """Attempts that were alone on their device until this pass."""
     next_wake_boot_s: float | None
     choices: Mapping[str, PlacementReason] = field(default_factory=dict)
-    """Attempt id to why it was placed where it is."""
+    """Attempt id to the reason for its placement."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deferrals(Mapping[str, Deferral]):
-    """Why each pending cell waits. A reason is worked out when it is asked for: a large matrix has too many."""
+    """Why each pending cell waits. Reasons are computed on demand, because a large matrix has too many."""
 
     state: State
     now: Now
     emptying: Mapping[str, str]
     wait: Wait | None = None
-    """The one reason for all, where there is one."""
+    """A reason that holds for all cells, if there is one."""
 
     def __getitem__(self, key: str) -> Deferral:
         record = self.state.cells.get(key)
@@ -83,20 +87,20 @@ class Deferrals(Mapping[str, Deferral]):
 
 
 def plan(state: State, now: Now) -> Plan:
-    """Start every cell that can start now."""
+    """Run a scheduling pass: start every cell that can start now."""
     state = mark_survivors(state, now.boot_s)
     if state.stopping or state.paused:
         wait = PlainWait.STOPPING if state.stopping else PlainWait.PAUSED
         return Plan(_explained(state, now, {}, wait), (), (), None)
     if state.disk_shortage is not None:
-        # Each reading of the devices brings one of the disk, and plans.
+        # No wake-up is needed: each reading of the devices also reads the disk, and is followed by a pass.
         return Plan(_explained(state, now, {}, state.disk_shortage), (), (), None)
     if not state.has_pending:
         return Plan(_explained(state, now, {}), (), (), None)
     starved = starved_queues(state)
     filling = _SchedulingPass(state, now, starved)
     queues = [needs for needs in ranked(state, filling.ledger, starved) if not filling.is_blocked(needs)]
-    # Where a device takes one cell at a time, nobody waits to know how much another needs.
+    # Scouts are useless if devices take one cell at a time, because footprints don't matter then.
     crowded = not all(kind.single for kind in filling.ledger.kinds())
     running = _subjects(state)
     scouts = scout_queues(state, queues, running) if crowded else []
@@ -105,13 +109,13 @@ def plan(state: State, now: Now) -> Plan:
             filling.fill(needs)
     for needs in scouts:
         filling.fill(needs, most=1, wanted=True)
-    # A guess that is too high keeps others out, one that is too low wastes what ran: what is known goes first. Of the
-    # kinds that are being learned, the shortest: they leave room when the sizes of the rest are known.
+    # Known sizes go first: an estimate that is too high keeps others out, one that is too low wastes an attempt. Of
+    # the kinds that are being learned, the shortest cells go first, so that they have left when the size is known.
     names = device_names(state)
     guessed = [needs for needs in queues if is_guessed(state, needs, names)]
     learning = running | {needs.work.subject for needs in scouts}
     unknown = frozenset(guessed)
-    # For the first that finds no place a device is kept, or what fits at any instant would be in its way for ever.
+    # Empty a device for the first cell that fits nowhere, or smaller cells would block it for ever.
     first = True
     for needs in queues:
         if needs not in unknown:
@@ -122,26 +126,27 @@ def plan(state: State, now: Now) -> Plan:
 
 
 def device_names(state: State) -> frozenset[str]:
-    """The names of the devices that there are."""
+    """The device models that there are."""
     return frozenset(device.reading.name for device in state.devices.values())
 
 
 def is_guessed(state: State, needs: Requirement, names: frozenset[str]) -> bool:
-    """Whether no attempt has shown yet what such cells take, and it matters: a cell that must be alone gets all."""
+    """Whether these cells' memory is unknown and matters. A cell that must run alone gets the whole device anyway."""
     if needs.policy.must_be_alone or needs.alone:
         return False
     if any(known.method == needs.work.method for known in state.durations.about(needs.work.model)):
-        return False  # its like succeeded and reported no peak: no other will, and there is nothing to wait for
+        return False  # the same work succeeded without reporting a peak, so there is nothing to learn
     return not any(
         not seen.censored for name in names for seen in state.observations.about(subject_on(needs.work, name))
     )
 
 
 def scout_queues(state: State, queues: Sequence[Requirement], running: Collection[str]) -> list[Requirement]:
-    """The shortest queue of each kind of work whose memory is guessed, and of which nothing runs.
+    """The scouts: the shortest queue of each kind of work whose memory is unknown and of which nothing runs.
 
-    One of its cells goes ahead of all others, and has a device emptied for it: what it takes is learned once and early,
-    and not by ten that fail together, and the rest is packed with known sizes. What has a single cell teaches nobody.
+    One of its cells starts before all others, and a device is emptied for it if necessary. Its footprint is then
+    learned early, by one cell instead of ten that fail together, and the rest is packed with known sizes. Kinds with
+    a single cell have no scout, because nothing would use what it teaches.
     """
     found: dict[str, Requirement] = {}
     names = device_names(state)
@@ -157,18 +162,18 @@ def scout_queues(state: State, queues: Sequence[Requirement], running: Collectio
 
 
 def _subjects(state: State) -> set[str]:
-    """The kinds of work that run."""
+    """The subjects of the running attempts."""
     work_of, cells = state.memo.workload_of, state.cells
     return {work_of(cells[attempt.key]).subject for attempt in state.attempts.values()}
 
 
 def _amount(needs: Requirement) -> int:
-    """What a cell's duration goes with, for cells of one kind."""
+    """Steps x samples, which the durations of cells of one kind are proportional to."""
     return needs.work.steps * needs.work.samples
 
 
 class _SchedulingPass:
-    """One step's work: a ledger that fills, and what was decided so far."""
+    """One scheduling pass: a ledger that fills up, and the decisions so far."""
 
     def __init__(self, state: State, now: Now, starved: frozenset[Requirement]) -> None:
         self.now = now
@@ -181,17 +186,17 @@ class _SchedulingPass:
         self.choices: dict[str, PlacementReason] = {}
         self.joined: dict[str, Attempt] = {}
         self.refused = Refused()
-        """Nothing is freed in a step, so that who found no place in it finds none later."""
+        """A cell that fits nowhere in a pass fits nowhere later in it, because a pass frees nothing."""
         self.refused_since = state.refused_since
         self.passed: list[Requirement] = []
-        """Queues that were refused since the last cell was placed: the next one overtakes them."""
+        """Queues that were refused since the last placement. The next placement overtakes them."""
         self.last_model = state.last_model
         self.problems = state.problems
         self.emptying: dict[str, str] = {}
         self.emptying_for: set[Requirement] = set()
-        """The queues of the cells that devices are being emptied for: most have none, and need not look for it."""
+        """The queues that devices are being emptied for. For all others, `emptying` need not be searched."""
         self.wanting: set[str] = set()
-        """Cells that found no place in this step and for which a device may stay empty."""
+        """Cells that fitted nowhere in this pass and that a device is being emptied for."""
         for uuid, key in state.emptying.items():
             record = state.cells.get(key)
             if record is None or record.state is not CellState.PENDING or not self._may_be_emptied_for(record, uuid):
@@ -200,13 +205,13 @@ class _SchedulingPass:
                 self._empty_for(record, uuid)
 
     def is_blocked(self, needs: Requirement) -> bool:
-        """Whether a queue's cells wait for a problem of the environment to pass, or for the one that probes it."""
+        """Whether a queue waits for a problem of the environment, or for the attempt that probes it."""
         return environment.blocking_problem(self.problems, needs, self.now.boot_s) is not None
 
     def fill(self, needs: Requirement, most: int | None = None, *, wanted: bool = False) -> bool:
-        """Start cells of one queue until one finds no place, or `most` were started; whether one found none.
+        """Start a queue's cells until one fits nowhere or `most` have started. Returns whether one fitted nowhere.
 
-        With `wanted`, a device is emptied for one that finds no place, as for cells that must be alone.
+        With `wanted`, a device is emptied for it then, as for cells that must run alone.
         """
         if needs in self.refused:
             return True
@@ -240,15 +245,15 @@ class _SchedulingPass:
         return refused
 
     def _is_refused_again(self, needs: Requirement) -> bool:
-        """Whether a queue that finds no place is refused as it was before, and nothing is to be done about it."""
+        """Whether a queue was already refused and needs no action, so that the search can be skipped."""
         if needs not in self.refused_since or needs in self.starved or needs in self.emptying_for:
             return False
         return bool(self.ledger.emptying) or not self.ledger.is_alone(needs)
 
     def _entries(self, needs: Requirement) -> Iterator[str]:
-        """A queue's cells, first come first, but for one that a device is being emptied for.
+        """A queue's cells in order, but first those that a device is being emptied for.
 
-        A cell that comes back stands before it, and would be refused the device for ever that is kept for the other.
+        A cell that returns to the queue stands before these, and the device would be refused to it for ever.
         """
         entries = self.cells.queues[needs].entries()
         if needs not in self.emptying_for:
@@ -257,7 +262,7 @@ class _SchedulingPass:
         return chain(first, (key for key in entries if key not in first))
 
     def plan(self) -> Plan:
-        """What came of it."""
+        """The result of the pass."""
         attempts = self.before.attempts.update({**self.joined, **self.started})
         state = replace(
             self.before,
@@ -278,7 +283,8 @@ class _SchedulingPass:
         )
 
     def _take_over(self, needs: Requirement, record: CellRecord) -> None:
-        """A device that is being emptied for a cell of the queue is for whichever is first: they need the same."""
+        """If a device is being emptied for a cell of this queue, empty it for the queue's first cell, which needs
+        the same."""
         for uuid, key in self.emptying.items() if needs in self.emptying_for else ():
             if key != record.cell.key and self.cells.waits_in(needs, key):
                 self._empty_for(record, uuid)
@@ -297,11 +303,12 @@ class _SchedulingPass:
             self._empty_one_for(record)
 
     def _empty_one_for(self, record: CellRecord) -> None:
-        """Keep a device free of others: of those that could take the cell once empty, the one that is empty first.
+        """Choose a device to be emptied for a cell: of those that could take it when empty, the one that will be empty
+        first.
 
-        It is kept in the state until the cell has run: chosen anew in each plan it would be one device now and another
-        a second later, and none would ever be empty. One at a time, but for those that were passed over for too long:
-        a device that waits to be empty is half empty, and the cells that must be alone go there one after another.
+        The choice is kept in the state until the cell has started. If it changed from pass to pass, no device would
+        ever become empty. Only one device is emptied at a time, except for starved cells, because a device that is
+        being emptied is half unused, and cells that must run alone can use the same one after another.
         """
         if len(self.ledger.emptying) >= len(self.before.devices) or record.cell.key in self.emptying.values():
             return
@@ -383,7 +390,8 @@ class _SchedulingPass:
 
 
 def _explained(state: State, now: Now, emptying: Mapping[str, str], wait: Wait | None = None) -> State:
-    """The state with its deferrals. They keep the state without those of the plan before, or none would ever end."""
+    """The state with the deferrals of this pass. These refer to the state without earlier deferrals, or every state
+    would keep all states before it in memory."""
     bare = replace(state, deferrals={})
     return replace(state, deferrals=Deferrals(bare, now, dict(emptying), wait))
 

@@ -1,9 +1,9 @@
-"""Putting devices into quarantine, and letting them out: every cause goes through here.
+"""Imposing and lifting the quarantine of devices, for every cause.
 
-Rules: a device in quarantine gets nothing new, and what runs there goes on. Its first cause stays, but a person's
-replaces any. What KILL doesn't end waits in the kernel, most likely in the device's driver: its device is held back
-until the attempt has ended at last, and only then let out by itself, if that is still the cause. An attempt that can't
-be killed is live, and its reservation held, until nothing of it lives.
+A quarantined device takes no new cells; running attempts continue. The first cause stays, but an operator's replaces
+any other. A process that survives SIGKILL waits in the kernel, most likely in the device's driver, so its device is
+quarantined until the attempt has ended, and is then released unless there is another cause. Until then the attempt
+counts as live and keeps its reservation.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from boundd.core.model.state import State
 from boundd.core.scheduler.quick_deaths import devices_to_quarantine
 
 Change = tuple[State, list[Record], list[Note]]
-"""The state after it, what is to be kept of it, and what is told."""
+"""The new state, the records to store, and the notes to log."""
 
 
 def impose(state: State, uuid: str, cause: QuarantineCause, now: Now) -> Change:
-    """Put a device into quarantine."""
+    """Quarantine a device."""
     quarantine = Quarantine(device_subject(uuid), cause, now.unix_s)
     new = _with(state, uuid, quarantine)
     level = "info" if isinstance(cause, ByOperator) else "error"
@@ -42,14 +42,14 @@ def impose(state: State, uuid: str, cause: QuarantineCause, now: Now) -> Change:
 
 
 def lift(state: State, uuid: str, why: str) -> Change:
-    """Let a device out; `why` is told of it."""
+    """Lift a device's quarantine; `why` completes the sentence "DEVICE ..." in the log."""
     new = _with(state, uuid, None)
     note = Note(Action.DEVICE_UNCORDONED, f"{_name(state, uuid)} {why}", device=uuid)
     return new, [LiftQuarantine(device_subject(uuid))], [note]
 
 
 def impose_by_operator(state: State, uuid: str, reason: str, now: Now) -> Change:
-    """Put a device into quarantine because a person says so, with its instances."""
+    """Quarantine a device and its MIG instances at an operator's request."""
     records: list[Record] = []
     notes: list[Note] = []
     for each in state.with_instances(uuid):
@@ -60,7 +60,7 @@ def impose_by_operator(state: State, uuid: str, reason: str, now: Now) -> Change
 
 
 def lift_by_operator(state: State, uuid: str) -> Change:
-    """Let a device out because a person says so, with its instances: what was held against them is forgotten."""
+    """Lift the quarantine of a device and its MIG instances at an operator's request, and forget their quick deaths."""
     uuids = state.with_instances(uuid)
     state = replace(state, quick_deaths=tuple(death for death in state.quick_deaths if death.device not in uuids))
     records: list[Record] = []
@@ -73,13 +73,13 @@ def lift_by_operator(state: State, uuid: str) -> Change:
 
 
 def impose_as_on_parent(state: State, instance: DeviceReading, now: Now) -> Change:
-    """The state with a new instance in quarantine whose whole was put there before it was divided like this."""
+    """Quarantine a new MIG instance if its parent device is quarantined."""
     whole = state.quarantine_of(instance.parent)
     return (state, [], []) if whole is None else impose(state, instance.uuid, whole.cause, now)
 
 
 def impose_for_deaths(state: State, now: Now) -> Change:
-    """The state with the devices in quarantine that have killed too many cells."""
+    """Quarantine the devices on which too many cells died quickly."""
     records: list[Record] = []
     notes: list[Note] = []
     for uuid, cause in devices_to_quarantine(state).items():
@@ -91,10 +91,10 @@ def impose_for_deaths(state: State, now: Now) -> Change:
 
 
 def impose_for_fault(state: State, before: DeviceReading | None, reading: DeviceReading, now: Now) -> Change:
-    """The state with a device in quarantine whose driver has begun to hold something against it.
+    """Quarantine a device if its driver reports a new fault.
 
-    What a person has put back into service stays there, until there is more than there was at the reading before (None:
-    it was not seen before).
+    If an operator has uncordoned the device, the same fault doesn't quarantine it again; only a changed one does.
+    `before` is the earlier reading, None for a new device.
     """
     is_new = bool(reading.driver_fault) and (before is None or before.driver_fault != reading.driver_fault)
     if not is_new or state.quarantine_of(reading.uuid) is not None:
@@ -103,21 +103,21 @@ def impose_for_fault(state: State, before: DeviceReading | None, reading: Device
 
 
 def impose_for_unkillable(state: State, attempt: Attempt, now: Now) -> Change:
-    """The state with the device of an unkillable attempt in quarantine."""
+    """Quarantine the device of an attempt that survived SIGKILL."""
     if state.quarantine_of(attempt.device) is not None:
         return state, [], []
     return impose(state, attempt.device, UnkillableAttempt(attempt.id, attempt.label, attempt.unkillable), now)
 
 
 def lift_after(state: State, ended: Attempt, now: Now) -> Change:
-    """The state after an attempt has ended that its device may have been held back for.
+    """Lift the quarantine that an unkillable attempt caused, after it has ended.
 
-    Another attempt there that can't be killed either keeps the device in quarantine, as its own cause.
+    If another attempt on the device is unkillable, it becomes the new cause.
     """
     found = state.quarantine_of(ended.device)
     if found is None or not isinstance(found.cause, UnkillableAttempt) or found.cause.attempt_id != ended.id:
         return state, [], []
-    new, records, notes = lift(state, ended.device, f"is in service again: {ended.label} has ended at last")
+    new, records, notes = lift(state, ended.device, f"is in service again: {ended.label} has ended")
     others = [other for other in new.attempts_on(ended.device) if other.unkillable]
     return impose_for_unkillable(new, others[0], now) if others else (new, records, notes)
 

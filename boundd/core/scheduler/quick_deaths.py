@@ -1,9 +1,10 @@
-"""Devices on which cells die quickly: who is to blame, and what such a device is still given.
+"""Quick deaths: whether the cell or its device is at fault, and what a suspected device still takes.
 
-Rules: a cell that dies within a minute (`Rules.quick_s`) of a plain failure may be broken, or its device may be. It
-goes to another device next. If it runs there, the device is to blame, and three such cells take it out of service; if
-it dies there too, the cell is. Until that is known, a device on which two have died gets them one at a time, with
-suspect_refusal between, because a device on which cells die quickly is always free, and would draw every cell there is.
+A cell that fails within a minute of its start (`Rules.quick_s`) may be broken, or its device may be. Its next
+attempt goes to another device. If it runs there, the first device is at fault, and after `QUARANTINE_FROM` such
+cells it is quarantined. If the cell dies there too, the cell is at fault. Until that is known, a device with at
+least `SUSPECT_FROM` quick deaths takes one cell at a time, with rests in between, because a device on which cells
+die quickly is always free and would draw every cell.
 """
 
 from __future__ import annotations
@@ -21,24 +22,24 @@ from boundd.core.model.state import State
 
 QUARANTINE_FROM = 3
 SUSPECT_FROM = 2
-"""So many cells, since one succeeded there; a single one is no more than a worse rank."""
+"""Quick deaths since the last success that make a device suspect. A single one only lowers its rank."""
 FIRST_REST = 0.5
-"""The first rest, in times of `Rules.quick_s`: 30 seconds, where that is a minute."""
+"""The first rest, as a multiple of `Rules.quick_s`: 30 seconds by default."""
 REST_GROWTH = 4.0
-"""Longer by this with each further cell that died there, up to `LONGEST_REST`."""
+"""Each further death multiplies the rest by this, up to `LONGEST_REST`."""
 LONGEST_REST = 10.0
-"""In times of `Rules.quick_s`: 10 minutes, where that is one."""
+"""As a multiple of `Rules.quick_s`: 10 minutes by default."""
 MAY_BE_THE_DEVICE = frozenset({ErrorKind.KILLED_BY_SIGNAL, ErrorKind.OTHER})
-"""Failures that a device can cause. A missing model or a bad result are the cell's own."""
+"""Failures that a device can cause. A missing model or a bad result is the cell's own fault."""
 
 
 def quick_deaths_on(state: State, device: str) -> tuple[QuickDeath, ...]:
-    """What is held against a device."""
+    """The quick deaths on a device."""
     return tuple(death for death in state.quick_deaths if death.device == device)
 
 
 def is_quick_failure(attempt: Attempt, verdict: Verdict, quick_s: float) -> bool:
-    """Whether an end speaks against the device."""
+    """Whether an attempt ended in a quick death."""
     if verdict.error is None or attempt.end_reason is not None or verdict.error.kind not in MAY_BE_THE_DEVICE:
         return False
     return verdict.wall_s is not None and verdict.wall_s < quick_s
@@ -47,7 +48,7 @@ def is_quick_failure(attempt: Attempt, verdict: Verdict, quick_s: float) -> bool
 def suspect_refusal(
     state: State, device: str, attempts: Sequence[Attempt], boot_s: float
 ) -> Resting | OneAtATime | None:
-    """Why a suspected device takes nothing just now; None where it may."""
+    """Why a suspect device takes no cell now; None if it may."""
     until_s = _rest_ends(state, device)
     if until_s is None:
         return None
@@ -60,13 +61,13 @@ def suspect_refusal(
 
 
 def next_rest_end(state: State, boot_s: float) -> float | None:
-    """Seconds since boot at which a resting device may be tried again; None where no device rests."""
+    """When the first resting device may take a cell again, in seconds since boot; None if no device rests."""
     ends = (_rest_ends(state, device) for device in {death.device for death in state.quick_deaths})
     return min((end for end in ends if end is not None and end > boot_s), default=None)
 
 
 def _rest_ends(state: State, device: str) -> float | None:
-    """When the rest after the last death ends; None where nothing is to be suspected."""
+    """When the rest after the last death ends; None if the device is not suspect."""
     found = quick_deaths_on(state, device)
     if len(found) < SUSPECT_FROM or not _has_others(state, device):
         return None
@@ -75,16 +76,17 @@ def _rest_ends(state: State, device: str) -> float | None:
 
 
 def _has_others(state: State, device: str) -> bool:
-    """Where there is no other device, cells can't be seen to run elsewhere, and resting helps nobody."""
+    """Whether there is another ready device. Without one, no cell can be seen to run elsewhere, and resting is
+    pointless."""
     return any(other.uuid != device and other.state is DeviceState.READY for other in state.devices.values())
 
 
 def record_end(state: State, attempt: Attempt, verdict: Verdict, boot_s: float) -> State:
-    """The strikes after an attempt has ended."""
+    """Update the quick deaths after an attempt has ended."""
     deaths = state.quick_deaths
     if is_quick_failure(attempt, verdict, state.rules.quick_s):
         if any(death.key == attempt.key and death.device != attempt.device for death in deaths):
-            # It died on two devices: it is the cell.
+            # It died on two devices, so the cell is at fault.
             return replace(state, quick_deaths=tuple(s for s in deaths if s.key != attempt.key))
         others = tuple(s for s in deaths if (s.device, s.key) != (attempt.device, attempt.key))
         return replace(state, quick_deaths=(*others, QuickDeath(attempt.device, attempt.key, boot_s)))
@@ -97,7 +99,8 @@ def record_end(state: State, attempt: Attempt, verdict: Verdict, boot_s: float) 
 
 
 def mark_survivors(state: State, boot_s: float) -> State:
-    """Cells that outlived `Rules.quick_s` on another device than the one on which they died: that one is to blame."""
+    """Mark the quick deaths of cells that now run on another device for longer than `Rules.quick_s`: their first
+    device was at fault."""
     if not state.quick_deaths:
         return state
     running = {
@@ -113,7 +116,7 @@ def mark_survivors(state: State, boot_s: float) -> State:
 
 
 def devices_to_quarantine(state: State) -> dict[str, CellsDied]:
-    """Devices that have killed too many cells to be given more, by UUID."""
+    """The devices to quarantine for quick deaths, by UUID."""
     found: dict[str, CellsDied] = {}
     for uuid in sorted({death.device for death in state.quick_deaths}):
         against = [death for death in quick_deaths_on(state, uuid) if death.elsewhere]

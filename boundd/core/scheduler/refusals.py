@@ -1,4 +1,4 @@
-"""Why each device doesn't take a cell: the ledger's numbers, as data, for the cells that somebody asks about."""
+"""Refusals: why each device doesn't take a cell, as data. Computed only when a user asks."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from boundd.core.scheduler.placement import Placement, PlacementSearch
 def best_placement(
     state: State, record: CellRecord, emptying: Mapping[str, str], boot_s: float = 0.0
 ) -> Placement | tuple[NoRoom, ...]:
-    """The best device for a cell, or why each one doesn't take it, in the order that people see; outside of a plan."""
+    """The best device for a cell, or each device's refusal in the order of their indices. For use outside a pass."""
     needs, ledger = state.memo.requirement_of(record), Ledger(state, boot_s, emptying)
     fit = PlacementSearch(ledger).best(record, needs)
     return refusals(ledger, record, needs) if fit is None else fit
 
 
 def refusals(ledger: Ledger, record: CellRecord, needs: Requirement) -> tuple[NoRoom, ...]:
-    """Why each device doesn't take a cell, when none does."""
+    """Each device's refusal of a cell."""
     return tuple(_no_room(ledger, record, needs, device) for device in ledger.state.devices_by_index())
 
 
 def idle_refusal(state: State, device: Device) -> OtherModel | None:
-    """Why a device that works takes nothing of this matrix; None where it may."""
+    """Why a working device takes no cells of this matrix; None if it does."""
     model = matrix_device_model(state)
     if device.quarantine is not None or device.reading.unavailable or model in (None, device.reading.name):
         return None
@@ -50,7 +50,7 @@ def _no_room(ledger: Ledger, record: CellRecord, needs: Requirement, device: Dev
 
 
 def _refusal(ledger: Ledger, record: CellRecord, needs: Requirement, need: Need, uuid: str) -> Refusal:
-    """Of a device that may take something."""
+    """The refusal of a device that could take some cell."""
     source, needed = need.expected.source, need.needed_bytes
     attempts, room = len(ledger.attempts_on(uuid)), ledger.headroom_bytes(uuid)
     if need.alone and attempts:
