@@ -1,6 +1,6 @@
-"""What a cell costs beside its own work: cells of no length through boundd, beside a bare subprocess loop.
+"""Overhead per cell: cells that do nothing, run by boundd and by a plain subprocess loop.
 
-Both run the same command with the same number of processes at a time, in turns, on the same machine. boundd is the
+Both run the same command with the same number of parallel processes, alternating, on the same machine. boundd is the
 real daemon as a process of its own, with its real store (WAL, synchronous=FULL), real shims, logs and export; only the
 devices are simulated, so that memory allows the parallelism that is asked for.
 """

@@ -1,4 +1,4 @@
-"""What a result was measured on, for its head: numbers without their machine mean nothing."""
+"""Describes the machine (CPU, kernel, versions) for the head of a result file."""
 
 from __future__ import annotations
 

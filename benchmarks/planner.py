@@ -1,8 +1,8 @@
-"""What one planning step costs: by cells that wait, by devices, and by how many kinds of cells there are.
+"""CPU time of one planning step, by number of waiting cells, of devices, and of kinds of cells.
 
-Pure core, one process, no I/O: `step(state, event, now)` with the core's own planner, in seconds of the processor, so
-that what else the machine does counts for little. A kind is a set of cells that
-need the same (model, method, steps, batch); the planner keeps a queue for each.
+Pure core, one process, no I/O: `step(state, event, now)` with the core's own planner. CPU time is used because other
+work on the machine affects it little. A kind is a set of cells with the same needs (model, method, steps, batch); the
+planner keeps one queue for each.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The lazy search beside the exhaustive one, cell by cell: the same bound for how many images?
+"""Compares the lazy and the exhaustive search, cell by cell: whether the bounds agree, and how many images each needs.
 
     python -m benchmarks.search [--steps 8] [--num-samples 32] [--jobs 2] [--method deepcache ...] [-o FILE]
 

@@ -1,4 +1,4 @@
-"""A long run under everything that goes on around a daemon: does it take more and more of anything?
+"""A long run of a daemon under load, to find leaks of memory, descriptors, threads, files or response time.
 
 The real daemon as a process of its own, with its real store, shims, logs and export; only the devices are simulated.
 Short cells are retried for ever while clients ask, followers come and go (some never read), logs are read as they grow,

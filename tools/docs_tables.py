@@ -1,6 +1,6 @@
-"""Tables of the docs that are made from the code: `python -m tools.docs_tables` writes them where they stand.
+"""Generates the tables of the docs that come from the code: `python -m tools.docs_tables` updates them in place.
 
-A table stands between two comments, `<!-- NAME: made by make docs -->` and `<!-- NAME: end -->`.
+A table is between two comments, `<!-- NAME: made by make docs -->` and `<!-- NAME: end -->`.
 """
 
 from __future__ import annotations

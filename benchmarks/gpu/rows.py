@@ -1,4 +1,4 @@
-"""What is measured, and what was published of it. Data, and how it is shrunk for a try on a CPU.
+"""The benchmark's rows with their published speed-ups, as data, and smaller versions of them for a CPU.
 
 Sources of the published figures:
  * DeepCache, SD2.1: diffusers' documentation, "DeepCache", benchmark table (RTX A5000, 512 px, batch 4).

@@ -1,1 +1,1 @@
-"""How well boundd packs, beside other policies and a packer that knows everything (docs/benchmarks.md)."""
+"""Compares boundd's packing with other policies and with a clairvoyant packer (docs/benchmarks.md)."""

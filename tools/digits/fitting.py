@@ -1,4 +1,4 @@
-"""The training loops, one a network: seeded, on the CPU, each a few minutes at most."""
+"""The training loops, one for each network; each is seeded and runs on the CPU."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 The figures in docs/digits.md are its output.
 
-Two judges say which digit an image shows: the scorer, and a support vector machine on 8 x 8 pixels that has nothing
-in common with it but the training images. Both are first held to the held-out digits.
+Two classifiers tell which digit an image shows: the scorer, and an independent support vector machine on 8 x 8 pixels,
+trained on the same images. Both are first tested on held-out digits.
 """
 
 from __future__ import annotations
