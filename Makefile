@@ -23,7 +23,7 @@ campaign-faults: $(STAMP) ## Every fault campaign at full length: many hours; SH
 		$(BIN)/python -m pytest tests/faults -m campaign $(if $(ONLY),-k $(ONLY))
 
 campaign-odd: campaign-devices ## 20,000 of each kind of odd input: devices, model folders, schedulers, hubs, scripts' outputs (hours)
-	$(BIN)/python -m pytest tests/worker tests/service/test_reading.py -m campaign
+	$(BIN)/python -m pytest tests/worker tests/service/test_log_reading.py -m campaign
 	BOUNDD_VARIANTS=20000 $(BIN)/python -m pytest tests/core/lifecycle/test_environment_evidence.py tests/worker/test_hub.py
 
 campaign-devices: $(STAMP) ## 20,000 of each kind of odd device, list of processes and choice of devices

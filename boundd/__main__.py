@@ -17,7 +17,7 @@ from boundd.cli import streams
 from boundd.cli.boundd import RunOptions, make_cli
 from boundd.config.paths import find_config, state_dir_of
 from boundd.core.model.devices import DeviceReading
-from boundd.ports import ConfigError, HeldError, StoreBusyError
+from boundd.ports import AlreadyRunningError, ConfigError, StoreBusyError
 from boundd.service.instance_lock import hold
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _run(options: RunOptions) -> int:
     with ExitStack() as stack:
         try:
             stack.enter_context(hold(_state_dir(options)))
-        except HeldError as error:
+        except AlreadyRunningError as error:
             return _held(options, error)
         except (ConfigError, OSError, StoreBusyError):
             pass  # Not there yet, or wrong in a way that is told better by who reads all of the config.
@@ -69,7 +69,7 @@ def _state_dir(options: RunOptions) -> Path:
     return found
 
 
-def _held(options: RunOptions, error: HeldError) -> int:
+def _held(options: RunOptions, error: AlreadyRunningError) -> int:
     """Say so as the daemon would, in its log and to systemd."""
     from boundd.core.model.effects import Action, Note
     from boundd.service.clock import SystemClock

@@ -47,21 +47,21 @@ class StoreBusyError(Exception):
     """The environment's, and passing: this commit did not happen (disk full, I/O error), a later one may."""
 
 
-class HeldError(Exception):
+class AlreadyRunningError(Exception):
     """The operator's: another daemon holds this state; the message names its pid. Exit code 4."""
 
 
 class LaunchError(Exception):
     """The environment's: a worker could not be started; the message says what was tried and why not.
 
-    `passing`: it was the disk (full, failing), so that the same attempt may be started later. `number`: the system's
+    `transient`: it was the disk (full, failing), so that the same attempt may be started later. `errno`: the system's
     error number; None where there is none, and then the command can't be executed anywhere.
     """
 
-    def __init__(self, message: str, *, passing: bool = False, number: int | None = None) -> None:
+    def __init__(self, message: str, *, transient: bool = False, errno: int | None = None) -> None:
         super().__init__(message)
-        self.passing = passing
-        self.number = number
+        self.transient = transient
+        self.errno = errno
 
 
 class InvariantError(AssertionError):
@@ -152,7 +152,7 @@ class ProcessEnd:
 
 
 @dataclass(frozen=True, slots=True)
-class Unkillable:
+class UnkillableProcess:
     """A process that has been sent KILL and lives."""
 
     pid: int
@@ -184,10 +184,10 @@ class Launcher(Protocol):
     async def end(self, attempt_id: str) -> None:
         """Ask the shim for TERM, grace, KILL on the whole tree. Returns at once; `wait` tells when it is over."""
 
-    def trouble(self, attempt_id: str) -> str:
+    def why_not_endable(self, attempt_id: str) -> str:
         """Why a live attempt can only be waited for, and not asked to end; empty where it isn't so."""
 
-    def unkillable(self, attempt_id: str) -> frozenset[Unkillable]:
+    def unkillable(self, attempt_id: str) -> frozenset[UnkillableProcess]:
         """Its processes that were sent KILL and are there all the same, as of now: most of them will be gone soon."""
 
     def pids(self, attempt_id: str) -> frozenset[int]:
@@ -197,11 +197,11 @@ class Launcher(Protocol):
         """The same of many attempts, in one look at the machine's processes."""
 
     async def read_results(
-        self, attempt_id: str, offset: int, most_bytes: int, *, of_the_living: bool = False
+        self, attempt_id: str, offset: int, max_bytes: int, *, only_while_alive: bool = False
     ) -> bytes:
         """Some of what the worker has appended to its results, from `offset` on; empty where there is no more (yet).
 
-        With `of_the_living`, empty too where the worker's own process had ended by the time of the reading: what it
+        With `only_while_alive`, empty too where the worker's own process had ended by the time of the reading: what it
         left behind may go on writing.
 
         Raises:
@@ -209,7 +209,7 @@ class Launcher(Protocol):
             OSError: they can't be read now.
         """
 
-    async def read_log(self, attempt_id: str, offset: int, most_bytes: int) -> bytes:
+    async def read_log(self, attempt_id: str, offset: int, max_bytes: int) -> bytes:
         """Some of what the worker printed, from `offset` on; empty where there is no more (yet).
 
         Raises:

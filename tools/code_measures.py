@@ -51,7 +51,7 @@ FLAT_CORE = {
 """The subject of each module of `core/` before it had rooms."""
 CHANGES = {
     "a built-in method": r"\btome\b|ToMeMethod",
-    "a remote launcher": r"results_path|log_path|LocalLauncher|\bpids_of\b|read_chunk|open_plain",
+    "a remote launcher": r"results_path|log_path|LocalLauncher|\bpids_of\b|read_chunk|open_regular",
     "another kind of GPU": r"backend [!=]= \"|\"nvml\"|NvmlProbe",
     "another form of report": r"\bprint_bounds\b|\bFORMATS\b|ExportFormat|search-params",
     "a matrix id in the state": r"\bstate\.order\b|ConfigLoaded|\.matrix\(\)|\bRules\(",

@@ -141,7 +141,7 @@ def _check_config_command() -> click.Command:
 
 def _says_what_is_read(settings: Settings, sample: BinaryIO | None) -> bool:
     """Print what would be read from a sample of a script's output; false where that is nothing, or malformed."""
-    from boundd.protocol.printed import PrintedReader
+    from boundd.protocol.script_output import ScriptOutputReader
 
     if settings.worker_result != "stdout":
         if sample is not None:
@@ -151,7 +151,7 @@ def _says_what_is_read(settings: Settings, sample: BinaryIO | None) -> bool:
         if settings.worker_pattern:
             click.echo("result: no sample to try the pattern on: give --sample FILE, or worker.sample")
         return True
-    reader = PrintedReader(settings.worker_pattern)
+    reader = ScriptOutputReader(settings.worker_pattern)
     reader.feed(settings.worker_sample.encode() if sample is None else sample.read())
     found = reader.finish()
     if found.malformed or found.line is None:

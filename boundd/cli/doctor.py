@@ -18,7 +18,7 @@ from boundd.catalogue import libraries
 from boundd.catalogue.models import BUILTIN_MODELS
 from boundd.cli.text import safe
 from boundd.core.model.devices import DeviceReading
-from boundd.devices.surroundings import surroundings
+from boundd.devices.environment_checks import check_environment
 from boundd.ports import ConfigError, DeviceError
 
 if TYPE_CHECKING:
@@ -83,10 +83,10 @@ def _devices(settings: Settings | None, probe: Callable[..., list[DeviceReading]
         readings = probe(settings)
     except DeviceError as error:
         findings.problems.append(f"devices: {error}")
-        findings.problems += surroundings(()).problems
+        findings.problems += check_environment(()).problems
         findings.exit_code = findings.exit_code or EXIT_NO_DEVICE
         return
-    around = surroundings(readings)
+    around = check_environment(readings)
     findings.surroundings += around.remarks
     findings.problems += around.problems
     for reading in readings:

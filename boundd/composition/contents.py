@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from boundd.protocol.content import file_digest
+from boundd.protocol.file_digests import file_digest
 
 LOOKED_AT_S = 60.0
 """How long an answer is taken for today's."""

@@ -12,9 +12,9 @@ from boundd.core.memory.process_listing import unusable_while_held
 from boundd.core.model.devices import DeviceReading
 from boundd.devices.discover import Choice, open_probe
 from boundd.ports import DeviceProbe
+from boundd.protocol.device_processes import is_in_host_pid_namespace
 from boundd.protocol.environment import CUDA_VISIBLE_DEVICES
-from boundd.protocol.seeing import sees_every_pid
-from boundd.service.processes import look_at
+from boundd.service.processes import check_lists
 
 
 class ChosenDevices:
@@ -48,7 +48,7 @@ def probe_devices(settings: Settings | None) -> list[DeviceReading]:
         finally:
             await probe.aclose()
         # Nothing of ours runs as far as this process knows, so whoever has a device that takes one process is told.
-        seen = look_at(readings, {}, {}, every_pid=sees_every_pid())
+        seen = check_lists(readings, {}, {}, in_host_namespace=is_in_host_pid_namespace())
         return [unusable_while_held(reading, seen.holders.get(reading.uuid, "")) for reading in readings]
 
     return anyio.run(read)

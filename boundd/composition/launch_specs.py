@@ -14,7 +14,7 @@ from boundd.core.model.state import State
 from boundd.ports import LaunchSpec
 from boundd.protocol.environment import WorkerEnvironment
 from boundd.protocol.lease import lease_use
-from boundd.service.reading import kept_lines
+from boundd.service.log_reading import kept_lines
 
 LEASES_NAME = "leases"
 """The folder of the devices' leases, in the state folder: a RuntimeDirectory is made anew at each restart."""

@@ -36,7 +36,7 @@ from boundd.devices.discover import open_probe
 from boundd.devices.host import read_host
 from boundd.launch import cgroups
 from boundd.launch.local import LocalLauncher
-from boundd.ports import ConfigError, DeviceError, HeldError, Observer, StoreBusyError, StoreError
+from boundd.ports import AlreadyRunningError, ConfigError, DeviceError, Observer, StoreBusyError, StoreError
 from boundd.results.staleness import Today, is_stale
 from boundd.results.table import print_bounds
 from boundd.service.clock import SystemClock
@@ -44,7 +44,7 @@ from boundd.service.daemon import Daemon, Hooks
 from boundd.service.instance_lock import hold
 from boundd.service.notify import Notifier, status_line
 from boundd.store.sqlite import SqliteStore
-from boundd.telemetry import journal, library
+from boundd.telemetry import journal, library_log
 from boundd.telemetry.export_file import ForeignExportError
 from boundd.telemetry.logs import JsonLog
 from boundd.telemetry.metrics import Metrics
@@ -69,7 +69,7 @@ FAILURES: tuple[tuple[type[Exception], Action, int], ...] = (
     (ConfigError, Action.CONFIG_REJECTED, EXIT_USAGE),
     (ForeignExportError, Action.CONFIG_REJECTED, EXIT_USAGE),
     (SocketError, Action.CONFIG_REJECTED, EXIT_USAGE),
-    (HeldError, Action.DAEMON_STOPPED, EXIT_HELD),
+    (AlreadyRunningError, Action.DAEMON_STOPPED, EXIT_HELD),
     (StoreError, Action.STORE_UNAVAILABLE, EXIT_STORE),
     (StoreBusyError, Action.STORE_UNAVAILABLE, EXIT_OURS),
     (DeviceError, Action.DEVICE_UNAVAILABLE, EXIT_NO_DEVICE),
@@ -89,7 +89,7 @@ def run(options: RunOptions) -> int:
         # A watchdog's SIGABRT then leaves in the journal where every thread was stuck.
         faulthandler.enable()
     log = JsonLog(format=options.log_format, journal=journal.connect(os.environ, STDERR))
-    stop_listening = library.listen(log, SystemClock().now)
+    stop_listening = library_log.listen(log, SystemClock().now)
     try:
         return _run(options, log, notifier)
     except Exception as group:
@@ -100,7 +100,7 @@ def run(options: RunOptions) -> int:
                 notifier.status("; ".join(messages))
                 return _fail(log, action, messages, status)
         # Ours, or of the machine: nothing is lost, because what was acknowledged is in the store.
-        where = "".join(traceback.format_exception(group))[-library.TRACEBACK_CHARACTERS :]
+        where = "".join(traceback.format_exception(group))[-library_log.TRACEBACK_CHARACTERS :]
         note = Note(Action.INTERNAL_ERROR, f"{type(error).__name__}: {error}", "error", fields={"traceback": where})
         log.note(note, SystemClock().now())
         return EXIT_OURS

@@ -17,7 +17,7 @@ from boundd.config.reading import Reading, key_path, nearest
 from boundd.config.schema import Config
 from boundd.core.model.cells import canonical_json
 from boundd.protocol.environment import CUDA_DEVICE_ORDER, VARIABLES
-from boundd.protocol.printed import Printed, pattern_problem
+from boundd.protocol.script_output import ScriptResults, pattern_problem
 from boundd.protocol.strict_json import INT_MAX, INT_MIN
 
 Check: TypeAlias = Callable[[Config], Iterator[str]]
@@ -128,7 +128,7 @@ def _pattern(config: Config) -> Iterator[str]:
         if problem := pattern_problem(worker.pattern, worker.sample):
             yield f"worker.pattern: {problem}"
     elif worker.sample:
-        found = Printed.of(worker.sample)
+        found = ScriptResults.of(worker.sample)
         if found.malformed or found.largest is None:
             why = found.malformed or found.unread or "it has no `speedup: X`"
             yield f"worker.sample: nothing is read from it ({why}): say with worker.pattern where the result is"

@@ -18,7 +18,7 @@ from boundd.control.views import timestamp
 from boundd.core.model.effects import Note
 from boundd.core.model.events import Now
 from boundd.ports import Launcher, Service
-from boundd.protocol.plain_file import NotAFileError
+from boundd.protocol.regular_file import NotAFileError
 
 CHUNK_BYTES = 64 * 1024
 POLL_S = 0.2

@@ -20,12 +20,12 @@ import anyio.to_thread
 
 from boundd.core.model.devices import UNKNOWN_NAME, UNKNOWN_PREFIX, DeviceReading
 from boundd.devices.nvml_process import ChildGoneError, NvmlProcess
-from boundd.devices.sense import Told, contradiction, told_by, without_twins
+from boundd.devices.plausibility import DeviceIdentity, contradiction, identity_of, without_duplicates
 from boundd.ports import DeviceError
 
 FIRST_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 30.0
-MOST_ABANDONED = 4
+MAX_ABANDONED = 4
 """So many children that could not be ended are left alone: each may hold the driver's lock."""
 SKIP_PAUSES = 30.0
 """A device on which the driver hangs is asked for again after so many times the first backoff; each time in vain
@@ -68,7 +68,7 @@ class _Skipped:
     pause_s: float
 
 
-class _Unanswered(Exception):  # noqa: N818 - it is how a reading ends, and never leaves this module
+class _NoReading(Exception):  # noqa: N818 - it is how a reading ends, and never leaves this module
     """No reading this time. The first argument says why, for people."""
 
 
@@ -103,7 +103,7 @@ class NvmlProbe:
         self._not_before_s = 0.0
         self._last_failure = ""
         self._known: dict[str, DeviceReading] = {}
-        self._told: dict[str, Told] = {}
+        self._identities: dict[str, DeviceIdentity] = {}
         self._suspect: int | None = None
         self._blamed = False
         self._skipped: dict[int, _Skipped] = {}
@@ -131,7 +131,7 @@ class NvmlProbe:
             await self._try_skipped()
             try:
                 reply, driver = await self._ask_until_blamed(processes=processes)
-            except (_Unanswered, DeviceError) as error:
+            except (_NoReading, DeviceError) as error:
                 if not self._known:
                     raise error if isinstance(error, DeviceError) else BrokenDriverError(_advice(str(error))) from None
                 self._known = {uuid: _failed(reading, str(error)) for uuid, reading in self._known.items()}
@@ -156,7 +156,7 @@ class NvmlProbe:
             self._blamed = False
             try:
                 return await self._ask(processes=processes)
-            except _Unanswered:
+            except _NoReading:
                 if self._known or not self._blamed:
                     raise
 
@@ -164,28 +164,28 @@ class NvmlProbe:
         """See, in a child of its own, whether the driver answers for a device again on which it hung."""
         now_s = time.monotonic()
         due = [index for index, skipped in self._skipped.items() if now_s >= skipped.next_s]
-        if not due or len(self._abandoned) >= MOST_ABANDONED or self._closed:
+        if not due or len(self._abandoned) >= MAX_ABANDONED or self._closed:
             return
         index = due[0]
         try:
-            scout = await anyio.to_thread.run_sync(NvmlProcess, self._environ)
+            trial = await anyio.to_thread.run_sync(NvmlProcess, self._environ)
         except OSError:
             return
         try:
             with anyio.fail_after(self._deadline_s):
-                greeting = await scout.greet()
-                reply = await scout.ask(only=index) if greeting.get("ready") else {}
+                greeting = await trial.greet()
+                reply = await trial.ask(only=index) if greeting.get("ready") else {}
         except (TimeoutError, ChildGoneError):
             reply = {}
         except BaseException:
-            scout.kill()
+            trial.kill()
             raise
         if "devices" in reply:
             del self._skipped[index]
-            await scout.aclose()
+            await trial.aclose()
             return
-        scout.kill()
-        self._abandoned.append(scout)
+        trial.kill()
+        self._abandoned.append(trial)
         skipped = self._skipped[index]
         skipped.pause_s = min(LONGEST_SKIP_S, 2 * skipped.pause_s)
         skipped.next_s = time.monotonic() + skipped.pause_s
@@ -194,7 +194,7 @@ class NvmlProbe:
         """The child's reply and the driver's version, within the deadlines.
 
         Raises:
-            _Unanswered: no reading this time.
+            _NoReading: no reading this time.
             DeviceError: there is nothing that could be asked.
         """
         child = await self._started()
@@ -205,7 +205,7 @@ class NvmlProbe:
         except TimeoutError:
             if child.age_s < self._start_deadline_s:
                 # Healthy drivers are slow here too, and killing the child would only begin it all again.
-                raise _Unanswered(f"the driver is still initialising, after {child.age_s:.0f} s") from None
+                raise _NoReading(f"the driver is still initialising, after {child.age_s:.0f} s") from None
             raise self._failed_with(f"the driver did not initialise within {self._start_deadline_s:.1f} s") from None
         except ChildGoneError as error:
             raise self._failed_with(str(error)) from None
@@ -243,15 +243,15 @@ class NvmlProbe:
         """The child, started if there is none and its time has come.
 
         Raises:
-            _Unanswered: it is too soon for another, or it can't be started.
+            _NoReading: it is too soon for another, or it can't be started.
         """
         if self._closed:
             raise RuntimeError("this probe is closed")
         if self._child is None:
             if time.monotonic() < self._not_before_s:
-                raise _Unanswered(self._last_failure)
-            if len(self._abandoned) >= MOST_ABANDONED:
-                raise _Unanswered(f"{self._last_failure}; {len(self._abandoned)} stuck probes could not be ended")
+                raise _NoReading(self._last_failure)
+            if len(self._abandoned) >= MAX_ABANDONED:
+                raise _NoReading(f"{self._last_failure}; {len(self._abandoned)} stuck probes could not be ended")
             try:
                 # In a thread: the kernel may take its time over a process, and the loop has others to serve.
                 self._child = await anyio.to_thread.run_sync(NvmlProcess, self._environ)
@@ -259,7 +259,7 @@ class NvmlProbe:
                 raise self._failed_with(f"the probe's process could not be started: {error}") from None
         return self._child
 
-    def _failed_with(self, reason: str) -> _Unanswered:
+    def _failed_with(self, reason: str) -> _NoReading:
         """Give the child up and put off the next one; the exception to raise. Where it fails for the second time in a
         row on the same device, that is left out from now on, and the next child comes at once."""
         at = None if self._child is None else self._child.at
@@ -279,7 +279,7 @@ class NvmlProbe:
             self._skipped[at] = _Skipped(why, time.monotonic() + pause_s, pause_s)
             self._failures, self._not_before_s = 0, 0.0
         self._suspect = at
-        return _Unanswered(reason)
+        return _NoReading(reason)
 
     def _merge(self, entries: Sequence[Mapping[str, Any]], driver: str) -> tuple[DeviceReading, ...]:
         """Take over a pass of the child; the devices that it doesn't name any more are kept as unavailable.
@@ -287,22 +287,24 @@ class NvmlProbe:
         Raises:
             BrokenDriverError: the driver lists nothing, and never did.
         """
-        entries = without_twins(entries)
+        entries = without_duplicates(entries)
         named = {str(entry["uuid"]) for entry in entries if entry["uuid"]}
         missing = {uuid: reading for uuid, reading in self._known.items() if uuid not in named}
         fresh: dict[str, DeviceReading] = {}
         nameless: list[DeviceReading] = []
         for entry in entries:
             if entry["uuid"]:
-                entry = self._in_words(entry, driver)
+                entry = self._refuse_contradiction(entry, driver)
                 reading = _reading(entry, driver, self._known.get(entry["uuid"]))
-                fresh[reading.uuid] = replace(reading, driver_fault=self._ailment(entry))
+                fresh[reading.uuid] = replace(reading, driver_fault=self._health_problems(entry))
                 continue
             # A device too broken to tell its UUID is the one that was at its index, if that one is missed.
             same = [reading for reading in missing.values() if reading.index == entry["index"]]
             for reading in same:
-                ailing = replace(missing.pop(reading.uuid), driver_fault=self._ailment({"uuid": reading.uuid}))
-                fresh[reading.uuid] = _failed(ailing, entry["unavailable"])
+                unhealthy = replace(
+                    missing.pop(reading.uuid), driver_fault=self._health_problems({"uuid": reading.uuid})
+                )
+                fresh[reading.uuid] = _failed(unhealthy, entry["unavailable"])
             if not same:
                 nameless.append(_reading({**entry, "uuid": f"{UNKNOWN_PREFIX}{entry['index']}"}, driver, None))
         for uuid, reading in missing.items():
@@ -315,18 +317,18 @@ class NvmlProbe:
         self._known = fresh
         return self._ordered(nameless)
 
-    def _in_words(self, entry: Mapping[str, Any], driver: str) -> Mapping[str, Any]:
+    def _refuse_contradiction(self, entry: Mapping[str, Any], driver: str) -> Mapping[str, Any]:
         """The entry, unavailable where it contradicts what was told of its device."""
         if entry.get("unavailable"):
             return entry
-        told = self._told.get(entry["uuid"])
+        told = self._identities.get(entry["uuid"])
         against = contradiction(entry, driver, told)
         if against:
             return {**entry, "unavailable": against, "total": None, "free": None}
-        self._told[entry["uuid"]] = told_by(entry, driver)
+        self._identities[entry["uuid"]] = identity_of(entry, driver)
         return entry
 
-    def _ailment(self, entry: Mapping[str, Any]) -> str:
+    def _health_problems(self, entry: Mapping[str, Any]) -> str:
         """What is held against a device's health, in words; an instance shares its whole device's errors."""
         if "health" in entry:
             self._errors[entry["uuid"]] = entry["health"]

@@ -24,7 +24,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from boundd.protocol.seeing import describe, read_lists
+from boundd.protocol.device_processes import describe, read_process_lists
 
 _LIBRARY = "libnvidia-ml.so.1"
 _NOT_AVAILABLE = 2**64 - 1
@@ -133,7 +133,7 @@ RECOVERY_ACTIONS: Mapping[int, str] = {
 """NVML's nvmlDeviceGpuRecoveryAction_t. XID 154 tells when it changes; whoever comes later has to ask."""
 
 
-class NonsenseError(Exception):
+class ImplausibleError(Exception):
     """The driver's numbers can't be true; the message says which."""
 
 
@@ -188,7 +188,7 @@ def read_memory(nvml: Any, handle: Any) -> tuple[int, int, int | None] | None:
 
     Raises:
         NVMLError: the device could not be asked.
-        NonsenseError: the numbers can't be true.
+        ImplausibleError: the numbers can't be true.
     """
     unsupported = {nvml.NVML_ERROR_NOT_SUPPORTED, nvml.NVML_ERROR_FUNCTION_NOT_FOUND}
     # How drivers refuse the second version differs; anything else is about the device and must not be papered over.
@@ -208,7 +208,7 @@ def read_memory(nvml: Any, handle: Any) -> tuple[int, int, int | None] | None:
     if total == _NOT_AVAILABLE:
         return None
     if total == 0 or free > total:
-        raise NonsenseError(f"the driver tells {free:,} free bytes of {total:,}, which can't be true")
+        raise ImplausibleError(f"the driver tells {free:,} free bytes of {total:,}, which can't be true")
     return total, free, None if reserved is None else int(reserved)
 
 
@@ -230,7 +230,7 @@ def read_device(nvml: Any, handle: Any, index: int, request: Request) -> dict[st
         mode = read_compute_mode(nvml, handle)
         memory = read_memory(nvml, handle)
         if request.processes and entry["uuid"] not in request.unlisted:
-            lists = read_lists(nvml, handle)
+            lists = read_process_lists(nvml, handle)
             entry["processes"] = {str(pid): size for pid, size in lists.processes.items()}
             entry["unreadable"] = dict(lists.unreadable)
         if request.health:
@@ -258,21 +258,21 @@ def _identify(nvml: Any, handle: Any, entry: dict[str, Any]) -> None:
 
     Raises:
         NVMLError: it doesn't.
-        NonsenseError: what it tells is no text.
+        ImplausibleError: what it tells is no text.
     """
     for what, ask in (("uuid", nvml.nvmlDeviceGetUUID), ("name", nvml.nvmlDeviceGetName)):
         try:
             entry[what] = ask(handle)
         except UnicodeDecodeError as error:
             called = "UUID" if what == "uuid" else "name"
-            raise NonsenseError(f"its {called} is no UTF-8 text, a bug of the driver's: {error.object!r}") from None
+            raise ImplausibleError(f"its {called} is no UTF-8 text, a bug of the driver's: {error.object!r}") from None
 
 
 def _why(nvml: Any, error: Exception) -> str:
     """Why a device could not be read, for people."""
     if isinstance(error, nvml.NVMLError):
         return f"the driver reports: {describe(error)}"
-    return str(error) if isinstance(error, NonsenseError) else f"its answers can't be read: {error!r}"
+    return str(error) if isinstance(error, ImplausibleError) else f"its answers can't be read: {error!r}"
 
 
 def has_mig(nvml: Any, handle: Any) -> bool:

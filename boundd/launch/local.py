@@ -23,16 +23,16 @@ from anyio import to_thread
 from boundd.launch import cgroups, processes, shim
 from boundd.launch.records import RecordError, ShimRecord, read_outcome, read_shim
 from boundd.launch.spawner import ShimSpawner
-from boundd.ports import LaunchError, LaunchSpec, ProcessEnd, Unkillable
+from boundd.ports import LaunchError, LaunchSpec, ProcessEnd, UnkillableProcess
 from boundd.protocol.environment import WorkerEnvironment
-from boundd.protocol.plain_file import NotAFileError, open_plain, read_chunk, size_bytes
+from boundd.protocol.regular_file import NotAFileError, open_regular, read_chunk, size_bytes
 
 _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 1.0
-_END_PATIENCE_S = 5.0
-_REPORT_PATIENCE_S = 2.0
-_TOLD_BYTES = 2000
-_COMPLAINTS = "shim.log"
+_END_TIMEOUT_S = 5.0
+_REPORT_TIMEOUT_S = 2.0
+_LOG_TAIL_BYTES = 2000
+_SHIM_LOG = "shim.log"
 _RESULTS = "results.jsonl"
 _FETCHING = "fetching"
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
@@ -81,21 +81,21 @@ class LocalLauncher:
         said = b""
         try:
             await anyio.wait_readable(ready)
-            said = os.read(ready, shim.COMPLAINT_BYTES)
+            said = os.read(ready, shim.START_FAILURE_BYTES)
             if said == shim.READY:
                 self._pipes[spec.attempt_id] = ready
                 return
         finally:
             if said != shim.READY:
                 os.close(ready)
-        how = _ending(await self._failure(spec.attempt_id))
+        how = _describe_exit(await self._failure(spec.attempt_id))
         self._failures.pop(spec.attempt_id, None)
-        number, words = shim.complaint_of(said)
-        why = words or _last_words(self._folder(spec.attempt_id))
+        number, words = shim.parse_start_failure(said)
+        why = words or _last_log_line(self._folder(spec.attempt_id))
         raise LaunchError(
             f"the shim of attempt {spec.attempt_id} {how} before it started the worker: {why}",
-            passing=number in _DISK_ERRORS,
-            number=number or None,
+            transient=number in _DISK_ERRORS,
+            errno=number or None,
         )
 
     async def wait(self, attempt_id: str) -> ProcessEnd:
@@ -106,7 +106,7 @@ class LocalLauncher:
         Raises:
             OSError: the system refuses to tell (no descriptors left, an I/O error).
         """
-        await self._until_shim_gone(attempt_id)
+        await self._wait_for_shim(attempt_id)
         try:
             outcome = self.outcome(attempt_id)
             if outcome is not None:
@@ -115,7 +115,7 @@ class LocalLauncher:
             reason = self._why_lost(attempt_id, await self._failure(attempt_id))
         except RecordError as error:
             reason = str(error)
-        await self._until_nothing_left(attempt_id)
+        await self._kill_until_gone(attempt_id)
         return ProcessEnd(lost=reason)
 
     def outcome(self, attempt_id: str) -> ProcessEnd | None:
@@ -144,7 +144,7 @@ class LocalLauncher:
             OSError: the system refuses.
         """
         pause_s = _FIRST_PAUSE_S
-        with anyio.move_on_after(_END_PATIENCE_S):
+        with anyio.move_on_after(_END_TIMEOUT_S):
             # Alive, and nobody to ask: the shim has yet to write its record, and until then it doesn't listen.
             while (record := self._record(attempt_id)) is None and self.is_alive(attempt_id):
                 await anyio.sleep(pause_s)
@@ -154,7 +154,7 @@ class LocalLauncher:
         pidfd = self._open_shim(attempt_id, record)
         if pidfd is None:
             if self.is_alive(attempt_id):
-                await to_thread.run_sync(self._kill_remnants, attempt_id)
+                await to_thread.run_sync(self._kill_leftovers, attempt_id)
             return
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGTERM)
@@ -163,7 +163,7 @@ class LocalLauncher:
         finally:
             os.close(pidfd)
 
-    def trouble(self, attempt_id: str) -> str:
+    def why_not_endable(self, attempt_id: str) -> str:
         """Why a live attempt can only be waited for, and not asked to end; empty where it isn't so.
 
         Raises:
@@ -176,14 +176,14 @@ class LocalLauncher:
                 return f"who its shim is can't be told, so it is left alone until nothing of it lives: {error}"
         return ""
 
-    def unkillable(self, attempt_id: str) -> frozenset[Unkillable]:
+    def unkillable(self, attempt_id: str) -> frozenset[UnkillableProcess]:
         """Its processes that were sent KILL and are there all the same, as of now: most of them will be gone soon."""
         record = self._record(attempt_id)
         lock = self._folder(attempt_id) / shim.LOCK
         if record is not None and record.of_this_boot() and processes.tree(record, lock):
             # Ended threads and all: a process whose first thread is a zombie lives as long as another one doesn't end.
             return processes.unkillable(shim.descendants(record.pid, zombies=True))
-        return processes.unkillable(self._remnants(attempt_id)) if self.is_alive(attempt_id) else frozenset()
+        return processes.unkillable(self._leftovers(attempt_id)) if self.is_alive(attempt_id) else frozenset()
 
     def pids(self, attempt_id: str) -> frozenset[int]:
         """The host pids of the attempt's processes, its shim among them, as far as they can be told."""
@@ -203,24 +203,24 @@ class LocalLauncher:
         for each in shims:
             with contextlib.suppress(OSError):
                 if not found[each] and self.is_alive(each):
-                    found[each] = frozenset(stat.pid for stat in self._remnants(each))
+                    found[each] = frozenset(stat.pid for stat in self._leftovers(each))
         return {each: found.get(each, frozenset()) for each in wanted}
 
     async def read_results(
-        self, attempt_id: str, offset: int, most_bytes: int, *, of_the_living: bool = False
+        self, attempt_id: str, offset: int, max_bytes: int, *, only_while_alive: bool = False
     ) -> bytes:
         """Some of what the worker has appended to its results; see `boundd.ports.Launcher`."""
 
         def read() -> bytes:
-            data = read_chunk(self.results_path(attempt_id), offset, most_bytes)
+            data = read_chunk(self.results_path(attempt_id), offset, max_bytes)
             # In this order: of a worker that still lives now, all that was read is from before its end.
-            return b"" if data and of_the_living and not self.worker_lives(attempt_id) else data
+            return b"" if data and only_while_alive and not self.worker_lives(attempt_id) else data
 
         return await to_thread.run_sync(read)
 
-    async def read_log(self, attempt_id: str, offset: int, most_bytes: int) -> bytes:
+    async def read_log(self, attempt_id: str, offset: int, max_bytes: int) -> bytes:
         """Some of what the worker printed; see `boundd.ports.Launcher`."""
-        return await to_thread.run_sync(read_chunk, self.log_path(attempt_id), offset, most_bytes)
+        return await to_thread.run_sync(read_chunk, self.log_path(attempt_id), offset, max_bytes)
 
     async def log_size_bytes(self, attempt_id: str) -> int | None:
         """How long the log is; None where there is none."""
@@ -261,7 +261,7 @@ class LocalLauncher:
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(folder / shim.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                _claim(folder, lock, spec.attempt_id)
+                _take_lock(folder, lock, spec.attempt_id)
                 # The environment may hold a token.
                 place = str(folder / shim.SPEC)
                 document = shim.checked(place, _spec_document(spec, self._environment(spec), self._cgroup(spec)))
@@ -273,7 +273,7 @@ class LocalLauncher:
         except (OSError, ValueError, TypeError, subprocess.SubprocessError, cgroups.CgroupError) as error:
             number = error.errno if isinstance(error, OSError) else None
             message = f"attempt {spec.attempt_id} can't be started: {error}"
-            raise LaunchError(message, passing=number in _DISK_ERRORS, number=number) from error
+            raise LaunchError(message, transient=number in _DISK_ERRORS, errno=number) from error
 
     def _environment(self, spec: LaunchSpec) -> dict[str, str]:
         """The worker's environment, with where its files are; makes the folder of its lease."""
@@ -302,8 +302,8 @@ class LocalLauncher:
     def _start_shim(self, folder: Path, lock: int) -> int:
         ready, ready_end = os.pipe()
         try:
-            with (folder / _COMPLAINTS).open("wb") as complaints:
-                self._spawner.start(folder, lock, ready_end, complaints.fileno())
+            with (folder / _SHIM_LOG).open("wb") as shim_log:
+                self._spawner.start(folder, lock, ready_end, shim_log.fileno())
         except BaseException:
             os.close(ready)
             raise
@@ -329,7 +329,7 @@ class LocalLauncher:
             return None
         return pidfd
 
-    async def _until_shim_gone(self, attempt_id: str) -> None:
+    async def _wait_for_shim(self, attempt_id: str) -> None:
         # One that we started ourselves needs no looking up, and can't be mistaken for another.
         pipe = self._pipes.pop(attempt_id, None)
         if pipe is not None:
@@ -361,16 +361,16 @@ class LocalLauncher:
             await anyio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    async def _until_nothing_left(self, attempt_id: str) -> None:
+    async def _kill_until_gone(self, attempt_id: str) -> None:
         """Kill what a dead shim left behind, until none of it is there: the kernel may take its time."""
         pause_s = _FIRST_PAUSE_S
-        while await to_thread.run_sync(self._kill_remnants, attempt_id) or self.is_alive(attempt_id):
+        while await to_thread.run_sync(self._kill_leftovers, attempt_id) or self.is_alive(attempt_id):
             await anyio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    def _kill_remnants(self, attempt_id: str) -> int:
+    def _kill_leftovers(self, attempt_id: str) -> int:
         """KILL what is left of an attempt without a shim; how many processes that were."""
-        found = self._remnants(attempt_id)
+        found = self._leftovers(attempt_id)
         processes.kill(found)
         record = self._record(attempt_id)
         if record is not None and record.cgroup and record.of_this_boot():
@@ -378,16 +378,16 @@ class LocalLauncher:
             return len(found) + cgroups.kill(Path(record.cgroup))
         return len(found)
 
-    def _remnants(self, attempt_id: str) -> list[shim.Stat]:
+    def _leftovers(self, attempt_id: str) -> list[shim.Stat]:
         lock = self._folder(attempt_id) / shim.LOCK
-        return processes.remnants(lock, self.results_path(attempt_id), self._record(attempt_id))
+        return processes.leftovers(lock, self.results_path(attempt_id), self._record(attempt_id))
 
     async def _failure(self, attempt_id: str) -> int | None:
         """How the attempt's shim ended that left no outcome; None where nobody can tell.
 
         Waits until whoever forked it has reaped it, so that it isn't there as a zombie either.
         """
-        with anyio.move_on_after(_REPORT_PATIENCE_S):
+        with anyio.move_on_after(_REPORT_TIMEOUT_S):
             while True:
                 self._failures.update(self._spawner.failures())
                 if attempt_id in self._failures or attempt_id not in self._ours or not self._spawner.is_up:
@@ -409,18 +409,18 @@ class LocalLauncher:
         if not record.of_this_boot():
             return "the machine was restarted while it ran"
         # The disk that takes no outcome may take no last words either.
-        words = _last_words(folder) or (shim.GAVE_UP_WORDS if code == shim.GAVE_UP else "")
-        return f"its shim (pid {record.pid}) {_ending(code)}" + (f": {words}" if words else "")
+        words = _last_log_line(folder) or (shim.GAVE_UP_MESSAGE if code == shim.GAVE_UP else "")
+        return f"its shim (pid {record.pid}) {_describe_exit(code)}" + (f": {words}" if words else "")
 
 
-def _ending(code: int | None) -> str:
+def _describe_exit(code: int | None) -> str:
     """How a shim ended, in words."""
     if code is None:
         return "is gone without an outcome"
     return f"ended with status {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
 
 
-def _claim(folder: Path, lock: int, attempt_id: str) -> None:
+def _take_lock(folder: Path, lock: int, attempt_id: str) -> None:
     """Take the lock, and clear away what a crashed launch left.
 
     Raises:
@@ -430,7 +430,7 @@ def _claim(folder: Path, lock: int, attempt_id: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         # Most likely what a launch left that failed a moment ago: it ends by itself.
-        raise LaunchError(f"attempt {attempt_id} is alive already", passing=True) from None
+        raise LaunchError(f"attempt {attempt_id} is alive already", transient=True) from None
     if (folder / shim.OUTCOME).exists():
         # Hours of a GPU may be in there; whoever wants to start anew takes a new attempt.
         raise LaunchError(f"attempt {attempt_id} has ended already")
@@ -465,15 +465,15 @@ def _spec_document(spec: LaunchSpec, env: dict[str, str], cgroup: str) -> dict[s
     }
 
 
-def _last_words(folder: Path) -> str:
+def _last_log_line(folder: Path) -> str:
     """The last line of what a failing shim said; empty where it said nothing."""
     try:
-        file = open_plain(folder / _COMPLAINTS)
+        file = open_regular(folder / _SHIM_LOG)
         if file is None:
             return ""
         with file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TOLD_BYTES))
-            lines = file.read(_TOLD_BYTES).decode(errors="replace").strip().splitlines()
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_TAIL_BYTES))
+            lines = file.read(_LOG_TAIL_BYTES).decode(errors="replace").strip().splitlines()
     except (OSError, NotAFileError):
         return ""
     return lines[-1] if lines else ""

@@ -11,7 +11,7 @@ from pathlib import Path
 from boundd.launch import shim
 from boundd.launch.records import ShimRecord
 from boundd.launch.shim import Stat
-from boundd.ports import Unkillable
+from boundd.ports import UnkillableProcess
 from boundd.protocol import environment
 
 _PF_EXITING = 4
@@ -68,7 +68,7 @@ def _below(record: ShimRecord, lock: Path, stats: Mapping[int, Stat], children: 
     return found
 
 
-def remnants(lock: Path, results: Path, record: ShimRecord | None) -> list[Stat]:
+def leftovers(lock: Path, results: Path, record: ShimRecord | None) -> list[Stat]:
     """What lives on of an attempt whose shim is gone, and with it the tree that named its processes.
 
     That is who holds its lock, and who is both in the worker's session and was given its results file. Either is
@@ -88,13 +88,13 @@ def remnants(lock: Path, results: Path, record: ShimRecord | None) -> list[Stat]
     ]
 
 
-def unkillable(stats: list[Stat]) -> frozenset[Unkillable]:
+def unkillable(stats: list[Stat]) -> frozenset[UnkillableProcess]:
     """Those among these processes that KILL was sent to, and that live."""
     found = (_unkillable(stat) for stat in stats)
     return frozenset(each for each in found if each is not None)
 
 
-def _unkillable(stat: Stat) -> Unkillable | None:
+def _unkillable(stat: Stat) -> UnkillableProcess | None:
     """A thread that has yet to take a KILL, or has and hangs on its way out, is what keeps a process."""
     for thread in _threads(stat.pid):
         found = shim.stat_of(stat.pid, thread)
@@ -103,7 +103,7 @@ def _unkillable(stat: Stat) -> Unkillable | None:
         if found.flags & _PF_EXITING or _kill_is_pending(stat.pid, thread):
             folder = Path(f"/proc/{stat.pid}/task/{thread}")
             name, waits_in = _text(folder / "comm"), _text(folder / "wchan")
-            return Unkillable(stat.pid, stat.start_ticks, name, found.state, "" if waits_in == "0" else waits_in)
+            return UnkillableProcess(stat.pid, stat.start_ticks, name, found.state, "" if waits_in == "0" else waits_in)
     return None
 
 

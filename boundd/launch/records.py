@@ -13,10 +13,10 @@ from typing import TypeVar
 
 from boundd.launch import shim
 from boundd.ports import ProcessEnd
-from boundd.protocol.plain_file import NotAFileError, open_plain
+from boundd.protocol.regular_file import NotAFileError, open_regular
 from boundd.protocol.strict_json import Json, StrictJsonError, loads
 
-_MOST_BYTES = 65536
+_MAX_BYTES = 65536
 _QUOTED_CHARACTERS = 200
 _NAMES_WITHOUT_CHECK = frozenset(
     {
@@ -81,7 +81,7 @@ def read_outcome(folder: Path) -> ProcessEnd | None:
     return _reader(_OUTCOME_READERS, shim.OUTCOME, text, value)(text, _checked(folder / shim.OUTCOME, text, value))
 
 
-def _shim_1(text: str, value: Mapping[str, Json]) -> ShimRecord:
+def _read_shim_format_1(text: str, value: Mapping[str, Json]) -> ShimRecord:
     boot_id = value.get("boot_id")
     numbers = [value.get(name) for name in ("pid", "start_ticks", "worker_pid", "worker_start_ticks")]
     whole = [number for number in numbers if isinstance(number, int) and number > 0 and not isinstance(number, bool)]
@@ -94,7 +94,7 @@ def _shim_1(text: str, value: Mapping[str, Json]) -> ShimRecord:
     return ShimRecord(boot_id, pid, start_ticks, worker_pid, worker_start_ticks, cgroup)
 
 
-def _outcome_1(text: str, value: Mapping[str, Json]) -> ProcessEnd:
+def _read_outcome_format_1(text: str, value: Mapping[str, Json]) -> ProcessEnd:
     exit_status, signal, wall_s = value.get("exit_status"), value.get("signal"), value.get("wall_s")
     timed_out, on_request = value.get("timed_out"), value.get("ended_on_request")
     start_error = value.get("start_error")
@@ -159,7 +159,7 @@ def _count(value: Json) -> int | None:
 
 def _read(path: Path) -> tuple[str, Mapping[str, Json]] | None:
     try:
-        file = open_plain(path)
+        file = open_regular(path)
     except NotAFileError as error:
         if isinstance(error.__cause__, NotADirectoryError):
             return None
@@ -167,7 +167,7 @@ def _read(path: Path) -> tuple[str, Mapping[str, Json]] | None:
     if file is None:
         return None
     with file:
-        content = file.read(_MOST_BYTES)
+        content = file.read(_MAX_BYTES)
     text = content.decode(errors="replace")
     # Every release writes ASCII. Noise in a string could otherwise swallow the check, and pass for a release without.
     if not content.isascii():
@@ -218,6 +218,6 @@ def _quoted(text: str) -> str:
     return repr(text if len(text) <= _QUOTED_CHARACTERS else text[:_QUOTED_CHARACTERS] + "…")
 
 
-_SHIM_READERS: Mapping[int, Callable[[str, Mapping[str, Json]], ShimRecord]] = {1: _shim_1}
-_OUTCOME_READERS: Mapping[int, Callable[[str, Mapping[str, Json]], ProcessEnd]] = {1: _outcome_1}
+_SHIM_READERS: Mapping[int, Callable[[str, Mapping[str, Json]], ShimRecord]] = {1: _read_shim_format_1}
+_OUTCOME_READERS: Mapping[int, Callable[[str, Mapping[str, Json]], ProcessEnd]] = {1: _read_outcome_format_1}
 """The formats that are known. One is dropped a release after the last that wrote it, not before."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from boundd.launch import shim
 
-_PATIENCE_S = 10.0
+_TIMEOUT_S = 10.0
 _REPORT_BYTES = 8192
 _SCRIPT = Path(shim.__file__).absolute().parents[1] / "zygote.py"
 
@@ -85,7 +85,7 @@ class ShimSpawner:
             except BaseException:
                 ours.close()
                 raise
-        ours.settimeout(_PATIENCE_S)
+        ours.settimeout(_TIMEOUT_S)
         self._socket = ours
         return ours
 
@@ -95,7 +95,7 @@ class ShimSpawner:
             self._socket = None
         if self._process is not None:
             try:
-                self._process.wait(_PATIENCE_S)
+                self._process.wait(_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()

@@ -76,7 +76,7 @@ class Zygote:
                 self._become_shim(folder, *descriptors)
             self._folders[pid] = folder
         except OSError as error:
-            os.write(descriptors[1], shim.complaint(error))
+            os.write(descriptors[1], shim.start_failure(error))
         finally:
             # The lock above all: who holds it is part of the attempt.
             for descriptor in descriptors:

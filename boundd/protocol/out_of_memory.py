@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from boundd.protocol.printed import plain
+from boundd.protocol.script_output import without_terminal_codes
 
 OUT_OF_MEMORY = re.compile(
     # PyTorch on CUDA, ROCm, XPU, MPS, NPU, MLU and the like; CuPy; vLLM and accelerate, which give up after it.
@@ -123,7 +123,7 @@ FAILURE_NEEDLES = ("rror", "xception", "Traceback", "Interrupt", "terminate call
 LEVEL_NEEDLES = ("ERROR", "FATAL", "CRITICAL", "atal:")
 
 
-def says_out_of_memory(error: BaseException) -> BaseException | None:
+def find_out_of_memory(error: BaseException) -> BaseException | None:
     """The exception that says that a device's memory ran out: `error`, or what it was raised `from`; None for neither.
 
     One that was being handled when `error` was raised doesn't count: `error` may be anything.
@@ -149,36 +149,36 @@ def last_exception(output: str) -> str:
 
     One that only says that another process failed is passed over for what that one said.
     """
-    text = unprefixed(output)
+    text = without_prefixes(output)
     last = _last(text)
     return "" if last is None else _message(text, last)
 
 
-def ran_out(output: str) -> str:
+def out_of_memory_text(output: str) -> str:
     """The words in which an output says that its process ended because a device's memory ran out; empty where not."""
-    text = unprefixed(output)
+    text = without_prefixes(output)
     last = _last(text)
     if last is None:
-        return _ran_out_in_words(text)
+        return _plain_out_of_memory_text(text)
     message = _message(text, last)
     if not _is_out_of_memory(message):
         # `raise Broken() from out_of_memory`: its author says that this is why.
         cause = _direct_cause_of(text, last)
         if cause is None or not _is_out_of_memory(_message(text, cause)):
             # NCCL and Paddle say it in a later line of their message.
-            return "" if _only_quotes(message) else _ran_out_in_words(_further_lines(text, last))
+            return "" if _only_quotes(message) else _plain_out_of_memory_text(_further_lines(text, last))
         message = _message(text, cause)
     behind = [line for line in text[last.end :].splitlines() if line.strip()]
-    if any(_tells_of_handling(line) and not OUT_OF_MEMORY.search(line) for line in behind[:FOLLOWING_LINES]):
+    if any(_mentions_handling(line) and not OUT_OF_MEMORY.search(line) for line in behind[:FOLLOWING_LINES]):
         return ""
     if any(OUT_OF_MEMORY.search(line) and _is_handled(line) for line in behind):
         return ""  # It went on after that, and so after this.
     return "" if any(_is_another_failure(line) for line in behind) else message
 
 
-def unprefixed(output: str) -> str:
+def without_prefixes(output: str) -> str:
     """An output without colours, carriage returns, and what launchers put in front of each line of their processes."""
-    return _PREFIX.sub("", plain(output))
+    return _PREFIX.sub("", without_terminal_codes(output))
 
 
 class _Found(NamedTuple):
@@ -255,13 +255,13 @@ def _only_quotes(message: str) -> bool:
     return name is not None and not name[2] and name[1].rpartition(".")[2] in _NOT_OF_ALLOCATORS
 
 
-def _ran_out_in_words(text: str) -> str:
+def _plain_out_of_memory_text(text: str) -> str:
     """Of an output without an exception: its last line, or one that is told as an error, if nothing contradicts it."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not _CONSEQUENCE.search(line)]
     for place in range(len(lines) - 1, -1, -1):
         line, following = lines[place], lines[place + 1 :]
         if OUT_OF_MEMORY.search(line):
-            if _is_handled(line) or any(map(_tells_of_handling, following[:FOLLOWING_LINES])):
+            if _is_handled(line) or any(map(_mentions_handling, following[:FOLLOWING_LINES])):
                 return ""
             # A program that says something more before it ends says why it ends; one that goes on and on says nothing.
             is_why = not following or (len(following) > _SPAM_LINES and _SAYS_ERROR.search(line))
@@ -273,10 +273,10 @@ def _ran_out_in_words(text: str) -> str:
 
 def _is_handled(line: str) -> bool:
     """Whether a line that tells of memory that ran out tells of it in passing."""
-    return bool(_WARNING.search(line)) or _tells_of_handling(OUT_OF_MEMORY.sub("", line))
+    return bool(_WARNING.search(line)) or _mentions_handling(OUT_OF_MEMORY.sub("", line))
 
 
-def _tells_of_handling(line: str) -> bool:
+def _mentions_handling(line: str) -> bool:
     return bool(_HANDLED.search(_ADVICE.sub("", line))) and not line.startswith(_AT_EXIT)
 
 

@@ -16,8 +16,8 @@ from boundd.core.model.events import AttemptEnded, AttemptProgressed, AttemptSta
 from boundd.core.model.outcomes import Measurement, PointRecord, Verdict
 from boundd.ports import Clock, Launcher, LaunchError, LaunchSpec, ProcessEnd
 from boundd.protocol import lines
-from boundd.protocol.plain_file import NotAFileError
-from boundd.service import reading
+from boundd.protocol.regular_file import NotAFileError
+from boundd.service import log_reading
 
 RESULTS_INTERVAL_S = 0.25
 """How often a running worker's lines are read, for the progress that people see. Ends are acted on at once."""
@@ -40,7 +40,7 @@ class Collected:
     splitter: lines.LineSplitter = field(default_factory=lines.LineSplitter)
     read_bytes: int = 0
 
-    def take(self, attempt_id: str, data: bytes) -> list[Event]:
+    def add(self, attempt_id: str, data: bytes) -> list[Event]:
         """The events that more of the file makes. After a malformed line nothing more is believed."""
         self.read_bytes += len(data)
         points: list[Event] = []
@@ -139,15 +139,15 @@ class AttemptWatcher:
                 await self._launcher.launch(make_spec())
             except (LaunchError, OSError) as error:
                 attempt = self._attempt_now(attempt_id)
-                if isinstance(error, LaunchError) and not error.passing:
-                    await self._submit(AttemptEnded(attempt_id, self._verdict_of_no_start(str(error), error.number)))
+                if isinstance(error, LaunchError) and not error.transient:
+                    await self._submit(AttemptEnded(attempt_id, self._verdict_of_no_start(str(error), error.errno)))
                     return
                 if attempt.end_reason is not None:
                     ended = Evidence(ended_on_request=True)
                     await self._submit(AttemptEnded(attempt_id, classify(ended, self._clock.now().unix_s)))
                     return
                 if not told:
-                    self._tell(_not_yet(attempt, "it can't be started yet", error))
+                    self._tell(_disk_problem(attempt, "it can't be started yet", error))
                     told = True
                 await anyio.sleep(DISK_RETRY_S)
             else:
@@ -162,14 +162,14 @@ class AttemptWatcher:
         told = False
         while True:
             try:
-                return await self._see_through(attempt_id)
+                return await self._supervise(attempt_id)
             except OSError as error:
                 if not told:
-                    self._tell(_not_yet(self._attempt_now(attempt_id), "its files can't be read now", error))
+                    self._tell(_disk_problem(self._attempt_now(attempt_id), "its files can't be read now", error))
                     told = True
                 await anyio.sleep(DISK_RETRY_S)
 
-    async def _see_through(self, attempt_id: str) -> None:
+    async def _supervise(self, attempt_id: str) -> None:
         if self._launcher.is_alive(attempt_id):
             await self._submit(AttemptStarted(attempt_id))
         if self._attempt_now(attempt_id).end_reason is not None:
@@ -202,7 +202,7 @@ class AttemptWatcher:
         while more:
             # Reading and submitting what was read are one unit: a cancelled half would lose the lines in between.
             with anyio.CancelScope(shield=True):
-                more = await self._read_chunk(attempt_id, collected, RESULTS_LIMIT_BYTES, of_the_living=True)
+                more = await self._read_chunk(attempt_id, collected, RESULTS_LIMIT_BYTES, only_while_alive=True)
 
     async def _read_chunk(
         self,
@@ -211,11 +211,11 @@ class AttemptWatcher:
         until_bytes: int,
         *,
         tell: bool = True,
-        of_the_living: bool = False,
+        only_while_alive: bool = False,
     ) -> bool:
         """Whether there may be more to be read below `until_bytes`; nothing is after a malformed line.
 
-        With `of_the_living`, only what is there before the worker has ended is taken: what it left behind may go on
+        With `only_while_alive`, only what is there before the worker has ended is taken: what it left behind may go on
         writing while it is being ended, and how much of the file is the worker's is in the outcome.
         """
         if collected.malformed:
@@ -224,12 +224,12 @@ class AttemptWatcher:
 
         try:
             data = await self._launcher.read_results(
-                attempt_id, collected.read_bytes, min(left, reading.CHUNK_BYTES), of_the_living=of_the_living
+                attempt_id, collected.read_bytes, min(left, log_reading.CHUNK_BYTES), only_while_alive=only_while_alive
             )
         except NotAFileError as error:
             collected.malformed = str(error)
             return False
-        for event in collected.take(attempt_id, data):
+        for event in collected.add(attempt_id, data):
             if tell:
                 await self._submit(event)
         return 0 < len(data) < left
@@ -280,10 +280,12 @@ class AttemptWatcher:
             host_peak_bytes=_host_peak_bytes(memory),
         )
         if asks_for_output(evidence):
-            log = await reading.read_log(self._launcher, attempt_id)
+            log = await log_reading.read_log(self._launcher, attempt_id)
             # The lines of somebody's own script, where they are the result.
             printed = (
-                await reading.read_printed(self._launcher, attempt_id, self._pattern) if self._from_stdout else None
+                await log_reading.read_script_results(self._launcher, attempt_id, self._pattern)
+                if self._from_stdout
+                else None
             )
             evidence = replace(evidence, log_text=log, printed=printed)
         verdict = classify(evidence, self._clock.now().unix_s)
@@ -303,7 +305,7 @@ class AttemptWatcher:
         return classify(evidence, self._clock.now().unix_s)
 
 
-def _not_yet(attempt: Attempt, what: str, error: Exception) -> Note:
+def _disk_problem(attempt: Attempt, what: str, error: Exception) -> Note:
     message = f"attempt {attempt.number} of {attempt.label}: {what}, and that is tried again: {error}. See to the disk."
     return Note(Action.DISK_PROBLEM, message, "error", cell=attempt.label, attempt=attempt.id, device=attempt.device)
 

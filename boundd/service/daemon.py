@@ -1,7 +1,7 @@
 """The daemon: its life from recovery to stop, and what it does with the effects of the loop.
 
 Whoever has something to say (a device probe, a worker's watcher, a person over HTTP) submits an event. What becomes of
-it, and in which order, is `boundd.core.lifecycle.loop`'s to say; `driver.py` drives that with the store.
+it, and in which order, is `boundd.core.lifecycle.loop`'s to say; `loop_driver.py` drives that with the store.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from boundd.ports import (
     Store,
     keep_nothing,
 )
-from boundd.service import stuck
+from boundd.service import unkillable_watch
 from boundd.service.attempts import DISK_RETRY_S, AttemptWatcher
 from boundd.service.device_reader import DeviceReader
 from boundd.service.device_watch import DeviceWatch
-from boundd.service.driver import Driver
 from boundd.service.listeners import Listeners
+from boundd.service.loop_driver import LoopDriver
 
 EXPORT_RETRY_S = 5.0
 """How long after an export that failed the next one is tried, whether or not there are new results."""
@@ -125,7 +125,7 @@ class Daemon:
         self._export_wanted = anyio.Event()
         self._rescheduled = anyio.Event()
         loop = Loop(State(rules=config.rules, settings=config.settings), planner)
-        self._driver = Driver(loop, store, clock, self._perform, self._after_a_turn)
+        self._driver = LoopDriver(loop, store, clock, self._perform, self._after_event)
         self._reader = DeviceReader(probe, launcher, hooks.read_host, hooks.read_disk)
         self._devices = DeviceWatch(self._reader, self._driver)
 
@@ -223,12 +223,12 @@ class Daemon:
             async with anyio.create_task_group() as group:
                 self._group = group
                 for attempt in tuple(self.state.attempts.values()):
-                    self.tell(_adopted(attempt, self._trouble(attempt.id)))
+                    self.tell(_adopted(attempt, self._why_not_endable(attempt.id)))
                     group.start_soon(self._watcher().adopt, attempt.id)
                 group.start_soon(self._devices.run)
                 group.start_soon(self._wake_on_time)
-                group.start_soon(self._look_out_for_stuck)
-                group.start_soon(self._driver.try_the_store)
+                group.start_soon(self._watch_for_unkillable)
+                group.start_soon(self._driver.retry_store)
                 await self._driver.submit_until_stored(Wake())
                 await self._until_stop(until_idle=until_idle)
                 await self._wind_down()
@@ -285,7 +285,7 @@ class Daemon:
             case ReadDevices(at_once=True):
                 self._devices.want_reading()  # all others are what the regular readings are for
 
-    def _after_a_turn(self) -> None:
+    def _after_event(self) -> None:
         if self.state.idle and not self._idle.is_set():
             self._idle.set()
         elif not self.state.idle and self._idle.is_set():
@@ -319,10 +319,10 @@ class Daemon:
 
     # Background loops
 
-    def _trouble(self, attempt_id: str) -> str:
+    def _why_not_endable(self, attempt_id: str) -> str:
         """Why an attempt can only be waited for; a disk that doesn't tell now is told of by who watches it."""
         with suppress(OSError):
-            return self.launcher.trouble(attempt_id)
+            return self.launcher.why_not_endable(attempt_id)
         return ""
 
     async def _wake_on_time(self) -> None:
@@ -334,10 +334,10 @@ class Daemon:
             if scope.cancelled_caught and self._driver.loop.wake_boot_s <= self.clock.now().boot_s:
                 await self._driver.submit_until_stored(Wake())
 
-    async def _look_out_for_stuck(self) -> None:
-        watch = stuck.StuckWatch(self.launcher)
+    async def _watch_for_unkillable(self) -> None:
+        watch = unkillable_watch.UnkillableWatch(self.launcher)
         while True:
-            await anyio.sleep(stuck.LOOK_S)
+            await anyio.sleep(unkillable_watch.LOOK_S)
             ids, now = tuple(self.state.attempts), self.clock.now()
             # In a thread: it walks through /proc.
             with suppress(OSError):

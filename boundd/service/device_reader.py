@@ -1,6 +1,6 @@
 """Reading the devices, the machine and the disk, as one event.
 
-Lists of processes are read where `boundd.core.memory.process_listing` says that they are worth it.
+ProcessLists of processes are read where `boundd.core.memory.process_listing` says that they are worth it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from boundd.core.model.events import DevicesRead
 from boundd.core.model.host import THIS_NODE, HostReading
 from boundd.core.model.state import State
 from boundd.ports import DeviceProbe, Launcher
-from boundd.protocol.seeing import sees_every_pid
-from boundd.service.processes import Pids, Seen, attempts_by_device, look_at, observed_in
+from boundd.protocol.device_processes import is_in_host_pid_namespace
+from boundd.service.processes import DeviceProcesses, Pids, attempts_by_device, check_lists, observed_in
 
 
 class DeviceReader:
@@ -34,9 +34,9 @@ class DeviceReader:
         self._read_host = read_host
         self._read_disk = read_disk
         self._listed: Mapping[str, ProcessListing] = {}
-        self._every_pid = sees_every_pid()
+        self._in_host_namespace = is_in_host_pid_namespace()
 
-    async def read(self, state: State, *, host: bool, lists: bool = False) -> tuple[DevicesRead, Seen]:
+    async def read(self, state: State, *, host: bool, lists: bool = False) -> tuple[DevicesRead, DeviceProcesses]:
         """One pass over all devices, and what the lists of processes say.
 
         With `host`, over the machine's own memory and cores too. Lists are read where that is worth it, or with `lists`
@@ -56,9 +56,9 @@ class DeviceReader:
         if lists or host:
             pids = await anyio.to_thread.run_sync(self._launcher.pids_of, tuple(state.attempts))
         machine = await anyio.to_thread.run_sync(self._read_host, pids) if host else None
-        seen = Seen()
+        seen = DeviceProcesses()
         if lists:
-            look = partial(look_at, readings, attempts, pids, every_pid=self._every_pid)
+            look = partial(check_lists, readings, attempts, pids, in_host_namespace=self._in_host_namespace)
             seen = await anyio.to_thread.run_sync(look)
         disk_free_bytes = await anyio.to_thread.run_sync(self._read_disk)
         to_go_by, held, self._listed = apply_process_lists(

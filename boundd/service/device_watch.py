@@ -10,8 +10,8 @@ from boundd.core.lifecycle.loop import STORE_RETRY_S
 from boundd.core.model.events import DevicesUnreadable
 from boundd.ports import DeviceError, StoreBusyError
 from boundd.service.device_reader import DeviceReader
-from boundd.service.driver import Driver
-from boundd.service.processes import Seen
+from boundd.service.loop_driver import LoopDriver
+from boundd.service.processes import DeviceProcesses
 
 INTERVAL_S = 1.0
 """From one regular reading to the next: one costs microseconds, but it holds a driver-wide lock."""
@@ -23,7 +23,7 @@ short ones, which walks through /proc and plans."""
 class DeviceWatch:
     """Reads the devices for a driver of the loop."""
 
-    def __init__(self, reader: DeviceReader, driver: Driver) -> None:
+    def __init__(self, reader: DeviceReader, driver: LoopDriver) -> None:
         self._reader = reader
         self._driver = driver
         self._wanted = anyio.Event()
@@ -44,7 +44,7 @@ class DeviceWatch:
             with suppress(StoreBusyError, OSError, DeviceError):
                 await self.read()
 
-    async def read(self, *, lists: bool = False) -> Seen:
+    async def read(self, *, lists: bool = False) -> DeviceProcesses:
         """Read all devices, and their processes where that is worth it, or asked for (`lists`), and submit that.
 
         Raises:

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from boundd.ports import HeldError, StoreBusyError
+from boundd.ports import AlreadyRunningError, StoreBusyError
 
 LOCK_NAME = "daemon.lock"
-PATIENCE_S = 2.0
+TIMEOUT_S = 2.0
 """How long a lock is waited for that nobody alive is known to hold: a daemon that was just killed is still being
 taken apart, or a child that it was forking still has its descriptors."""
 _PAUSE_S = 0.02
@@ -36,7 +36,7 @@ def hold(state_dir: Path) -> Iterator[None]:
     """Hold the state folder until the block, or the process, ends. A process that holds it already may do so again.
 
     Raises:
-        HeldError: another daemon holds it; the message names its pid.
+        AlreadyRunningError: another daemon holds it; the message names its pid.
         StoreBusyError: the disk is full or failing.
         OSError: the folder isn't there, or can't be written to.
     """
@@ -47,11 +47,11 @@ def hold(state_dir: Path) -> Iterator[None]:
         if identity not in _held:
             file = _opened(state_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT)
             stack.callback(os.close, file)
-            _take(folder, file, state_dir)
-            _take(file, file, state_dir)
+            _lock(folder, file, state_dir)
+            _lock(file, file, state_dir)
             # The locks are what counts; the pid only tells people: a disk that does not take it is no reason to stop.
             with suppress(OSError):
-                _leave_pid(file)
+                _write_pid(file)
             _held.add(identity)
             stack.callback(_held.discard, identity)
         yield
@@ -66,7 +66,7 @@ def _opened(path: Path, flags: int) -> int:
         raise StoreBusyError(f"{path}: the state folder can't be held: {error.strerror}. See to the disk.") from error
 
 
-def _leave_pid(file: int) -> None:
+def _write_pid(file: int) -> None:
     text = f"{os.getpid()}\n".encode()
     # In this order: on a full disk, the room of the pid before is all that there is.
     try:
@@ -77,9 +77,9 @@ def _leave_pid(file: int) -> None:
     os.ftruncate(file, written)
 
 
-def _take(descriptor: int, file: int, state_dir: Path) -> None:
+def _lock(descriptor: int, file: int, state_dir: Path) -> None:
     """Lock it, or say who has; `file` is the one in which the holder wrote its pid."""
-    until_s = time.monotonic() + PATIENCE_S
+    until_s = time.monotonic() + TIMEOUT_S
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,8 +88,8 @@ def _take(descriptor: int, file: int, state_dir: Path) -> None:
             if pid is None and time.monotonic() < until_s:
                 time.sleep(_PAUSE_S)
                 continue
-            named = str(pid) if pid is not None else _written(file) or "unknown"
-            raise HeldError(
+            named = str(pid) if pid is not None else _pid_in_file(file) or "unknown"
+            raise AlreadyRunningError(
                 f"another daemon (pid {named}) holds {state_dir}; stop it with `boundctl shutdown`, or give this one "
                 "a state_dir of its own"
             ) from None
@@ -105,8 +105,8 @@ def _holder(descriptor: int, file: int) -> int | None:
     The kernel's list is asked first: a new holder has the lock a little before its pid is in the file, where the one
     before it is still named. Where the list doesn't show it (a daemon in another container), the file has to do.
     """
-    listed = [pid for pid in _listed(_identity(descriptor)[1]) if _is_alive(pid)]
-    written = _written(file)
+    listed = [pid for pid in _pids_in_proc_locks(_identity(descriptor)[1]) if _is_alive(pid)]
+    written = _pid_in_file(file)
     pid = int(written) if written.isdigit() else 0
     if pid in listed:
         return pid
@@ -115,7 +115,7 @@ def _holder(descriptor: int, file: int) -> int | None:
     return pid if not listed and pid and _is_alive(pid) else None
 
 
-def _listed(inode: int) -> Iterator[int]:
+def _pids_in_proc_locks(inode: int) -> Iterator[int]:
     """The pids that /proc/locks names for a flock of this inode.
 
     The device is not compared: some file systems (btrfs, overlayfs) give stat() another number than the kernel's own.
@@ -135,7 +135,7 @@ def _is_alive(pid: int) -> bool:
     return pid != os.getpid() and Path(f"/proc/{pid}").exists()
 
 
-def _written(file: int) -> str:
+def _pid_in_file(file: int) -> str:
     """The pid in the file, as text; empty before the first one."""
     return os.pread(file, 32, 0).decode(errors="replace").strip()
 

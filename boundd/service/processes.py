@@ -10,15 +10,15 @@ from boundd.catalogue.outcomes import Isolation
 from boundd.core.memory.process_listing import Observed
 from boundd.core.model.devices import DeviceReading
 from boundd.core.model.state import State
-from boundd.protocol.company import Lists, Whose, judge
-from boundd.protocol.seeing import is_here
+from boundd.protocol.attestation import ProcessLists, ProcessOwner, attest_isolation
+from boundd.protocol.device_processes import is_alive
 
 Pids = Mapping[str, frozenset[int]]
 """Attempt id to the pids of its processes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class DeviceProcesses:
     """What the lists of one pass say.
 
     `listed` are the UUIDs of the GPUs all of whose lists were read. `foreign` are those on which somebody else was
@@ -52,19 +52,27 @@ def observed_in(process_bytes: Mapping[int, int | None], attempts: Iterable[str]
     return held
 
 
-def look_at(
+def check_lists(
     readings: Iterable[DeviceReading],
     attempts: Mapping[str, frozenset[str]],
     pids: Pids,
     *,
-    every_pid: bool,
-    lives: Callable[[int], bool] = is_here,
+    in_host_namespace: bool,
+    lives: Callable[[int], bool] = is_alive,
     proc: Path = Path("/proc"),
-) -> Seen:
-    """What the GPUs' lists say; `attempts` are the live ones of each device.
+) -> DeviceProcesses:
+    """Assign every process in the GPUs' lists to an attempt or to a stranger.
 
-    `pids` must have been looked up after the lists were read, so that what an attempt has forked since is its own.
-    `every_pid` is whether the daemon is in the machine's own pid namespace. An attempt of another device is a stranger.
+    The process of an attempt that runs on another device counts as a stranger.
+
+    Args:
+        readings: of all devices; those without lists are left out.
+        attempts: device UUID to the ids of the live attempts there.
+        pids: the processes of each attempt. Look them up after the lists were read, so that a process which an attempt
+            has forked since then is not taken for a stranger.
+        in_host_namespace: whether the daemon is in the machine's own pid namespace.
+        lives: whether a pid is alive; tests replace it.
+        proc: where procfs is mounted.
     """
     listed, foreign, witnessed = set(), set(), set()
     unattested: dict[str, str] = {}
@@ -79,31 +87,31 @@ def look_at(
         here = attempts.get(reading.uuid, frozenset())
         owners = {pid: attempt_id for attempt_id in here for pid in pids.get(attempt_id, frozenset())}
 
-        def whose(pid: int, owners: Mapping[int, str] = owners) -> Whose:
+        def whose(pid: int, owners: Mapping[int, str] = owners) -> ProcessOwner:
             if pid in owners:
-                return Whose.OURS
-            return Whose.STRANGER if lives(pid) else Whose.ABSENT
+                return ProcessOwner.OURS
+            return ProcessOwner.STRANGER if lives(pid) else ProcessOwner.ABSENT
 
-        company = judge(_lists(reading), whose, every_pid=every_pid)
+        verdict = attest_isolation(_lists(reading), whose, in_host_namespace=in_host_namespace)
         if not here:
-            strangers = [pid for pid in sorted(reading.process_bytes or {}) if not every_pid or lives(pid)]
+            strangers = [pid for pid in sorted(reading.process_bytes or {}) if not in_host_namespace or lives(pid)]
             if reading.max_cells == 1 and strangers:
-                holders[reading.uuid] = _named(strangers[0], proc) if every_pid else f"pid {strangers[0]}"
+                holders[reading.uuid] = _named(strangers[0], proc) if in_host_namespace else f"pid {strangers[0]}"
             continue
-        if company.isolation is Isolation.CONTENDED:
+        if verdict.isolation is Isolation.CONTENDED:
             foreign.add(reading.uuid)
-        if company.isolation is Isolation.UNKNOWN and (company.seen or reading.unreadable):
+        if verdict.isolation is Isolation.UNKNOWN and (verdict.seen or reading.unreadable):
             # Where nothing of ours is listed, it may just not have come yet.
-            unattested[reading.uuid] = company.reasons[0]
+            unattested[reading.uuid] = verdict.reasons[0]
         witnessed |= {owners[pid] for pid in reading.process_bytes or {} if pid in owners}
-    return Seen(frozenset(listed), frozenset(foreign), unattested, frozenset(witnessed), holders)
+    return DeviceProcesses(frozenset(listed), frozenset(foreign), unattested, frozenset(witnessed), holders)
 
 
-def _lists(reading: DeviceReading) -> Lists:
+def _lists(reading: DeviceReading) -> ProcessLists:
     used = None
     if reading.reserved_bytes is not None and reading.total_bytes is not None:
         used = reading.used_bytes - reading.reserved_bytes
-    return Lists(reading.process_bytes or {}, reading.unreadable, used)
+    return ProcessLists(reading.process_bytes or {}, reading.unreadable, used)
 
 
 def _named(pid: int, proc: Path) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from boundd.ports import StoreBusyError, StoreCopy
 from boundd.store import queries, seals
-from boundd.store.migrate import COPY, beside, cannot_open, check_seals, check_whole, discard
+from boundd.store.migrate import COPY, beside, cannot_open, check_integrity, check_seals, discard
 
 PAGES_A_STEP = 256
 """A MiB; between steps the disk is the daemon's."""
@@ -26,7 +26,7 @@ SPARE_BYTES = 64 * 1024**2
 """What is left free on the disk for the daemon's own commits."""
 
 
-class StoppedError(Exception):
+class BackupCancelledError(Exception):
     """Ours: whoever asked for the copy has gone."""
 
 
@@ -36,13 +36,13 @@ def back_up(path: Path, is_stopped: Callable[[], bool]) -> StoreCopy:
     Raises:
         StoreBusyError: there is no room for it, or the disk fails.
         StoreError: the copy isn't whole, so the store itself isn't.
-        StoppedError: `is_stopped` said so.
+        BackupCancelledError: `is_stopped` said so.
     """
     target = beside(path, COPY)
     if is_stopped():
-        raise StoppedError
+        raise BackupCancelledError
     try:
-        _see_to_room(path)
+        _check_room(path)
         discard(target)
         try:
             _copy(path, target, is_stopped)
@@ -54,7 +54,7 @@ def back_up(path: Path, is_stopped: Callable[[], bool]) -> StoreCopy:
         raise cannot_open(target, error) from error
 
 
-def _see_to_room(path: Path) -> None:
+def _check_room(path: Path) -> None:
     wal = beside(path, "-wal")
     needed = path.stat().st_size + (wal.stat().st_size if wal.exists() else 0)
     free = shutil.disk_usage(path.parent).free
@@ -68,7 +68,7 @@ def _see_to_room(path: Path) -> None:
 def _copy(path: Path, target: Path, is_stopped: Callable[[], bool]) -> None:
     def rest(*_: int) -> None:
         if is_stopped():
-            raise StoppedError
+            raise BackupCancelledError
         time.sleep(REST_S)
 
     uri = f"{path.resolve().as_uri()}?mode=ro"
@@ -85,7 +85,7 @@ def _checked(target: Path) -> int:
     uri = f"{target.resolve().as_uri()}?mode=ro&immutable=1"
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as copy:
         seals.register(copy)
-        check_whole(target, copy)
+        check_integrity(target, copy)
         return check_seals(target, copy, histories=True)[1]
 
 

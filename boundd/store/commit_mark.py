@@ -81,7 +81,7 @@ def check(path: Path, store: str | None, number: int) -> None:
         )
 
 
-class Acknowledged:
+class CommitMark:
     """The mark of an open store. Of the store's own thread."""
 
     def __init__(self, path: Path, mark: Mark) -> None:

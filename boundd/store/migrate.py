@@ -22,8 +22,7 @@ from pathlib import Path
 
 import boundd
 from boundd.ports import StoreBusyError, StoreError
-from boundd.store import commit_mark as acknowledged
-from boundd.store import queries, seals
+from boundd.store import commit_mark, queries, seals
 from boundd.text import count
 
 APPLICATION_ID = 0x626F756E
@@ -34,14 +33,14 @@ _HEADER_BYTES = 100
 _APPLICATION_ID_OFFSET = 68
 """https://www.sqlite.org/fileformat2.html, 1.3: four bytes, big-endian."""
 _FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
-_PASSING = (
+_TRANSIENT = (
     *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_NOMEM),
     sqlite3.SQLITE_CORRUPT,
 )
 """Damage too: whoever gets here has just been looked at and found whole, so that it was the disk that failed."""
-_PASSING_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+_TRANSIENT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _START_AFRESH = (
-    f"Restore a backup of it, or move it away, with its {acknowledged.SUFFIX} file, to start with an empty store."
+    f"Restore a backup of it, or move it away, with its {commit_mark.SUFFIX} file, to start with an empty store."
 )
 COPY = ".copy"
 """What a backup is made as, before it is handed over."""
@@ -117,7 +116,7 @@ def cannot_open(path: Path, error: sqlite3.Error | OSError) -> StoreError | Stor
         and (os.access(path, os.R_OK | os.W_OK) or not os.path.lexists(path))
         and os.access(path.parent, os.W_OK)
     )
-    if by_the_disk or code in _PASSING or (isinstance(error, OSError) and error.errno in _PASSING_ERRNOS):
+    if by_the_disk or code in _TRANSIENT or (isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS):
         return StoreBusyError(f"{path}: the store can't be opened now: {error}. See to the disk.")
     return StoreError(f"{path}: the store can't be opened: {error}. See to the disk and its permissions.")
 
@@ -143,7 +142,7 @@ def apply(connection: sqlite3.Connection, migration: Migration) -> None:
         for statement in split(migration.sql):
             connection.execute(statement)
         if seals.is_sealed(connection):
-            seals.make(connection)
+            seals.rebuild(connection)
         broken = connection.execute(queries.FOREIGN_KEY_CHECK).fetchall()
         if broken:
             raise StoreError(f"migration {migration.number} would leave {count(len(broken), 'broken reference')}")
@@ -186,9 +185,9 @@ def _inspect(path: Path, known: Sequence[Migration]) -> int:
     """
     _check_header(path)
     try:
-        with _looked_into(path) as (connection, again), ThreadPoolExecutor(1) as beside:
+        with _open_read_only(path) as (connection, again), ThreadPoolExecutor(1) as beside:
             # SQLite's own check needs no Python, so that it costs a large store's start hardly any time.
-            whole = beside.submit(_check_alone, path, again)
+            whole = beside.submit(_check_integrity_apart, path, again)
             try:
                 return _check(path, connection, known)
             finally:
@@ -203,7 +202,7 @@ def _inspect(path: Path, known: Sequence[Migration]) -> int:
 
 
 @contextlib.contextmanager
-def _looked_into(path: Path) -> Iterator[tuple[sqlite3.Connection, str]]:
+def _open_read_only(path: Path) -> Iterator[tuple[sqlite3.Connection, str]]:
     """A connection that reads, log included, and leaves nothing beside the store that was not there before.
 
     With it comes the URI for another one like it, to be closed before.
@@ -231,16 +230,16 @@ def _check(path: Path, connection: sqlite3.Connection, known: Sequence[Migration
     history = connection.execute(queries.LOAD_HISTORY).fetchall()
     _check_history(path, history, known)
     # Only now: a store of a newer boundd may be sealed in ways that this one doesn't know.
-    acknowledged.check(path, *check_seals(path, connection, histories=False))
+    commit_mark.check(path, *check_seals(path, connection, histories=False))
     return len(history)
 
 
-def _check_alone(path: Path, uri: str) -> None:
+def _check_integrity_apart(path: Path, uri: str) -> None:
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
-        check_whole(path, connection)
+        check_integrity(path, connection)
 
 
-def check_whole(path: Path, connection: sqlite3.Connection) -> None:
+def check_integrity(path: Path, connection: sqlite3.Connection) -> None:
     """See that SQLite finds no damage in a store's structure.
 
     Raises:
@@ -262,7 +261,7 @@ def check_seals(path: Path, connection: sqlite3.Connection, *, histories: bool) 
     """
     if not seals.is_sealed(connection):
         return None, 0
-    wrong = seals.broken(connection, histories=histories)
+    wrong = seals.mismatches(connection, histories=histories)
     stores, numbers = (connection.execute(sql).fetchall() for sql in (queries.LOAD_STORE_ID, queries.LOAD_NUMBER))
     if len(stores) != 1 or len(numbers) != 1:
         wrong.append(f"{len(stores)} ids and {len(numbers)} numbers of commits where one of each should be")
@@ -304,7 +303,7 @@ def _check_history(path: Path, history: Sequence[tuple[int, str, str]], known: S
             raise StoreError(
                 f"{path}: made by an edited migration {number} ({name}, sha256 {sha256[:12]}; "
                 f"this version's is {migration.name}, {migration.sha256[:12]}). "
-                f"Use the version of boundd that made it, or move it away, with its {acknowledged.SUFFIX} file, "
+                f"Use the version of boundd that made it, or move it away, with its {commit_mark.SUFFIX} file, "
                 "to start with an empty store."
             )
 
@@ -316,11 +315,11 @@ def _create(path: Path, migrations: Sequence[Migration]) -> None:
         # SQLite would replay another database's log into the new one.
         if stray.exists():
             raise StoreError(f"{path}: missing, but its log {stray.name} is there. Put the file back, or move the log.")
-    mark = acknowledged.read(path)
+    mark = commit_mark.read(path)
     if mark is not None:
         raise StoreError(
             f"{path}: missing, but {mark.number} commits to it were acknowledged. Put the file back, or remove "
-            f"{acknowledged.beside(path).name} to start with an empty store."
+            f"{commit_mark.beside(path).name} to start with an empty store."
         )
     temporary = beside(path, ".new")
     discard(temporary)
@@ -351,8 +350,10 @@ def _upgrade(path: Path, pending: Sequence[Migration]) -> None:
             try:
                 apply(connection, migration)
             except (sqlite3.Error, StoreError) as error:
-                if isinstance(error, sqlite3.Error) and isinstance(passing := cannot_open(path, error), StoreBusyError):
-                    raise passing from error
+                if isinstance(error, sqlite3.Error) and isinstance(
+                    transient := cannot_open(path, error), StoreBusyError
+                ):
+                    raise transient from error
                 raise StoreError(
                     f"{path}: migration {migration.number} ({migration.name}) failed and was undone: {error}. "
                     f"The store as it was before is in {backup}."
@@ -382,7 +383,7 @@ def _back_up(connection: sqlite3.Connection, path: Path, number: int) -> Path:
 
 def _sweep(path: Path) -> None:
     """Remove what a killed daemon left half-made: new stores, copies, marks."""
-    for name in (".new", COPY, f"{acknowledged.SUFFIX}.new"):
+    for name in (".new", COPY, f"{commit_mark.SUFFIX}.new"):
         discard(beside(path, name))
     for half in path.parent.glob(f"{glob.escape(path.name)}.before-*.new"):
         discard(half)

@@ -17,7 +17,7 @@ from boundd.store.migrate import beside, discard
 CHUNK_BYTES = 1024**2
 
 
-def write_anew(path: Path) -> None:
+def rewrite(path: Path) -> None:
     """Put a synced copy of the store's file in its place. Its log must be empty, and nobody may write to it meanwhile.
 
     Blocks; in a thread of its own. The name of the copy is one that a start sweeps.

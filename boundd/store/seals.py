@@ -61,7 +61,7 @@ def tables(connection: sqlite3.Connection) -> dict[str, tuple[str, ...]]:
     return {name: tuple(column for (column,) in connection.execute(queries.LOAD_COLUMNS, (name,))) for name in names}
 
 
-def make(connection: sqlite3.Connection) -> None:
+def rebuild(connection: sqlite3.Connection) -> None:
     """Make the triggers and the sums anew, after the schema has changed. Belongs into the transaction that did it."""
     for (name,) in connection.execute(queries.LOAD_SEAL_TRIGGERS).fetchall():
         connection.execute(f'DROP TRIGGER "{name}"')
@@ -83,7 +83,7 @@ def make(connection: sqlite3.Connection) -> None:
     connection.execute(queries.INSERT_SEAL, {"name": SCHEMA, "rows": rows, "sum": total})
 
 
-def broken(connection: sqlite3.Connection, *, histories: bool) -> list[str]:
+def mismatches(connection: sqlite3.Connection, *, histories: bool) -> list[str]:
     """What doesn't fit its seal, in words, at most a few; nothing where all is well.
 
     Args:
@@ -100,19 +100,19 @@ def broken(connection: sqlite3.Connection, *, histories: bool) -> list[str]:
     if wrong:
         return wrong
     if histories:
-        return _broken_histories(connection)
+        return _histories_mismatches(connection)
     live = [digest for (digest,) in connection.execute(queries.LOAD_LIVE_DIGESTS)]
-    return [text for digest in live for text in broken_history(connection, digest)]
+    return [text for digest in live for text in history_mismatches(connection, digest)]
 
 
-def broken_history(connection: sqlite3.Connection, digest: str) -> list[str]:
+def history_mismatches(connection: sqlite3.Connection, digest: str) -> list[str]:
     """Whether the attempts, ends and points of the cells with this digest fit their seal; nothing where they do."""
     seal = connection.execute(queries.LOAD_HISTORY_SEAL, {"digest": digest}).fetchone()
     found = connection.execute(history_query(tables(connection)), {"digest": digest}).fetchone()
-    return compared_history(digest, seal, found)
+    return compare_history(digest, seal, found)
 
 
-def compared_history(digest: str, seal: Sequence[int] | None, found: Sequence[int]) -> list[str]:
+def compare_history(digest: str, seal: Sequence[int] | None, found: Sequence[int]) -> list[str]:
     """The same, of what `history_query` has answered already."""
     rows, low, high = found
     return _compared(f"history of cell {digest}", seal, (rows, (low + (high << HALF_BITS)) & MASK))
@@ -133,7 +133,7 @@ def history_query(found: dict[str, tuple[str, ...]]) -> str:
     return f"SELECT count(*), coalesce(sum({low}), 0), coalesce(sum({high}), 0) FROM ({every})"
 
 
-def _broken_histories(connection: sqlite3.Connection) -> list[str]:
+def _histories_mismatches(connection: sqlite3.Connection) -> list[str]:
     sums: dict[str, tuple[int, int]] = {}
     for name in HISTORY_IDS:
         for group, (rows, total) in _sums(connection, name).items():

@@ -27,13 +27,13 @@ from boundd.core.model.records import Record
 from boundd.ports import EndedAttempt, InvariantError, KeptAnswer, Snapshot, StoreBusyError, StoreCopy, StoreError
 from boundd.store import queries, rows, seals
 from boundd.store.backup import back_up
-from boundd.store.commit_mark import Acknowledged, Mark
+from boundd.store.commit_mark import CommitMark, Mark
 from boundd.store.connection import call, connect
 from boundd.store.migrate import cannot_open, prepare
-from boundd.store.rewrite import write_anew
+from boundd.store.rewrite import rewrite
 from boundd.store.rows import Statement
 
-_PASSING = frozenset(
+_TRANSIENT = frozenset(
     {
         sqlite3.SQLITE_BUSY,
         sqlite3.SQLITE_LOCKED,
@@ -62,7 +62,7 @@ class _Opened:
     """A connection, with what is made anew with each."""
 
     connection: aiosqlite.Connection
-    acknowledged: Acknowledged
+    mark: CommitMark
     history_query: str
 
 
@@ -76,7 +76,7 @@ class SqliteStore:
         self._closed = False
         self._distrusted = False
         """The disk has failed since the connection was opened."""
-        self._anew_due = False
+        self._rewrite_due = False
         """The disk has failed, and the file, whose log is empty, has yet to be written to other blocks."""
         self._backing_up = False
         self._logged_statements = 0
@@ -235,7 +235,7 @@ class SqliteStore:
                 if self._distrusted:
                     # SQLite brings the log into the file as it closes, and would believe a disk that has forgotten.
                     with contextlib.suppress(StoreBusyError, StoreError):
-                        await self._mend()
+                        await self._recover()
                 self._closed = True
                 await self._disconnect()
 
@@ -246,15 +246,15 @@ class SqliteStore:
             # What was committed is on the disk already: a close that fails loses nothing.
             with contextlib.suppress(sqlite3.Error):
                 await opened.connection.close()
-            await anyio.to_thread.run_sync(opened.acknowledged.close)
+            await anyio.to_thread.run_sync(opened.mark.close)
 
     @property
     def _connection(self) -> aiosqlite.Connection:
-        """The connection, which `_ready` has seen to."""
+        """The connection, which `_ensure_open` has seen to."""
         assert self._opened is not None
         return self._opened.connection
 
-    async def _ready(self) -> None:
+    async def _ensure_open(self) -> None:
         """See that there is a connection. The lock is held by the caller.
 
         Raises:
@@ -267,13 +267,13 @@ class SqliteStore:
                 # `prepare` would make an empty one, and the daemon go on as if that were the same.
                 raise StoreError(f"{self._path}: the store is gone. Put the file back, or restore a backup of it.")
             with anyio.CancelScope(shield=True):
-                if self._anew_due:
-                    await anyio.to_thread.run_sync(write_anew, self._path)
-                    self._anew_due = False
+                if self._rewrite_due:
+                    await anyio.to_thread.run_sync(rewrite, self._path)
+                    self._rewrite_due = False
                 self._opened = await _connect(self._path)
                 self._distrusted = False
 
-    async def _mend(self) -> None:
+    async def _recover(self) -> None:
         """After the disk has failed: write what was kept anew, drop what was refused, and open the store as new.
 
         Raises:
@@ -284,7 +284,7 @@ class SqliteStore:
             try:
                 # This connection still knows where the log ends that was acknowledged; the next one would read on.
                 ((busy, *_),) = await call(self._connection, partial(_fetch, sql=queries.CHECKPOINT))
-                self._anew_due = not busy
+                self._rewrite_due = not busy
             except sqlite3.Error as error:
                 if _primary_code(error) != sqlite3.SQLITE_READONLY:
                     raise self._translated(error) from error
@@ -294,18 +294,18 @@ class SqliteStore:
                     f"{self._path}: it can't be checked after a disk error while another program reads it"
                 )
             await self._disconnect()
-        await self._ready()
+        await self._ensure_open()
 
     async def _read(
         self, sql: str, decode: Callable[[sqlite3.Row], _T], values: Mapping[str, Any] | None = None
     ) -> tuple[_T, ...]:
         """The rows of a query, decoded. The lock is held by the caller."""
-        await self._ready()
+        await self._ensure_open()
         try:
             found = await call(self._connection, partial(_fetch, sql=sql, values=values))
             return tuple(decode(row) for row in found)
         except sqlite3.Error as error:
-            raise await self._after(error) from error
+            raise await self._error_after(error) from error
         except (ValueError, TypeError, KeyError) as error:
             raise StoreError(f"{self._path}: a row can't be understood: {error}. Restore a backup of it.") from error
 
@@ -318,10 +318,10 @@ class SqliteStore:
 
     async def _check_digest(self, digest: str) -> None:
         seal = await self._read(queries.LOAD_HISTORY_SEAL, tuple, {"digest": digest})
-        await self._ready()
+        await self._ensure_open()
         assert self._opened is not None
         (found,) = await self._read(self._opened.history_query, tuple, {"digest": digest})
-        wrong = seals.compared_history(digest, seal[0] if seal else None, found)
+        wrong = seals.compare_history(digest, seal[0] if seal else None, found)
         if wrong:
             raise StoreError(f"{self._path}: the store is damaged: {wrong[0]}. Restore a backup of it.")
 
@@ -329,22 +329,20 @@ class SqliteStore:
         if not statements:
             return
         async with self._lock:
-            await self._ready()
+            await self._ensure_open()
             with anyio.CancelScope(shield=True):
                 if self._distrusted:
-                    await self._mend()
+                    await self._recover()
                 assert self._opened is not None
-                transact = partial(self._transact, acknowledged=self._opened.acknowledged, statements=statements)
+                transact = partial(self._transact, mark=self._opened.mark, statements=statements)
                 try:
                     await call(self._connection, transact)
                 except sqlite3.Error as error:
-                    raise await self._after(error) from error
+                    raise await self._error_after(error) from error
                 except (OverflowError, UnicodeEncodeError) as error:
                     raise InvariantError(f"a record can't be kept: {error}") from error
 
-    def _transact(
-        self, connection: sqlite3.Connection, *, acknowledged: Acknowledged, statements: Sequence[Statement]
-    ) -> None:
+    def _transact(self, connection: sqlite3.Connection, *, mark: CommitMark, statements: Sequence[Statement]) -> None:
         """One transaction, and the number of its commit to the mark beside the store. In the connection's thread."""
         try:
             number = transaction(connection, statements)
@@ -353,7 +351,7 @@ class SqliteStore:
             self._distrusted |= _primary_code(error) in _DISTRUSTED
             raise
         # In the thread too: a slow disk must not stop the loop.
-        acknowledged.note(number)
+        mark.note(number)
         self._logged_statements += len(statements)
         if self._logged_statements >= CHECKPOINT_STATEMENTS:
             self._logged_statements = 0
@@ -373,7 +371,7 @@ class SqliteStore:
         if self._closed:
             raise InvariantError(f"{self._path}: the store was used after it was closed")
 
-    async def _after(self, error: sqlite3.Error) -> Exception:
+    async def _error_after(self, error: sqlite3.Error) -> Exception:
         """The port's error for one of SQLite's, once what the disk may have spoilt has been seen to.
 
         Raises:
@@ -384,7 +382,7 @@ class SqliteStore:
         self._distrusted = True
         # At once, so that what is said to be refused is gone also if this process dies now.
         with anyio.CancelScope(shield=True), contextlib.suppress(StoreBusyError):
-            await self._mend()
+            await self._recover()
         return StoreBusyError(f"{self._path}: nothing was kept, a later commit may be: {error}")
 
     def _translated(self, error: sqlite3.Error) -> Exception:
@@ -392,7 +390,7 @@ class SqliteStore:
         code = _primary_code(error)
         if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError | sqlite3.InterfaceError):
             return InvariantError(f"{self._path}: refused, nothing was kept: {error}")
-        if code in _PASSING:
+        if code in _TRANSIENT:
             return StoreBusyError(f"{self._path}: nothing was kept, a later commit may be: {error}")
         return StoreError(f"{self._path}: the store can't be used any more: {error}. Restore a backup of it.")
 
@@ -419,7 +417,7 @@ async def _connect(path: Path) -> _Opened:
         raise
 
 
-def _set_up(connection: sqlite3.Connection, path: Path) -> tuple[Acknowledged, str]:
+def _set_up(connection: sqlite3.Connection, path: Path) -> tuple[CommitMark, str]:
     """Give a connection what it and the seals need; the mark beside the store, and the query of a cell's history."""
     connection.row_factory = sqlite3.Row
     for pragma in queries.PRAGMAS:
@@ -434,7 +432,7 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> tuple[Acknowledged, s
         name: tuple(str(row["name"]) for row in _fetch(connection, queries.LOAD_COLUMNS, (name,)))
         for name in seals.HISTORY_IDS
     }
-    return Acknowledged(path, Mark(str(store), int(number))), seals.history_query(columns)
+    return CommitMark(path, Mark(str(store), int(number))), seals.history_query(columns)
 
 
 def _fetch(

@@ -121,7 +121,7 @@ class Sink(Generic[Item]):
     def _write_item(self, item: Item) -> bool:
         try:
             self._look()
-            return self._write_patiently(self._render(item))
+            return self._write_with_retry(self._render(item))
         except Exception:  # an item that can't be rendered is one line less, not the end of the log
             return False
 
@@ -141,7 +141,7 @@ class Sink(Generic[Item]):
         self._descriptor, self._owned, self._torn = descriptor, True, False
         return True
 
-    def _write_patiently(self, line: bytes) -> bool:
+    def _write_with_retry(self, line: bytes) -> bool:
         """Write all of `line`, to another descriptor where there is one; False where nothing takes it."""
         if self._write(line):
             return True

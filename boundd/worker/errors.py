@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from boundd.catalogue.outcomes import ErrorKind
 from boundd.protocol.lines import Error
-from boundd.protocol.out_of_memory import says_out_of_memory
+from boundd.protocol.out_of_memory import find_out_of_memory
 from boundd.protocol.strict_json import Json
 
 EXIT_CODES: Mapping[ErrorKind, int] = {
@@ -154,7 +154,7 @@ class Shortage:
 
 def shortage_of(error: BaseException) -> Shortage | None:
     """The out-of-memory error that `error` is, or was raised from; None for any other error."""
-    short = None if isinstance(error, WorkerError) else says_out_of_memory(error)
+    short = None if isinstance(error, WorkerError) else find_out_of_memory(error)
     if short is None:
         return None
     text = str(short)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from boundd.catalogue.libraries import MEASURING, installed_version
-from boundd.protocol.content import text_digest
+from boundd.protocol.file_digests import text_digest
 from boundd.protocol.strict_json import Json, dumps
 from boundd.worker.devices import TorchDevice
 from boundd.worker.loading import Loaded

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from boundd.catalogue.outcomes import Isolation
-from boundd.protocol.company import Lists, Whose, judge
-from boundd.protocol.seeing import is_here, read_lists, sees_every_pid, takes_lease
+from boundd.protocol.attestation import ProcessLists, ProcessOwner, attest_isolation
+from boundd.protocol.device_processes import is_alive, is_in_host_pid_namespace, read_process_lists, uses_lease
 from boundd.protocol.strict_json import Json
 from boundd.worker.devices import CallTime
 
@@ -115,20 +115,25 @@ class _CpuCounts:
 
 
 class GpuIsolationMonitor:
-    """Judges by the processes that the driver lists on the device (`boundd.protocol.company`), by what throttles it,
-    and by whether torch's allocator had to flush and try again.
+    """Judges by the processes that the driver lists on the device (`boundd.protocol.attestation`), by what
+    throttles it, and by whether torch's allocator had to flush and try again.
 
     Attributes:
-        every_pid: whether this process is in the machine's own pid namespace; None to find out.
+        in_host_namespace: whether this process is in the machine's own pid namespace; None to find out.
     """
 
     def __init__(
-        self, uuid: str | None, lease_folder: Path | None, proc: Path = Path("/proc"), *, every_pid: bool | None = None
+        self,
+        uuid: str | None,
+        lease_folder: Path | None,
+        proc: Path = Path("/proc"),
+        *,
+        in_host_namespace: bool | None = None,
     ) -> None:
         self._uuid = uuid
         self._lease_folder = lease_folder
         self._proc = proc
-        self._every_pid = sees_every_pid(proc) if every_pid is None else every_pid
+        self._in_host_namespace = is_in_host_pid_namespace(proc) if in_host_namespace is None else in_host_namespace
         self._before = Attestation(Isolation.UNKNOWN)
         self._retries = 0
 
@@ -161,18 +166,20 @@ class GpuIsolationMonitor:
             return merge(
                 [attest, Attestation(Isolation.UNKNOWN, ("the driver could not be asked who is on the device",))]
             )
-        company = judge(reading.lists, self._whose, every_pid=self._every_pid, own_bytes=reading.own_bytes)
-        return merge([attest, Attestation(company.isolation, company.reasons)])
+        verdict = attest_isolation(
+            reading.lists, self._whose, in_host_namespace=self._in_host_namespace, own_bytes=reading.own_bytes
+        )
+        return merge([attest, Attestation(verdict.isolation, verdict.reasons)])
 
-    def _whose(self, pid: int) -> Whose:
+    def _whose(self, pid: int) -> ProcessOwner:
         if pid == os.getpid():
-            return Whose.OURS
-        if not is_here(pid, self._proc):
-            return Whose.ABSENT
-        if takes_lease(pid, self._lease_folder, self._proc):
-            return Whose.PARTNER
+            return ProcessOwner.OURS
+        if not is_alive(pid, self._proc):
+            return ProcessOwner.ABSENT
+        if uses_lease(pid, self._lease_folder, self._proc):
+            return ProcessOwner.PARTNER
         # It may have ended in between.
-        return Whose.STRANGER if is_here(pid, self._proc) else Whose.ABSENT
+        return ProcessOwner.STRANGER if is_alive(pid, self._proc) else ProcessOwner.ABSENT
 
 
 @dataclass(frozen=True)
@@ -180,7 +187,7 @@ class GpuReading:
     """What NVML says of a device at one instant: its lists of processes (None where it can't be asked), the bits of
     what throttles it, and its clock."""
 
-    lists: Lists | None = None
+    lists: ProcessLists | None = None
     throttle: int = 0
     sm_clock_mhz: int | None = None
     own_bytes: int | None = None
@@ -220,7 +227,7 @@ def read_gpu(uuid: str | None) -> GpuReading:
     try:
         handle = pynvml.nvmlDeviceGetHandleByUUID(uuid) if uuid else pynvml.nvmlDeviceGetHandleByIndex(0)
         return GpuReading(
-            lists=read_lists(pynvml, handle),
+            lists=read_process_lists(pynvml, handle),
             throttle=_asked(pynvml, 0, pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle),
             sm_clock_mhz=_asked(pynvml, None, pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
             own_bytes=_allocated_bytes(),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from boundd.protocol.content import content_of
+from boundd.protocol.file_digests import content_of
 from boundd.protocol.strict_json import Json
 from boundd.worker.devices import TorchDevice
 from boundd.worker.errors import ModelUnavailableError

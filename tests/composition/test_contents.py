@@ -12,7 +12,7 @@ import pytest
 
 from boundd.composition import contents as contents_module
 from boundd.composition.contents import Contents
-from boundd.protocol.content import content_of, file_digest
+from boundd.protocol.file_digests import content_of, file_digest
 
 PATIENT_S = 30.0
 

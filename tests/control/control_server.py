@@ -36,7 +36,7 @@ from boundd.core.model.outcomes import AttemptError, Measurement, Outcome, Point
 from boundd.core.model.records import Record, SaveAnswer
 from boundd.core.model.state import Rules, State
 from boundd.ports import ConfigError, EndedAttempt, Keep, KeptAnswer, StoreBusyError, keep_nothing
-from boundd.protocol.plain_file import read_chunk, size_bytes
+from boundd.protocol.regular_file import read_chunk, size_bytes
 
 GIB = 1024**3
 AXES = {"model": ["SD1.5", "SDXL"], "scheduler": ["DDIM"], "steps": [20], "method": ["deepcache", "tgate", "tome"]}
@@ -86,9 +86,9 @@ class FileLauncher:
 
     folder: Path
 
-    async def read_log(self, attempt_id: str, offset: int, most_bytes: int) -> bytes:
+    async def read_log(self, attempt_id: str, offset: int, max_bytes: int) -> bytes:
         """Some of a log."""
-        return await anyio.to_thread.run_sync(read_chunk, self.log_path(attempt_id), offset, most_bytes)
+        return await anyio.to_thread.run_sync(read_chunk, self.log_path(attempt_id), offset, max_bytes)
 
     async def log_size_bytes(self, attempt_id: str) -> int | None:
         """How long a log is."""

@@ -2,7 +2,7 @@
 
 Nothing of that is read, nobody waits for it, and the thread that looked is free again. Seen to fail:
 
-- `open_plain` of boundd/protocol/plain_file.py without O_NONBLOCK: a pipe holds the request for ever; without
+- `open_regular` of boundd/protocol/regular_file.py without O_NONBLOCK: a pipe holds the request for ever; without
   O_NOFOLLOW: a link shows what it leads to; without S_ISREG: a pipe is an empty log.
 - `read_log` of boundd/control/streams.py without its `except NotAFileError`: a followed answer breaks off.
 """

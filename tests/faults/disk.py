@@ -614,12 +614,12 @@ def export_file(disk: Disk, folder: Path, point: Point | None) -> None:
 
 HOLD = """
 import pathlib, sys
-from boundd.ports import HeldError
+from boundd.ports import AlreadyRunningError
 from boundd.service.instance_lock import hold
 try:
     with hold(pathlib.Path(sys.argv[1])):
         pass
-except HeldError as error:
+except AlreadyRunningError as error:
     print(error)
 """
 

@@ -10,7 +10,7 @@ writing the same again in its place brings the data to the disk. Seen to fail:
 - `_write_outcome` without `os.unlink(_OUTCOME_DRAFT)`: the outcome is zeros.
 - `SqliteStore._checkpoint` that looks at no error, or `wal_autocheckpoint` as it was instead of it: the store
   is damaged, and no commit was refused.
-- `SqliteStore._ready` without `write_anew`: the store is damaged, or lacks commits that were acknowledged.
+- `SqliteStore._ready` without `rewrite`: the store is damaged, or lacks commits that were acknowledged.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Nothing new is started, what runs is seen to its end, everybody who asks is told, and once there is room it goes on by
 itself. Seen to fail: `State.disk_shortage` made to return '': the shortage is never told; without
-`Daemon._try_the_store` the trouble is told for ever after the disk has room; `_wind_down` without its patience hangs.
+`Daemon._retry_store` the trouble is told for ever after the disk has room; `_wind_down` without its patience hangs.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ grace = "1s"
         except TimeoutError:
             return self.told
 
-    def let_go(self, cell: int) -> None:
+    def start_worker(self, cell: int) -> None:
         """Have the worker of a cell end."""
         (self.folder / f"go-{cell}").touch()
 
@@ -151,7 +151,7 @@ grace = "1s"
     def close(self) -> None:
         """End it and its workers."""
         for cell in range(CELLS):
-            self.let_go(cell)
+            self.start_worker(cell)
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
@@ -199,7 +199,7 @@ def check_well(daemon: Daemon) -> None:
 def finish(daemon: Daemon) -> None:
     """Let every cell end, and see that each has its figure, once, in the store and in the export."""
     for cell in range(CELLS):
-        daemon.let_go(cell)
+        daemon.start_worker(cell)
     until(lambda: daemon.counts()["succeeded"] == CELLS, "all cells end")
     for n in range(CELLS):
         cell = json.loads(daemon.ctl("show", str(n), "--json").stdout)
@@ -218,7 +218,7 @@ def test_below_the_reserve_nothing_is_started(make: Callable[[str], Daemon]) -> 
     filler = daemon.fill(leave_bytes=1 << 20)
     until(daemon.problem, "the shortage is seen")
     check_told(daemon, "disk_reserve")
-    daemon.let_go(0)
+    daemon.start_worker(0)
     until(lambda: daemon.counts()["succeeded"] == 1, "what ran is stored")
     assert daemon.counts()["running"] == 0
     assert "disk_reserve" in daemon.ctl("explain", "1").stdout
@@ -233,7 +233,7 @@ def test_a_disk_without_a_byte(make: Callable[[str], Daemon], report: Report) ->
     daemon = make("0MiB")
     until(lambda: daemon.counts()["running"] == 1, "a cell runs")
     filler = daemon.fill()
-    daemon.let_go(0)
+    daemon.start_worker(0)
     assert daemon.ctl("pause").returncode != 0, "what can't be stored is refused"
     check_told(daemon, "nothing can be stored")
     counts = daemon.counts()
@@ -270,7 +270,7 @@ def test_it_can_be_stopped_on_a_full_disk(make: Callable[[str], Daemon]) -> None
     filler = daemon.fill()
     daemon.process.send_signal(signal.SIGINT)
     assert daemon.process.wait(PATIENCE_S) == 0
-    daemon.let_go(0)
+    daemon.start_worker(0)
     filler.unlink()
     daemon.start()
     finish(daemon)

@@ -7,8 +7,9 @@ end, by who it leaves behind and, once the outcome is there, by the test. Nothin
 not grow, each cell ends as it should, and the good ones don't notice.
 
 Seen to fail: without the subreaper (`PR_SET_CHILD_SUBREAPER` in boundd/launch/shim/attempt.py) by survivors; with a
-`LOG_TAIL_BYTES` of 32 MiB in boundd/service/reading.py by growth; with `results_bytes` ignored in `_read_to_the_end`
-of boundd/service/attempts.py by wrong ends. What a pipe in place of a file does is in tests/service/test_reading.py.
+`LOG_TAIL_BYTES` of 32 MiB in boundd/service/log_reading.py by growth; with `results_bytes` ignored in
+`_read_to_the_end` of boundd/service/attempts.py by wrong ends. tests/service/test_log_reading.py puts a pipe in place
+of a file.
 """
 
 from __future__ import annotations

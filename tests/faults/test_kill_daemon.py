@@ -16,8 +16,8 @@ To see it fail, take out one of these:
 
 - in `Loop.handle`, yield the effects before the commit, with an `await anyio.sleep(0)` in `Driver._handle` after each:
   what was executed counts as lost, or as rejected because it "is alive already";
-- in `LocalLauncher`, let `is_alive` return False, `_until_shim_gone` return at once for what isn't in `_ours`, and
-  `_until_nothing_left` kill nothing: attempts that run count as lost, and their cells are executed again beside them;
+- in `LocalLauncher`, let `is_alive` return False, `_wait_for_shim` return at once for what isn't in `_ours`, and
+  `_kill_until_gone` kill nothing: attempts that run count as lost, and their cells are executed again beside them;
 - in `transaction` of boundd/store/sqlite.py, leave out the COMMIT, and begin only where no transaction is
   open: nothing is kept.
 """

@@ -17,10 +17,10 @@ with new sums.
 `results.jsonl` is the worker's, whose lines have no check: one that is cut or broken is a malformed result, a number
 that became another number is believed. Once it was read, the store's seals cover what it said.
 
-To see it fail: return [] from `seals.broken` at once (bits in rows), return from `acknowledged.check` at once (older
-copies, logs cut short), return [] from `seals.compared_history` (histories), or drop the comparison in
-`records._checked` and `shim.read_spec` (outcomes), or the refusal of what isn't ASCII in `records._read` (noise); leave
-the -shm file in `migrate._looked_into` (overwritten).
+To see it fail: return [] from `seals.mismatches` at once (bits in rows), return from `commit_mark.check` at once (older
+copies, logs cut short), return [] from `seals.compare_history` (histories), drop the comparison in `records._checked`
+and `shim.read_spec` (outcomes), drop the refusal of non-ASCII bytes in `records._read` (noise), or leave the -shm file
+in `migrate._open_read_only` (overwritten).
 """
 
 from __future__ import annotations

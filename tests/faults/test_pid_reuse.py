@@ -8,7 +8,7 @@ lock, and must be found and killed. The launcher ends, waits, looks; the strange
 BOUNDD_CAMPAIGN_SEED=N draws the same points again.
 
 Seen to fail: with `holds` in boundd/launch/processes.py that always says None, the strangers with an equal start are
-waited for, or killed; with a `remnants` there that doesn't ask for the worker's environment, those who lead the
+waited for, or killed; with a `leftovers` there that doesn't ask for the worker's environment, those who lead the
 worker's session are killed; without the `processes.kill(found)` of boundd/launch/local.py, what was left keeps its
 attempt alive.
 """

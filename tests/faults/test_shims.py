@@ -12,8 +12,8 @@ the n-th.
 
 BOUNDD_CAMPAIGN_SEED=N draws the same points again.
 
-Seen to fail: without `processes.kill(found)` in `_kill_remnants` of boundd/launch/local.py, by attempts that never end;
-with a `wait` there that doesn't do `_until_nothing_left`, by orphans.
+Seen to fail: without `processes.kill(found)` in `_kill_leftovers` of boundd/launch/local.py, by attempts that never
+end; with a `wait` there that doesn't call `_kill_until_gone`, by orphans.
 """
 
 from __future__ import annotations

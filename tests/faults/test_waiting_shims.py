@@ -8,9 +8,9 @@ then ends with a status of its own. Seen to fail:
 - `_pause` without `+ self._grace_s`: an outcome that the disk would have taken in time is lost.
 - `output_lost` of the outcome always False, or `_verdict` without `_output_lost`: an output that isn't there passes for
   one without a result, which the cell pays for.
-- `_become_shim` of boundd/launch/zygote.py without `except shim.GaveUpError`, `_why_lost` without GAVE_UP_WORDS: nobody
-  is told why.
-- `is_out_of_reach` of boundd/launch/shim/files.py always False: a shim on a disk that is full and was unmounted under
+- `_become_shim` of boundd/launch/zygote.py without `except shim.GaveUpError`, `_why_lost` without GAVE_UP_MESSAGE: the
+  reason is not reported.
+- `is_folder_gone` of boundd/launch/shim/files.py always False: a shim on a disk that is full and was unmounted under
   its feet lives for an hour after its daemon. Its arguments are the zygote's, for which it has been taken.
 """
 
@@ -120,7 +120,7 @@ async def test_the_words_are_the_same_where_the_disk_takes_none(launcher: LocalL
         # What is said goes nowhere: the shim has the file open, and nobody finds it any more.
         (folder / "shim.log").unlink()
         end = await told_to_end(launcher)
-    assert end.lost.endswith(f"ended with status {shim.GAVE_UP}: {shim.GAVE_UP_WORDS}")
+    assert end.lost.endswith(f"ended with status {shim.GAVE_UP}: {shim.GAVE_UP_MESSAGE}")
 
 
 async def test_told_to_end_it_goes_on_trying_for_its_grace(launcher: LocalLauncher, disk: Disk) -> None:
@@ -302,5 +302,5 @@ async def test_a_shim_that_somebody_else_ends_costs_the_cell_nothing(daemon: Dae
     assert await daemon.ended() == 0
     first, second = daemon.said("attempt-ended")
     assert (first["boundd.outcome"], second["boundd.outcome"]) == ("lost", "succeeded")
-    assert shim.GAVE_UP_WORDS in str(first["boundd.error_message"])
+    assert shim.GAVE_UP_MESSAGE in str(first["boundd.error_message"])
     assert "lost: retrying now" in str(daemon.said("cell-retrying")[0]["message"])

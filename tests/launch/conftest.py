@@ -24,7 +24,7 @@ def attempts(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "attempts"
     yield folder
     for attempt in folder.glob("*"):
-        stats = processes.remnants(attempt / shim.LOCK, attempt / "results.jsonl", None)
+        stats = processes.leftovers(attempt / shim.LOCK, attempt / "results.jsonl", None)
         processes.kill(stats)
 
 

@@ -117,7 +117,7 @@ async def test_what_escapes_everything_else_does_not_escape_its_cgroup(
     os.kill(record.pid, signal.SIGKILL)
     until(lambda: not runs(record.pid))
     assert runs(escaped), "nothing but the cgroup ties it to the attempt"
-    stats = processes.remnants(attempts / "1" / shim.LOCK, attempts / "1" / "results.jsonl", record)
+    stats = processes.leftovers(attempts / "1" / shim.LOCK, attempts / "1" / "results.jsonl", record)
     assert escaped not in {stat.pid for stat in stats}
     with anyio.fail_after(20):
         assert (await grouped.wait("1")).lost

@@ -1,6 +1,6 @@
 """The launcher and the shim, with real processes: how they end, what they leave behind, who finds them again.
 
-To see the test of pipes fail, have boundd/launch/records.py or `_last_words` of boundd/launch/local.py open with
+To see the test of pipes fail, have boundd/launch/records.py or `_last_log_line` of boundd/launch/local.py open with
 `path.open("rb")`, or take O_NONBLOCK out of `processes.lock_is_held`.
 """
 
@@ -474,7 +474,10 @@ async def test_a_worker_is_told_where_its_files_are(attempts: Path, make_spec: M
 
 
 async def test_a_launch_that_fails_leaves_nothing(launcher: LocalLauncher, make_spec: MakeSpec) -> None:
-    """Its worker, forked first, ends before the launch fails. Seen to fail under load without `call_off`'s wait."""
+    """The worker is forked first and ends before the launch fails.
+
+    Seen to fail under load without the wait in `discard_worker`.
+    """
     for _ in range(20):
         with pytest.raises(LaunchError, match="before it started the worker: TypeError"):
             await launcher.launch(make_spec("true", log_limit_bytes="many"))
@@ -591,7 +594,7 @@ async def test_a_pipe_in_the_place_of_a_file_is_waited_for_by_nobody(
     path = attempts / "1" / name
     path.unlink(missing_ok=True)
     os.mkfifo(path)
-    launcher.trouble("1")
+    launcher.why_not_endable("1")
     launcher.pids("1")
     launcher.is_alive("1")
     pidfd = shim.open_verified(record["pid"], record["start_ticks"])

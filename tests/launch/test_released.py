@@ -96,7 +96,7 @@ async def test_a_later_release_is_not_guessed_at(launcher: LocalLauncher, make_s
     pid = json.loads(known)["pid"]
     record.write_text(json.dumps({**json.loads(known), "format": 2}))
     next_daemons = LocalLauncher(attempts)
-    assert "format 2, known is 1" in next_daemons.trouble("1")
+    assert "format 2, known is 1" in next_daemons.why_not_endable("1")
     await next_daemons.end("1")
     with anyio.move_on_after(1) as waited:
         await next_daemons.wait("1")
@@ -104,7 +104,7 @@ async def test_a_later_release_is_not_guessed_at(launcher: LocalLauncher, make_s
     assert next_daemons.is_alive("1")
     assert shim.stat_of(pid) is not None
     record.write_text(known)
-    assert next_daemons.trouble("1") == ""
+    assert next_daemons.why_not_endable("1") == ""
     await next_daemons.end("1")
     with anyio.fail_after(60):
         await next_daemons.wait("1")

@@ -92,7 +92,7 @@ async def test_ctrl_c_is_the_daemons_alone(launcher: LocalLauncher, make_spec: M
 
 def test_a_zygote_that_is_stuck_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that takes no requests any more is ended, and the request goes to the next: no launch waits for ever."""
-    monkeypatch.setattr("boundd.launch.spawner._PATIENCE_S", 0.2)
+    monkeypatch.setattr("boundd.launch.spawner._TIMEOUT_S", 0.2)
     (tmp_path / "1").mkdir()
     spawner = ShimSpawner(tmp_path)
     reader, writer = os.pipe()

@@ -63,14 +63,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from boundd.protocol.lease import DeviceLease
 folder, mode, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-takes_lease, sections = sys.argv[4] == "lease", int(sys.argv[5])
+uses_lease, sections = sys.argv[4] == "lease", int(sys.argv[5])
 lease = DeviceLease(folder)
 with (folder / f"intervals-{name}").open("w") as log:
     print("ready", flush=True)
     sys.stdin.readline()
     done = 0
     while done < sections and not (folder / "enough").exists():
-        with getattr(lease, mode)() if takes_lease else nullcontext():
+        with getattr(lease, mode)() if uses_lease else nullcontext():
             begun = time.monotonic_ns()
             time.sleep(0.003 if mode == "exclusive" else 0.004)
             ended = time.monotonic_ns()
@@ -213,10 +213,10 @@ class Interval(NamedTuple):
     user: str
 
 
-def use_together(folder: Path, takes_lease: str) -> tuple[list[Interval], list[Interval]]:
+def use_together(folder: Path, uses_lease: str) -> tuple[list[Interval], list[Interval]]:
     """200 timed sections by four processes, while three others use the device all the time: what each did."""
     plan = [(f"timer-{n}", "exclusive", 50) for n in range(4)] + [(f"sharer-{n}", "shared", 10**6) for n in range(3)]
-    users = {name: spawn(_USE, folder, mode, name, takes_lease, sections) for name, mode, sections in plan}
+    users = {name: spawn(_USE, folder, mode, name, uses_lease, sections) for name, mode, sections in plan}
     for user in users.values():
         assert user.stdout is not None
         assert user.stdout.readline() == b"ready\n"

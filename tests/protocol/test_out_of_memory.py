@@ -1,7 +1,7 @@
 """Memory that ran out is told by one rule, in the worker and from its output, whoever words or wraps it.
 
 Seen to fail: with `_PREFIX` matching nothing, what torchrun wraps is not told; without `_DIRECT_CAUSE`, what a script
-raises from it isn't; with `_tells_of_handling` always false, handled ones are; with `_AT_EXIT` empty, an exception of
+raises from it isn't; with `_mentions_handling` always false, handled ones are; with `_AT_EXIT` empty, an exception of
 the interpreter's end counts as the last.
 """
 
@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from boundd.protocol.out_of_memory import last_exception, ran_out, says_out_of_memory
-from boundd.service.reading import kept_lines
+from boundd.protocol.out_of_memory import find_out_of_memory, last_exception, out_of_memory_text
+from boundd.service.log_reading import kept_lines
 from boundd.worker.errors import shortage_of
 
 WORDS = [
@@ -78,19 +78,19 @@ def traceback_of(last: str, prefix: str = "") -> str:
 @pytest.mark.parametrize("words", WORDS)
 def test_worker_and_daemon_know_the_same_words(words: str) -> None:
     """As an exception's message, in its traceback, and as the last line of a program that isn't Python."""
-    assert says_out_of_memory(RuntimeError(words)) is not None
+    assert find_out_of_memory(RuntimeError(words)) is not None
     assert shortage_of(RuntimeError(words)) is not None
-    assert ran_out(traceback_of(f"RuntimeError: {words}")).startswith("RuntimeError: ")
-    assert ran_out(f"loading\n{words}\n").endswith(words[4:])
+    assert out_of_memory_text(traceback_of(f"RuntimeError: {words}")).startswith("RuntimeError: ")
+    assert out_of_memory_text(f"loading\n{words}\n").endswith(words[4:])
 
 
 @pytest.mark.parametrize("line", NOT_THESE)
 def test_what_only_looks_like_it(line: str) -> None:
     """The host's memory, a kernel's shared memory, a server's quota, and who quotes such words."""
-    assert ran_out(traceback_of(line)) == ran_out(line) == ""
+    assert out_of_memory_text(traceback_of(line)) == out_of_memory_text(line) == ""
     if not line.startswith(("java", "Value", "kernel")):
-        assert says_out_of_memory(RuntimeError(line.partition(": ")[2])) is None
-    assert says_out_of_memory(ValueError(WORDS[0])) is None
+        assert find_out_of_memory(RuntimeError(line.partition(": ")[2])) is None
+    assert find_out_of_memory(ValueError(WORDS[0])) is None
 
 
 TORCHRUN = """\
@@ -143,7 +143,7 @@ WRAPPINGS = {
 @pytest.mark.parametrize("words", [WORDS[0], WORDS[7], WORDS[20]])
 def test_whoever_wraps_it(wrapping: str, words: str) -> None:
     """Launchers, colours, groups, a chain of causes, an interpreter that ends."""
-    assert words in ran_out(WRAPPINGS[wrapping](f"RuntimeError: {words}"))
+    assert words in out_of_memory_text(WRAPPINGS[wrapping](f"RuntimeError: {words}"))
 
 
 NCCL = """\
@@ -159,25 +159,34 @@ def test_a_later_line_of_the_message_says_it(after: str) -> None:
     """NCCL's and Paddle's; but not behind an exception that only quotes, and not where it goes on after that."""
     paddle = "ResourceExhaustedError: \n\nOut of memory error on GPU 0. Cannot allocate 2.0GB memory on GPU 0\n"
     if not after.startswith("clean"):
-        assert ran_out(traceback_of(NCCL.strip()) + after) == "Cuda failure 2 'out of memory'"
-        assert "Out of memory error" in ran_out(traceback_of(paddle) + after)
-    assert ran_out(traceback_of("ValueError: the log:\n" + WORDS[0]) + after) == ""
-    assert ran_out(traceback_of(NCCL.strip()) + "going on with one rank\n" + after) == ""
-    assert ran_out(traceback_of(NCCL.strip()) + traceback_of("KeyError: 'x'") + after) == ""
-    assert ran_out(traceback_of("RuntimeError: CUDA error: an illegal memory access was encountered") + after) == ""
+        assert out_of_memory_text(traceback_of(NCCL.strip()) + after) == "Cuda failure 2 'out of memory'"
+        assert "Out of memory error" in out_of_memory_text(traceback_of(paddle) + after)
+    assert out_of_memory_text(traceback_of("ValueError: the log:\n" + WORDS[0]) + after) == ""
+    assert out_of_memory_text(traceback_of(NCCL.strip()) + "going on with one rank\n" + after) == ""
+    assert out_of_memory_text(traceback_of(NCCL.strip()) + traceback_of("KeyError: 'x'") + after) == ""
+    assert (
+        out_of_memory_text(traceback_of("RuntimeError: CUDA error: an illegal memory access was encountered") + after)
+        == ""
+    )
 
 
 def test_a_program_that_aborts_says_why_before() -> None:
     """A shell tells of the signal; that says nothing of its own."""
-    assert ran_out("cudaMalloc failed: out of memory\nAborted (core dumped)\n") == "cudaMalloc failed: out of memory"
-    assert ran_out("cudaMalloc failed: out of memory\nfailed to read the prompts\nAborted (core dumped)\n") == ""
+    assert (
+        out_of_memory_text("cudaMalloc failed: out of memory\nAborted (core dumped)\n")
+        == "cudaMalloc failed: out of memory"
+    )
+    assert (
+        out_of_memory_text("cudaMalloc failed: out of memory\nfailed to read the prompts\nAborted (core dumped)\n")
+        == ""
+    )
 
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 def test_wrapping_makes_nothing_of_another_failure(wrapping: str) -> None:
     """And the last exception is that one."""
     text = WRAPPINGS[wrapping]("ValueError: unknown scheduler")
-    assert ran_out(text) == ""
+    assert out_of_memory_text(text) == ""
     assert "unknown scheduler" in last_exception(text) or wrapping == "raised from"
 
 
@@ -206,7 +215,7 @@ HANDLED = [
 @pytest.mark.parametrize("output", HANDLED)
 def test_a_handled_one_before_another_failure_is_none(output: object, words: str) -> None:
     """Whether it was told as a warning, with its traceback, or in passing."""
-    assert ran_out(output(words)) == ""  # type: ignore[operator]
+    assert out_of_memory_text(output(words)) == ""  # type: ignore[operator]
 
 
 def test_causes_and_contexts() -> None:
@@ -214,12 +223,12 @@ def test_causes_and_contexts() -> None:
     short = RuntimeError(WORDS[0])
     broken = KeyError("steps")
     broken.__cause__ = short
-    assert says_out_of_memory(broken) is short
+    assert find_out_of_memory(broken) is short
     assert shortage_of(broken) is not None
     broken.__cause__, broken.__context__ = None, short
-    assert says_out_of_memory(broken) is None
-    assert says_out_of_memory(ExceptionGroup("1 failed", [short])) is short
-    assert says_out_of_memory(ExceptionGroup("2 failed", [short, KeyError()])) is None
+    assert find_out_of_memory(broken) is None
+    assert find_out_of_memory(ExceptionGroup("1 failed", [short])) is short
+    assert find_out_of_memory(ExceptionGroup("2 failed", [short, KeyError()])) is None
 
 
 quiet = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
@@ -239,7 +248,7 @@ noise = st.lists(
 def test_generated_outputs(before: str, words: str, kind: str, wrapping: str, after: str, handled: object) -> None:
     """Every wording in every wrapping, in the middle of an output; and every wording that was handled."""
     text = before + (WRAPPINGS[wrapping](f"{kind}: {words}") + after if handled is None else handled(words))  # type: ignore[operator]
-    assert (words in ran_out(text)) is (handled is None), text
+    assert (words in out_of_memory_text(text)) is (handled is None), text
 
 
 @pytest.mark.parametrize("line", [*WORDS, *(f"{kind}: {words}" for kind in TYPES for words in WORDS)])

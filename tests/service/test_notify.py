@@ -172,7 +172,7 @@ async def test_the_status_is_told_when_it_changes(manager: Manager) -> None:
 async def test_the_pings_stop_when_the_proof_does(manager: Manager) -> None:
     """The store's thread hangs, or says that it can't: no ping. Then it answers: pings again."""
     answers = iter(["fine", "fails", "hangs"])
-    hangs, let_go = anyio.Event(), anyio.Event()
+    hangs, start_worker = anyio.Event(), anyio.Event()
 
     async def prove_alive() -> None:
         answer = next(answers, "fine")
@@ -180,7 +180,7 @@ async def test_the_pings_stop_when_the_proof_does(manager: Manager) -> None:
             raise OSError("no")
         if answer == "hangs":
             hangs.set()
-            await let_go.wait()
+            await start_worker.wait()
 
     notifier = Notifier(manager.address, 0.03)
     async with anyio.create_task_group() as group:
@@ -190,7 +190,7 @@ async def test_the_pings_stop_when_the_proof_does(manager: Manager) -> None:
         assert manager.heard() == [{"WATCHDOG": "1"}], "one for the answer, none for the failure"
         await anyio.sleep(0.2)
         assert manager.heard() == []
-        let_go.set()
+        start_worker.set()
         with anyio.fail_after(10):
             while not manager.heard():  # noqa: ASYNC110 - what is waited for is another socket's
                 await anyio.sleep(0.01)

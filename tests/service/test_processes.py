@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boundd.core.model.devices import DeviceReading
-from boundd.service.processes import Seen, look_at, observed_in
+from boundd.service.processes import DeviceProcesses, check_lists, observed_in
 
 GIB = 1024**3
 READING = DeviceReading("GPU-a", 0, "GPU", 80 * GIB, 50 * GIB, reserved_bytes=GIB)
@@ -20,9 +20,11 @@ OURS = {"1": frozenset({10}), "2": frozenset({20})}
 STRANGER, DEAD, HOLDER = 30, 40, 4_000_000
 
 
-def look(reading: DeviceReading, *, every_pid: bool = True, empty: bool = False) -> Seen:
+def look(reading: DeviceReading, *, in_host_namespace: bool = True, empty: bool = False) -> DeviceProcesses:
     """What is seen where 40 has ended and every other pid lives."""
-    return look_at([reading], {} if empty else ON, OURS, every_pid=every_pid, lives=lambda pid: pid != DEAD)
+    return check_lists(
+        [reading], {} if empty else ON, OURS, in_host_namespace=in_host_namespace, lives=lambda pid: pid != DEAD
+    )
 
 
 def test_what_an_attempt_holds() -> None:
@@ -38,13 +40,15 @@ def test_a_strangers_process_is_seen() -> None:
     ours = {"1": frozenset({os.getpid()})}
     both = replace(READING, process_bytes={os.getpid(): GIB, stranger.pid: None})
     try:
-        assert look_at([both], ON, ours, every_pid=True).foreign == {"GPU-a"}
+        assert check_lists([both], ON, ours, in_host_namespace=True).foreign == {"GPU-a"}
         before = replace(READING, process_bytes={stranger.pid: GIB})
-        assert look_at([before], ON, ours, every_pid=True).foreign == {"GPU-a"}
+        assert check_lists([before], ON, ours, in_host_namespace=True).foreign == {"GPU-a"}
     finally:
         stranger.kill()
         stranger.wait()
-    assert look_at([both], ON, ours, every_pid=True) == Seen(frozenset({"GPU-a"}), witnessed=frozenset({"1"}))
+    assert check_lists([both], ON, ours, in_host_namespace=True) == DeviceProcesses(
+        frozenset({"GPU-a"}), witnessed=frozenset({"1"})
+    )
 
 
 def test_an_attempt_of_another_device_is_a_stranger() -> None:
@@ -60,7 +64,7 @@ def test_only_gpus_whose_lists_were_asked_for_say_anything() -> None:
         replace(READING, process_bytes={10: GIB, STRANGER: 1}, backend="simulated"),
         replace(READING, total_bytes=None, free_bytes=None, unavailable="lost"),
     ):
-        assert look(reading) == Seen()
+        assert look(reading) == DeviceProcesses()
 
 
 @pytest.mark.parametrize("kind", ["compute", "graphics", "MPS"])
@@ -74,17 +78,17 @@ def test_a_refused_list_attests_nothing(kind: str) -> None:
 
 def test_a_worker_that_has_not_come_yet_speaks_against_nothing() -> None:
     """It loads its model before it takes the device; what counts is that it is seen at some time."""
-    assert look(replace(READING, process_bytes={})) == Seen(frozenset({"GPU-a"}))
+    assert look(replace(READING, process_bytes={})) == DeviceProcesses(frozenset({"GPU-a"}))
 
 
 def test_in_a_container_memory_must_account_for_everybody() -> None:
     """29 GiB are in use besides the driver's own."""
-    assert look(replace(READING, process_bytes={10: 29 * GIB}), every_pid=False).unattested == {}
+    assert look(replace(READING, process_bytes={10: 29 * GIB}), in_host_namespace=False).unattested == {}
     why = "28.0 GiB of the device are held by nobody that the driver lists in this container"
-    assert look(replace(READING, process_bytes={10: GIB}), every_pid=False).unattested == {"GPU-a": why}
+    assert look(replace(READING, process_bytes={10: GIB}), in_host_namespace=False).unattested == {"GPU-a": why}
     unsaid = replace(READING, process_bytes={10: 29 * GIB}, reserved_bytes=None)
-    assert look(unsaid, every_pid=False).unattested
-    machines = look(replace(READING, process_bytes={4711: 29 * GIB}), every_pid=False)
+    assert look(unsaid, in_host_namespace=False).unattested
+    machines = look(replace(READING, process_bytes={4711: 29 * GIB}), in_host_namespace=False)
     assert not machines.witnessed, "the machine's pids: nobody knows which is ours"
     assert not machines.foreign
 
@@ -96,7 +100,9 @@ def test_who_has_a_device_that_takes_one_process() -> None:
     here = replace(alone, process_bytes={os.getpid(): GIB})
     assert look(here, empty=True).holders["GPU-a"].startswith(f"pid {os.getpid()} (")
     assert not look(replace(alone, process_bytes={DEAD: GIB}), empty=True).holders
-    assert look(replace(alone, process_bytes={DEAD: GIB}), empty=True, every_pid=False).holders, "of the machine"
+    assert look(replace(alone, process_bytes={DEAD: GIB}), empty=True, in_host_namespace=False).holders, (
+        "of the machine"
+    )
     assert not look(replace(alone, max_cells=None), empty=True).holders
     assert not look(alone).holders, "an attempt of ours is there"
 
@@ -117,9 +123,9 @@ READINGS = st.builds(
 )
 
 
-def attested_only_by_what_was_seen(reading: DeviceReading, every_pid: bool, empty: bool) -> None:
+def attested_only_by_what_was_seen(reading: DeviceReading, in_host_namespace: bool, empty: bool) -> None:
     """What must hold of every pass: nobody is attested beside a stranger, or where a list is missing."""
-    seen = look(reading, every_pid=every_pid, empty=empty)
+    seen = look(reading, in_host_namespace=in_host_namespace, empty=empty)
     listed = reading.process_bytes or {}
     attested = seen.witnessed and not seen.foreign and not seen.unattested and seen.listed
     if attested:
@@ -127,11 +133,11 @@ def attested_only_by_what_was_seen(reading: DeviceReading, every_pid: bool, empt
         assert STRANGER not in listed
         assert 20 not in listed
         assert not reading.unreadable
-        if not every_pid:
+        if not in_host_namespace:
             assert DEAD not in listed
             assert None not in listed.values()
             assert sum(size or 0 for size in listed.values()) > 29 * GIB - GIB // 8
-    elif every_pid and not empty and reading.backend == "nvml" and not reading.unreadable:
+    elif in_host_namespace and not empty and reading.backend == "nvml" and not reading.unreadable:
         assert not (10 in listed and not {20, STRANGER} & set(listed)), "it was alone, and that was seen"
     if seen.holders:
         assert (reading.max_cells, empty) == (1, True)
@@ -139,15 +145,15 @@ def attested_only_by_what_was_seen(reading: DeviceReading, every_pid: bool, empt
 
 @settings(max_examples=1000, deadline=None)
 @given(READINGS, st.booleans(), st.booleans())
-def test_attested_only_by_what_was_seen(reading: DeviceReading, every_pid: bool, empty: bool) -> None:
+def test_attested_only_by_what_was_seen(reading: DeviceReading, in_host_namespace: bool, empty: bool) -> None:
     """1,000 passes."""
-    attested_only_by_what_was_seen(reading, every_pid, empty)
+    attested_only_by_what_was_seen(reading, in_host_namespace, empty)
 
 
 @pytest.mark.campaign
 @pytest.mark.timeout(0)
 @settings(max_examples=20_000, deadline=None)
 @given(READINGS, st.booleans(), st.booleans())
-def test_attested_only_by_what_was_seen_at_length(reading: DeviceReading, every_pid: bool, empty: bool) -> None:
+def test_attested_only_by_what_was_seen_at_length(reading: DeviceReading, in_host_namespace: bool, empty: bool) -> None:
     """20,000 of them."""
-    attested_only_by_what_was_seen(reading, every_pid, empty)
+    attested_only_by_what_was_seen(reading, in_host_namespace, empty)

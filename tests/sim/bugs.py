@@ -337,7 +337,7 @@ def low_estimate_cuts_the_batch(patch: Patch) -> None:
 @bug("true-verdict")
 def out_of_memory_not_recognised(patch: Patch) -> None:
     """Somebody's own script runs out of memory, and it passes for a plain failure."""
-    patch.setattr(classify, "ran_out", lambda text: "")
+    patch.setattr(classify, "out_of_memory_text", lambda text: "")
 
 
 # What is kept

@@ -262,8 +262,8 @@ def test_the_sandbox_hides_processes_and_does_not_blind_the_attestation(service:
     sandbox = [line for line in unit.splitlines() if line.startswith((*kept, "ProcSubset", "Device", "UMask", "Bind"))]
     assert "ProtectProc=invisible" in sandbox
     program = (
-        "from pathlib import Path; from boundd.protocol.seeing import is_here, takes_lease; "
-        "print(Path('/proc/1/stat').exists(), is_here(1), is_here(4194000), takes_lease(1, Path('/x')))"
+        "from pathlib import Path; from boundd.protocol.device_processes import is_alive, uses_lease; "
+        "print(Path('/proc/1/stat').exists(), is_alive(1), is_alive(4194000), uses_lease(1, Path('/x')))"
     )
     lines = ["[Service]", "Type=oneshot", "StandardOutput=file:/run/seen", *sandbox]
     lines.append(f'ExecStart={sys.executable} -c "{program}"')

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from boundd.catalogue.outcomes import Isolation
-from boundd.protocol.company import Lists
+from boundd.protocol.attestation import ProcessLists
 from boundd.worker.devices import CallTime
 from boundd.worker.isolation import Attestation, CpuIsolationMonitor, GpuIsolationMonitor, GpuReading, merge, worst
 
@@ -78,14 +78,14 @@ def test_a_section_that_did_not_run_is_contended() -> None:
     assert CpuIsolationMonitor(1).judge([watch]).isolation == "contended"
 
 
-def alone(size: int | None = 2**30) -> Lists:
+def alone(size: int | None = 2**30) -> ProcessLists:
     """Lists in which this process is, and no other."""
-    return Lists({os.getpid(): size}, used_bytes=2**30)
+    return ProcessLists({os.getpid(): size}, used_bytes=2**30)
 
 
 def test_a_throttled_gpu_is_not_fit_to_time(tmp_path: Path) -> None:
     """Heat and power brakes spoil a timing, and are named; a power cap is how a GPU under load runs."""
-    monitor = GpuIsolationMonitor("GPU-1", tmp_path, every_pid=True)
+    monitor = GpuIsolationMonitor("GPU-1", tmp_path, in_host_namespace=True)
     hot = monitor.seen(GpuReading(alone(), throttle=0x40, sm_clock_mhz=900))
     assert (hot.isolation, hot.reasons) == ("contended", ("the GPU throttles: hardware thermal slowdown",))
     assert hot.as_json()["sm_clock_mhz"] == 900
@@ -107,15 +107,18 @@ def test_several_attests_make_one() -> None:
 def test_a_gpu_that_cannot_be_seen_is_unknown(tmp_path: Path) -> None:
     """No driver, a list that is refused, or lists in which this process is not: nothing is attested, with the
     reason."""
-    monitor = GpuIsolationMonitor("GPU-1", tmp_path, every_pid=True)
+    monitor = GpuIsolationMonitor("GPU-1", tmp_path, in_host_namespace=True)
     assert monitor.seen(GpuReading(alone())).isolation == "exclusive"
     dead = subprocess.Popen(["true"])
     dead.wait()
     for lists, why in (
         (None, "could not be asked"),
-        (Lists({}), "no process at all"),
-        (Lists({dead.pid: 1}), "this worker's process is not"),
-        (Lists({os.getpid(): 1}, {"graphics": "Not Supported (NVML error 3)"}), "graphics processes: Not Supported"),
+        (ProcessLists({}), "no process at all"),
+        (ProcessLists({dead.pid: 1}), "this worker's process is not"),
+        (
+            ProcessLists({os.getpid(): 1}, {"graphics": "Not Supported (NVML error 3)"}),
+            "graphics processes: Not Supported",
+        ),
     ):
         seen = monitor.seen(GpuReading(lists))
         assert seen.isolation == "unknown"
@@ -124,12 +127,12 @@ def test_a_gpu_that_cannot_be_seen_is_unknown(tmp_path: Path) -> None:
 
 def test_in_a_container_memory_decides(tmp_path: Path) -> None:
     """Somebody whom the container doesn't see holds memory all the same."""
-    monitor = GpuIsolationMonitor("GPU-1", tmp_path, every_pid=False)
+    monitor = GpuIsolationMonitor("GPU-1", tmp_path, in_host_namespace=False)
     assert monitor.seen(GpuReading(alone())).isolation == "exclusive"
     assert monitor.seen(GpuReading(replace(alone(), used_bytes=2**31))).isolation == "unknown"
     dead = subprocess.Popen(["true"])
     dead.wait()
-    machines = Lists({dead.pid: 2**30}, used_bytes=2**30)
+    machines = ProcessLists({dead.pid: 2**30}, used_bytes=2**30)
     assert monitor.seen(GpuReading(machines, own_bytes=2**29)).isolation == "exclusive"
     assert monitor.seen(GpuReading(machines)).isolation == "unknown"
 
@@ -146,8 +149,8 @@ def test_neighbours_that_keep_the_same_lease_are_fine(tmp_path: Path) -> None:
         return process
 
     def seen(folder: Path | None, *pids: int) -> str:
-        lists = Lists(dict.fromkeys((os.getpid(), *pids), 2**30))
-        return GpuIsolationMonitor(None, folder, every_pid=True).seen(GpuReading(lists)).isolation
+        lists = ProcessLists(dict.fromkeys((os.getpid(), *pids), 2**30))
+        return GpuIsolationMonitor(None, folder, in_host_namespace=True).seen(GpuReading(lists)).isolation
 
     with neighbour(str(tmp_path)) as ours, neighbour("/somewhere/else") as other:
         try:

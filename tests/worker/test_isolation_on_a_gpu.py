@@ -15,8 +15,8 @@ import anyio
 import pytest
 
 from boundd.devices.nvml import NvmlProbe
-from boundd.protocol.seeing import sees_every_pid
-from boundd.service.processes import look_at
+from boundd.protocol.device_processes import is_in_host_pid_namespace
+from boundd.service.processes import check_lists
 from tests.fake_nvml import COMPUTE, GIB, GRAPHICS, MPS, FakeNvml, build
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the fake NVML is compiled with gcc")
@@ -71,7 +71,9 @@ def seen_by_daemon(fake: FakeNvml, pid: int) -> str:
         return readings
 
     readings = anyio.run(read)
-    seen = look_at(readings, {"GPU-a": frozenset({"1"})}, {"1": frozenset({pid})}, every_pid=sees_every_pid())
+    seen = check_lists(
+        readings, {"GPU-a": frozenset({"1"})}, {"1": frozenset({pid})}, in_host_namespace=is_in_host_pid_namespace()
+    )
     if seen.foreign:
         return "contended"
     return "exclusive" if seen.witnessed and seen.listed and not seen.unattested else "unknown"
@@ -126,7 +128,7 @@ STATES = {
 @pytest.mark.parametrize("state", list(STATES))
 def test_daemon_and_worker_agree(box: tuple[FakeNvml, subprocess.Popen[str]], state: str) -> None:
     """By the same rule on the same lists; each verdict but `exclusive` has a reason."""
-    if not sees_every_pid():
+    if not is_in_host_pid_namespace():
         pytest.skip("in a container memory decides, and the fake's faults are other ones")
     fake, worker = box
     arrange, expected = STATES[state]

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
 from boundd.catalogue.libraries import installed_version
-from boundd.protocol.content import content_of
 from boundd.protocol.environment import WorkerEnvironment
+from boundd.protocol.file_digests import content_of
 from boundd.protocol.lease import NoLease
 from boundd.protocol.lines import Line, Memory, Point, Progress, Result, encode, name_of, parse_line
 from boundd.protocol.strict_json import dumps

@@ -19,8 +19,8 @@ from boundd.core.lifecycle.environment_evidence import (
     missing_module_in,
 )
 from boundd.core.model.outcomes import AT_START, AttemptError, Measurement, Outcome, Verdict
-from boundd.protocol.out_of_memory import last_exception, ran_out
-from boundd.protocol.printed import Printed, plain
+from boundd.protocol.out_of_memory import last_exception, out_of_memory_text
+from boundd.protocol.script_output import ScriptResults, without_terminal_codes
 from boundd.text import legible
 
 MESSAGE_LIMIT = 1000
@@ -79,7 +79,7 @@ class Evidence:
     log_text: str = ""
     from_stdout: bool = False
     """The result is the largest `speedup: X` of the output."""
-    printed: Printed | None = None
+    printed: ScriptResults | None = None
     """The results of the whole output, where `log_text` isn't all of it."""
     tolerance: float | None = None
     """The score loss that the cell allows; None where it says nothing of it."""
@@ -114,8 +114,8 @@ def _success(evidence: Evidence) -> Measurement | None:
     return measurement if ended_well and not evidence.malformed and evidence.worker_error is None else None
 
 
-def _printed(evidence: Evidence) -> Printed:
-    return evidence.printed if evidence.printed is not None else Printed.of(evidence.log_text)
+def _printed(evidence: Evidence) -> ScriptResults:
+    return evidence.printed if evidence.printed is not None else ScriptResults.of(evidence.log_text)
 
 
 def stdout_measurement(evidence: Evidence) -> Measurement | None:
@@ -242,7 +242,7 @@ def _from_output(evidence: Evidence) -> tuple[Outcome, ErrorKind, str]:
             "killed by SIGKILL: the host ran out of memory, or somebody did",
         )
     words, said = last_exception(evidence.log_text)[:MESSAGE_LIMIT], _last_words(evidence.log_text)
-    if why := ran_out(evidence.log_text):
+    if why := out_of_memory_text(evidence.log_text):
         return Outcome.OUT_OF_MEMORY, ErrorKind.OUT_OF_MEMORY, why
     if signal is not None:
         return (
@@ -257,5 +257,5 @@ def _from_output(evidence: Evidence) -> tuple[Outcome, ErrorKind, str]:
 
 
 def _last_words(log_text: str) -> str:
-    lines = [line.strip() for line in plain(log_text).splitlines() if line.strip()]
+    lines = [line.strip() for line in without_terminal_codes(log_text).splitlines() if line.strip()]
     return f"its last line was: {lines[-1][:200]}" if lines else "it printed nothing"

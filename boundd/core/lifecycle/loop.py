@@ -1,8 +1,8 @@
 """The loop: in which order an event is stored, becomes the state, and is acted upon.
 
-The daemon (`boundd/service/driver.py`) and the simulator (`boundd/sim/engine.py`) both drive this loop, so that what
-the simulation checks is what runs. It does no I/O: `Loop.handle` is a generator of effects, and its driver does each of
-them before it asks for the next. A driver can die between any two; what was committed by then has happened.
+The daemon (`boundd/service/loop_driver.py`) and the simulator (`boundd/sim/engine.py`) both drive this loop, so that
+what the simulation checks is what runs. It does no I/O: `Loop.handle` is a generator of effects, and its driver does
+each of them before it asks for the next. A driver can die between any two; what was committed by then has happened.
 
 Rules:
 

@@ -14,9 +14,8 @@ relative, and of nothing else of boundd.
 
 from .attempt import Shim, run_attempt
 from .files import (
-    COMPLAINT_BYTES,
     GAVE_UP,
-    GAVE_UP_WORDS,
+    GAVE_UP_MESSAGE,
     KNOWN_SPEC_FORMATS,
     LOCK,
     LOG,
@@ -27,12 +26,13 @@ from .files import (
     SHIM_FORMAT,
     SPEC,
     SPEC_FORMAT,
+    START_FAILURE_BYTES,
     GaveUpError,
     check_of,
     checked,
-    complaint,
-    complaint_of,
+    parse_start_failure,
     read_spec,
+    start_failure,
     write_atomically,
 )
 from .identity import (
@@ -50,9 +50,8 @@ from .lease import LeaseWatch, lease_locks
 from .log import CappedLog
 
 __all__ = [
-    "COMPLAINT_BYTES",
     "GAVE_UP",
-    "GAVE_UP_WORDS",
+    "GAVE_UP_MESSAGE",
     "KNOWN_SPEC_FORMATS",
     "LOCK",
     "LOG",
@@ -63,6 +62,7 @@ __all__ = [
     "SHIM_FORMAT",
     "SPEC",
     "SPEC_FORMAT",
+    "START_FAILURE_BYTES",
     "CappedLog",
     "GaveUpError",
     "LeaseWatch",
@@ -72,8 +72,6 @@ __all__ = [
     "boot_id",
     "check_of",
     "checked",
-    "complaint",
-    "complaint_of",
     "descendants",
     "is_below",
     "kill_cgroup",
@@ -81,12 +79,14 @@ __all__ = [
     "machine_oom_kills",
     "now_s",
     "open_verified",
+    "parse_start_failure",
     "read_keyed",
     "read_number",
     "read_spec",
     "remove_cgroup",
     "run_attempt",
     "signal_verified",
+    "start_failure",
     "stat_of",
     "write_atomically",
     "write_file",

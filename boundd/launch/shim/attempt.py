@@ -22,10 +22,10 @@ from .files import (
     SHIM_FORMAT,
     SPEC,
     checked,
-    complaint,
-    is_out_of_reach,
+    is_folder_gone,
     read_spec,
     reserve_outcome,
+    start_failure,
     sync_written,
     write_atomically,
     write_outcome,
@@ -33,9 +33,8 @@ from .files import (
 from .identity import boot_id, descendants, signal_verified, stat_of
 from .kernel import (
     PR_SET_CHILD_SUBREAPER,
-    call_itself,
     file_size,
-    hear_signals,
+    handle_signals,
     kill_cgroup,
     machine_oom_kills,
     now_s,
@@ -43,10 +42,11 @@ from .kernel import (
     read_keyed,
     read_number,
     remove_cgroup,
+    set_process_name,
 )
 from .lease import FetchWatch, LeaseWatch
 from .log import CappedLog
-from .worker import Worker, call_off, fork_worker, let_go, why_not_started
+from .worker import Worker, discard_worker, fork_worker, start_worker, why_not_started
 
 NAME = "boundd-shim"
 """What `ps -o comm` and `top` call it: its arguments are those of the zygote that forked it."""
@@ -98,13 +98,13 @@ class Shim:
         """
         self._check_lock()
         prctl(PR_SET_CHILD_SUBREAPER, 1)
-        call_itself(NAME)
+        set_process_name(NAME)
         self._wake = self._take_signals()
         reserve_outcome()
         self._log = CappedLog(LOG, self._log_limit_bytes, self._kept_lines)
-        self._introduce()
+        self._write_identity()
 
-    def see_through(self) -> None:
+    def supervise(self) -> None:
         """Let the worker go, see it to its end, and write the outcome.
 
         Raises:
@@ -116,8 +116,8 @@ class Shim:
             self._lease = LeaseWatch(self._lease_folder, self._timeout_s, self._started_s)
         if self._fetching and self._fetch_timeout_s > 0:
             self._fetch = FetchWatch(self._fetching, self._fetch_timeout_s, self._timeout_s, self._started_s)
-        let_go(self._worker, self._argv, self._env, self._cwd, self._cgroup)
-        self._until_nobody_is_left()
+        start_worker(self._worker, self._argv, self._env, self._cwd, self._cgroup)
+        self._wait_until_empty()
         self._drain(_LAST_DRAIN_BYTES)
         output_lost = not self._finish_log()
         # Before the outcome: after a power cut, one that says 0 beside results that are gone would be a lost result.
@@ -135,9 +135,9 @@ class Shim:
         A disk that this log itself has filled is not waited for; one that others have filled is, as for the outcome.
         """
         for tried in range(OUTCOME_RETRIES):
-            if self._log.catch_up() or (self._log.has_room_of_its_own and tried >= _LOG_RETRIES):
+            if self._log.catch_up() or (self._log.has_reusable_room and tried >= _LOG_RETRIES):
                 break
-            if is_out_of_reach() or not self._pause():
+            if is_folder_gone() or not self._pause():
                 break
         return self._log.close()
 
@@ -172,13 +172,13 @@ class Shim:
         wake, woken = os.pipe()
         os.set_blocking(wake, False)
         os.set_blocking(woken, False)
-        hear_signals(woken, self._on_request)
+        handle_signals(woken, self._on_request)
         return wake
 
     def _on_request(self, *_: object) -> None:
         self._asked_to_end = True
 
-    def _introduce(self) -> None:
+    def _write_identity(self) -> None:
         """Leave shim.json, and tell the launcher that it is there."""
         shim_pid = os.getpid()
         shim, worker = stat_of(shim_pid), stat_of(self._worker.pid)
@@ -204,13 +204,13 @@ class Shim:
         os.dup2(nothing, 1)
         os.close(nothing)
 
-    def _until_nobody_is_left(self) -> None:
+    def _wait_until_empty(self) -> None:
         """Until no process of the attempt is left."""
         poller = select.poll()
         poller.register(self._wake, select.POLLIN)
         poller.register(self._worker.output, select.POLLIN)
         while self._reap():
-            self._advance(now_s())
+            self._enforce_limits(now_s())
             for descriptor, _ in poller.poll(self._poll_ms(now_s())):
                 if descriptor == self._wake:
                     os.read(self._wake, 4096)
@@ -233,7 +233,7 @@ class Shim:
         fetched_s = 0.0 if self._fetch is None else self._fetch.fetched_s
         return self._started_s + self._timeout_s + waited_s + fetched_s
 
-    def _advance(self, now: float) -> None:
+    def _enforce_limits(self, now: float) -> None:
         """What the time and the signals call for."""
         runs = self._status is None and self._kill_at_s is None
         # Before the deadline is held against it, one more look: it may be waiting just now.
@@ -296,9 +296,9 @@ class Shim:
                 self._status, self._ended_s = status, now_s()
                 self._results_bytes = file_size(self._env.get("BOUNDD_RESULTS", ""))
 
-    def _drain(self, most_bytes: int) -> bool:
-        """Move up to about `most_bytes` of output to the log; False at its end."""
-        while most_bytes > 0:
+    def _drain(self, max_bytes: int) -> bool:
+        """Move up to about `max_bytes` of output to the log; False at its end."""
+        while max_bytes > 0:
             try:
                 data = os.read(self._worker.output, _READ_BYTES)
             except BlockingIOError:
@@ -306,7 +306,7 @@ class Shim:
             if not data:
                 return False
             self._log.write(data)
-            most_bytes -= len(data)
+            max_bytes -= len(data)
         return True
 
     def _host_memory(self) -> dict[str, object]:
@@ -355,11 +355,11 @@ def run_attempt(folder: str, lock: int) -> None:
             attempt = Shim(spec, lock, worker)
             attempt.start()
         except BaseException:
-            call_off(worker)
+            discard_worker(worker)
             raise
-        attempt.see_through()
+        attempt.supervise()
     except Exception as failure:
         # Not only to the log of failures: the disk that is too full for the one is too full for the other. After
         # the worker has been let go, this is the null device.
-        os.write(1, complaint(failure))
+        os.write(1, start_failure(failure))
         raise

@@ -24,7 +24,7 @@ KNOWN_SPEC_FORMATS: tuple[int, ...] = (1,)
 """What this shim can run: the daemon that starts it may be a later one."""
 SPEC, SHIM, OUTCOME, LOG, LOCK = "spec.json", "shim.json", "outcome.json", "output.log", "lock"
 READY = b"ready\n"
-COMPLAINT_BYTES = 2000
+START_FAILURE_BYTES = 2000
 """Said on standard output once shim.json is there and before the worker runs; anything else there is why not."""
 
 _OUTCOME_DRAFT = OUTCOME + ".draft"
@@ -34,7 +34,7 @@ OUTCOME_RETRY_S = 1.0
 OUTCOME_RETRIES = 3600
 GAVE_UP = 75
 """The status of a shim that was told to end while the disk took no outcome (EX_TEMPFAIL of sysexits.h)."""
-GAVE_UP_WORDS = "it was told to end before the disk took its outcome"
+GAVE_UP_MESSAGE = "it was told to end before the disk took its outcome"
 _READ_BYTES = 65536
 
 
@@ -42,14 +42,14 @@ class GaveUpError(Exception):
     """The shim was told to end, and the disk did not take the outcome in the time that it had left."""
 
 
-def complaint(failure: BaseException) -> bytes:
+def start_failure(failure: BaseException) -> bytes:
     """What is said in READY's place: the error's number (0 where it has none), a line break, and words for people."""
     number = failure.errno if isinstance(failure, OSError) and failure.errno is not None else 0
-    return f"{number}\n{type(failure).__name__}: {failure}".encode(errors="replace")[:COMPLAINT_BYTES]
+    return f"{number}\n{type(failure).__name__}: {failure}".encode(errors="replace")[:START_FAILURE_BYTES]
 
 
-def complaint_of(said: bytes) -> tuple[int, str]:
-    """The number and the words of a complaint; 0 and what was said where it is none."""
+def parse_start_failure(said: bytes) -> tuple[int, str]:
+    """The number and the words of a start_failure; 0 and what was said where it is none."""
     number, _, words = said.decode(errors="replace").partition("\n")
     return (int(number), words) if number.isascii() and number.isdigit() else (0, number + words)
 
@@ -122,7 +122,7 @@ def reserve_outcome() -> None:
         os.close(descriptor)
 
 
-def is_out_of_reach() -> bool:
+def is_folder_gone() -> bool:
     """Whether the current folder was removed, or unmounted under our feet: nobody will find what is written to it."""
     try:
         os.getcwd()
@@ -149,14 +149,14 @@ def sync_written(path: str) -> None:
             os.fsync(descriptor)
         except OSError:
             if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                _write_anew(path, descriptor)
+                _replace_with_copy(path, descriptor)
     except OSError:
         pass
     finally:
         os.close(descriptor)
 
 
-def _write_anew(path: str, descriptor: int) -> None:
+def _replace_with_copy(path: str, descriptor: int) -> None:
     """Put a file with the content of `descriptor` at `path`, on the disk; its folder is not synced.
 
     Raises:
@@ -194,10 +194,10 @@ def write_outcome(outcome: dict[str, object], pause: Callable[[], bool]) -> None
         try:
             _write_outcome(text)
         except OSError as error:
-            if left == 0 or error.errno == errno.ENOENT or is_out_of_reach():
+            if left == 0 or error.errno == errno.ENOENT or is_folder_gone():
                 raise
             if not pause():
-                raise GaveUpError(f"{GAVE_UP_WORDS}: {error}") from error
+                raise GaveUpError(f"{GAVE_UP_MESSAGE}: {error}") from error
         else:
             return
 

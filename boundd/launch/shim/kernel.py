@@ -72,7 +72,7 @@ def write_file(path: str, data: bytes) -> None:
         os.close(descriptor)
 
 
-def default_signals() -> None:
+def reset_signals() -> None:
     """Take signals as a program does that knows nothing of them, whatever was made of them before."""
     _signal.set_wakeup_fd(-1)
     for number in _CHANGED_SIGNALS:
@@ -80,7 +80,7 @@ def default_signals() -> None:
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 
-def hear_signals(wakes: int, asked_to_end: Callable[..., None]) -> None:
+def handle_signals(wakes: int, asked_to_end: Callable[..., None]) -> None:
     """Have each signal write a byte to `wakes`; TERM and INT call `asked_to_end` too, HUP does nothing."""
     _signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
     _signal.signal(_signal.SIGCHLD, _nothing)
@@ -157,7 +157,7 @@ def remove_cgroup(path: str) -> None:
             return
 
 
-def call_itself(name: str) -> None:
+def set_process_name(name: str) -> None:
     """Tell people who look at processes what this one is, in at most 15 bytes."""
     try:
         write_file("/proc/self/comm", name.encode())
@@ -165,7 +165,7 @@ def call_itself(name: str) -> None:
         pass  # A name is no reason not to measure.
 
 
-def be_no_dearer_than_others() -> None:
+def reset_oom_score() -> None:
     """Undo what keeps the daemon from being chosen when the host's memory runs out: it is not for workers."""
     try:
         if read_file(_OOM_SCORE_ADJ).startswith(b"-"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from .kept import KeptLines
+from .kept_lines import KeptLines
 from .kernel import now_s
 
 _MARK_ROOM_BYTES = 96
@@ -56,7 +56,7 @@ class CappedLog:
         """Take all of `data`, whatever becomes of it."""
         if self._ring is None:
             room = max(0, self._limit_bytes - self._written_bytes - len(self._unwritten))
-            self._straight(data[:room])
+            self._append(data[:room])
             data = data[room:]
             if not data:
                 return
@@ -88,12 +88,12 @@ class CappedLog:
 
     def catch_up(self) -> bool:
         """Write what the disk did not take before; False where it still doesn't."""
-        self._straight(b"")
+        self._append(b"")
         self.flush_tail()
         return not self._unwritten and self._tail_due_s is None
 
     @property
-    def has_room_of_its_own(self) -> bool:
+    def has_reusable_room(self) -> bool:
         """Whether what could not be written finds a place in what the file has already."""
         return self._ring is not None or self._written_bytes >= len(self._unwritten) + _MARK_ROOM_BYTES
 
@@ -106,7 +106,7 @@ class CappedLog:
         if self._kept is not None:
             self._kept.finish()
         whole = self.catch_up()
-        if not whole and self._unwritten and self.has_room_of_its_own:
+        if not whole and self._unwritten and self.has_reusable_room:
             offset = self._written_bytes - len(self._unwritten) - _MARK_ROOM_BYTES
             lost = self._failed_bytes + len(self._unwritten) + _MARK_ROOM_BYTES
             mark = b"\n[boundd: %d bytes could not be written here]\n" % lost
@@ -128,7 +128,7 @@ class CappedLog:
         os.close(self._descriptor)
         return whole
 
-    def _straight(self, data: bytes) -> None:
+    def _append(self, data: bytes) -> None:
         pending = self._unwritten + data
         try:
             self._put(pending, self._written_bytes)

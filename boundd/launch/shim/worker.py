@@ -1,8 +1,8 @@
-"""The worker, from its fork until it executes.
+"""Starting the worker: fork it first, tell it later what to execute.
 
-It is forked before its shim does anything else: each page that the shim has written to by then would be copied once
-more when it writes to it again. So the worker doesn't know what it will be; it is told through its gate when it is let
-go, and ends if the gate is closed before.
+The shim forks its worker before it does anything else, because after a fork every memory page that the shim had written
+to before is copied when it is written to again. The forked process waits on its start pipe. The shim sends the command
+through that pipe, or closes it, and then the process exits without having executed anything.
 """
 # pathlib and contextlib would cost each shim memory and start-up time:
 # ruff: noqa: PTH110, PTH112
@@ -15,7 +15,7 @@ import os
 from signal import SIGKILL
 from typing import NamedTuple, NoReturn
 
-from .kernel import PR_SET_PDEATHSIG, be_no_dearer_than_others, default_signals, prctl, read_all, write_file
+from .kernel import PR_SET_PDEATHSIG, prctl, read_all, reset_oom_score, reset_signals, write_file
 
 _LONGEST_PATH = 1000
 _LONGEST_WORDS = 1000
@@ -30,7 +30,7 @@ class Worker(NamedTuple):
     """To read what it says, without blocking."""
     error: int
     """To read why it could not be executed, without blocking; empty where it could."""
-    gate: int
+    start_pipe: int
     """To write what to execute."""
 
 
@@ -42,46 +42,46 @@ def fork_worker(lock: int) -> Worker:
     """
     output, output_end = os.pipe()
     error, error_end = os.pipe()
-    gate, gate_end = os.pipe()
+    start_pipe, start_pipe_end = os.pipe()
     shim_pid = os.getpid()
     pid = os.fork()
     if pid == 0:
-        os.close(gate_end)
-        _become_worker(shim_pid, lock, gate, output_end, error_end)
-    for descriptor in (output_end, error_end, gate):
+        os.close(start_pipe_end)
+        _become_worker(shim_pid, lock, start_pipe, output_end, error_end)
+    for descriptor in (output_end, error_end, start_pipe):
         os.close(descriptor)
     os.set_blocking(output, False)
     os.set_blocking(error, False)
-    return Worker(pid, output, error, gate_end)
+    return Worker(pid, output, error, start_pipe_end)
 
 
-def let_go(worker: Worker, argv: list[str], env: dict[str, str], cwd: str, cgroup: str) -> None:
+def start_worker(worker: Worker, argv: list[str], env: dict[str, str], cwd: str, cgroup: str) -> None:
     """Have the worker execute `argv`; `cgroup` is the folder of the one that it is to begin in, or empty."""
     told = memoryview(marshal.dumps((argv, env, cwd, cgroup)))
     try:
         while told:
-            told = told[os.write(worker.gate, told) :]
+            told = told[os.write(worker.start_pipe, told) :]
     except BrokenPipeError:
         pass  # Somebody has ended it meanwhile: how will be seen as of any other worker.
     finally:
-        os.close(worker.gate)
+        os.close(worker.start_pipe)
 
 
-def call_off(worker: Worker) -> None:
+def discard_worker(worker: Worker) -> None:
     """Have the worker end instead, and wait for that."""
-    os.close(worker.gate)
+    os.close(worker.start_pipe)
     os.waitpid(worker.pid, 0)
 
 
-def _become_worker(shim_pid: int, lock: int, gate: int, output: int, error: int) -> NoReturn:
+def _become_worker(shim_pid: int, lock: int, start_pipe: int, output: int, error: int) -> NoReturn:
     """In the child: wait to be let go, then execute what it is told."""
     argv, cwd = [""], ""
     try:
-        default_signals()
+        reset_signals()
         os.setsid()
         prctl(PR_SET_PDEATHSIG, SIGKILL)
         # A shim that died before the line above took effect can't kill us any more.
-        told = read_all(gate) if os.getppid() == shim_pid else b""
+        told = read_all(start_pipe) if os.getppid() == shim_pid else b""
         if not told:
             os._exit(127)
         argv, env, cwd, cgroup = marshal.loads(told)  # noqa: S302 - its own shim has written it
@@ -92,7 +92,7 @@ def _become_worker(shim_pid: int, lock: int, gate: int, output: int, error: int)
         os.set_inheritable(lock, True)
         if cgroup:
             write_file(cgroup + "/cgroup.procs", b"0")
-        be_no_dearer_than_others()
+        reset_oom_score()
         os.chdir(cwd)
         _execute(argv, env)
     except BaseException as failure:

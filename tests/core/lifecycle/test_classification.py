@@ -10,7 +10,7 @@ import pytest
 from boundd.catalogue.outcomes import ErrorKind, Isolation
 from boundd.core.lifecycle.classification import Evidence, ReportedError, asks_for_output, classify
 from boundd.core.model.outcomes import Measurement, Outcome
-from boundd.protocol.printed import Printed
+from boundd.protocol.script_output import ScriptResults
 
 MEASURED = Measurement(2.0, 1.5, None, Isolation.EXCLUSIVE)
 
@@ -121,7 +121,9 @@ def test_output_that_is_not_asked_for_changes_nothing(
     assert asks_for_output(evidence) is not good
     if good:
         for said in (*OUT_OF_MEMORY_TEXTS, "speedup: 3.0"):
-            assert classify(replace(evidence, log_text=said, printed=Printed.of(said)), 0.0) == classify(evidence, 0.0)
+            assert classify(replace(evidence, log_text=said, printed=ScriptResults.of(said)), 0.0) == classify(
+                evidence, 0.0
+            )
 
 
 def test_stdout_takes_the_largest_speedup() -> None:

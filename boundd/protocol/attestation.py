@@ -25,7 +25,7 @@ _NAMED = 3
 """So many pids are named in a reason."""
 
 
-class Whose(StrEnum):
+class ProcessOwner(StrEnum):
     """Whose a listed process is."""
 
     OURS = "ours"
@@ -37,7 +37,7 @@ class Whose(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Lists:
+class ProcessLists:
     """What the driver told of a device's processes in one pass.
 
     `processes` maps the pids of all kinds of list to the bytes that each holds (None: not told). `unreadable` maps a
@@ -51,7 +51,7 @@ class Lists:
 
 
 @dataclass(frozen=True, slots=True)
-class Company:
+class IsolationVerdict:
     """The verdict on a pass, the reasons against `exclusive`, and who was recognised."""
 
     isolation: Isolation
@@ -61,58 +61,62 @@ class Company:
     """Whether one of our own processes was in the lists."""
 
 
-def judge(lists: Lists, whose: Callable[[int], Whose], *, every_pid: bool, own_bytes: int | None = None) -> Company:
+def attest_isolation(
+    lists: ProcessLists, whose: Callable[[int], ProcessOwner], *, in_host_namespace: bool, own_bytes: int | None = None
+) -> IsolationVerdict:
     """What one pass over a device's lists says.
 
     Args:
         lists: of this device and no other.
         whose: tells of a pid whose it is; asked once for each.
-        every_pid: whether this process is in the machine's own pid namespace.
+        in_host_namespace: whether this process is in the machine's own pid namespace.
         own_bytes: device memory that this very process is known to hold; None where nobody knows. With it, a process
             that is listed under a pid of another namespace can be recognised as the only one.
     """
     owners = {pid: whose(pid) for pid in sorted(lists.processes)}
-    seen = Whose.OURS in owners.values()
-    strangers = tuple(pid for pid, owner in owners.items() if owner is Whose.STRANGER)
-    if strangers and (every_pid or seen):
-        return Company(Isolation.CONTENDED, (_who(strangers),), strangers, seen)
+    seen = ProcessOwner.OURS in owners.values()
+    strangers = tuple(pid for pid, owner in owners.items() if owner is ProcessOwner.STRANGER)
+    if strangers and (in_host_namespace or seen):
+        return IsolationVerdict(Isolation.CONTENDED, (_who(strangers),), strangers, seen)
     if lists.unreadable:
         reasons = tuple(f"the driver doesn't list {kind} processes: {why}" for kind, why in lists.unreadable.items())
-        return Company(Isolation.UNKNOWN, reasons, seen=seen)
+        return IsolationVerdict(Isolation.UNKNOWN, reasons, seen=seen)
     if not owners:
-        return Company(Isolation.UNKNOWN, ("the driver lists no process at all, not even this worker's",))
-    if every_pid:
+        return IsolationVerdict(Isolation.UNKNOWN, ("the driver lists no process at all, not even this worker's",))
+    if in_host_namespace:
         if seen:
-            return Company(Isolation.EXCLUSIVE, seen=True)
-        return Company(Isolation.UNKNOWN, ("this worker's process is not in the driver's lists",))
+            return IsolationVerdict(Isolation.EXCLUSIVE, seen=True)
+        return IsolationVerdict(Isolation.UNKNOWN, ("this worker's process is not in the driver's lists",))
     return _in_a_container(lists, owners, own_bytes, seen=seen)
 
 
-def _in_a_container(lists: Lists, owners: Mapping[int, Whose], own_bytes: int | None, *, seen: bool) -> Company:
+def _in_a_container(
+    lists: ProcessLists, owners: Mapping[int, ProcessOwner], own_bytes: int | None, *, seen: bool
+) -> IsolationVerdict:
     """The verdict where pids may be those of another namespace, or those of others be left out."""
     unaccounted = _unaccounted(lists)
     if unaccounted:
-        return Company(Isolation.UNKNOWN, (unaccounted,), seen=seen)
+        return IsolationVerdict(Isolation.UNKNOWN, (unaccounted,), seen=seen)
     if seen:
-        absent = tuple(pid for pid, owner in owners.items() if owner is Whose.ABSENT)
+        absent = tuple(pid for pid, owner in owners.items() if owner is ProcessOwner.ABSENT)
         if not absent:
-            return Company(Isolation.EXCLUSIVE, seen=True)
-        return Company(
+            return IsolationVerdict(Isolation.EXCLUSIVE, seen=True)
+        return IsolationVerdict(
             Isolation.UNKNOWN, (f"{_who(absent)}, in another pid namespace than this container's",), seen=True
         )
     if len(owners) > 1:
-        return Company(
+        return IsolationVerdict(
             Isolation.UNKNOWN, (f"the driver lists {len(owners)} processes by pids of another pid namespace",)
         )
     (held,) = lists.processes.values()
     if own_bytes is None or held is None or not 0 < own_bytes <= held:
-        return Company(
+        return IsolationVerdict(
             Isolation.UNKNOWN, ("the driver lists one process by a pid of another pid namespace, maybe not ours",)
         )
-    return Company(Isolation.EXCLUSIVE, seen=True)
+    return IsolationVerdict(Isolation.EXCLUSIVE, seen=True)
 
 
-def _unaccounted(lists: Lists) -> str:
+def _unaccounted(lists: ProcessLists) -> str:
     """Why the listed processes may not be all that there are; empty where they hold all that is in use."""
     sizes = list(lists.processes.values())
     if lists.used_bytes is None or None in sizes:

@@ -10,38 +10,46 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boundd.catalogue.outcomes import Isolation
-from boundd.protocol.company import UNACCOUNTED_BYTES, Company, Lists, Whose, judge
+from boundd.protocol.attestation import (
+    UNACCOUNTED_BYTES,
+    IsolationVerdict,
+    ProcessLists,
+    ProcessOwner,
+    attest_isolation,
+)
 
 GIB, MIB = 1024**3, 1024**2
 ME = 100
-OURS = {ME: Whose.OURS}
+OURS = {ME: ProcessOwner.OURS}
 
 
 def verdict(
     processes: Mapping[int, int | None],
-    owners: Mapping[int, Whose] = OURS,
+    owners: Mapping[int, ProcessOwner] = OURS,
     *,
-    every_pid: bool = True,
+    in_host_namespace: bool = True,
     unreadable: Mapping[str, str] | None = None,
     used: int | None = None,
     own: int | None = None,
-) -> Company:
+) -> IsolationVerdict:
     """The verdict on lists whose pids are of these owners; any other pid is a stranger's."""
-    lists = Lists(processes, unreadable or {}, used)
-    return judge(lists, lambda pid: owners.get(pid, Whose.STRANGER), every_pid=every_pid, own_bytes=own)
+    lists = ProcessLists(processes, unreadable or {}, used)
+    return attest_isolation(
+        lists, lambda pid: owners.get(pid, ProcessOwner.STRANGER), in_host_namespace=in_host_namespace, own_bytes=own
+    )
 
 
 def test_alone_is_exclusive() -> None:
     """This worker in the lists, and nobody else but partners of the same lease and what has ended."""
-    assert verdict({ME: GIB}) == Company(Isolation.EXCLUSIVE, seen=True)
-    assert verdict({ME: GIB, 7: GIB}, OURS | {7: Whose.PARTNER}).isolation == "exclusive"
-    assert verdict({ME: GIB, 7: GIB}, OURS | {7: Whose.ABSENT}).isolation == "exclusive"
+    assert verdict({ME: GIB}) == IsolationVerdict(Isolation.EXCLUSIVE, seen=True)
+    assert verdict({ME: GIB, 7: GIB}, OURS | {7: ProcessOwner.PARTNER}).isolation == "exclusive"
+    assert verdict({ME: GIB, 7: GIB}, OURS | {7: ProcessOwner.ABSENT}).isolation == "exclusive"
 
 
 def test_a_stranger_is_named() -> None:
     """Whatever else could not be read."""
     seen = verdict({ME: GIB, 7: None}, unreadable={"graphics": "no"})
-    assert seen == Company(Isolation.CONTENDED, ("process 7 is on the device",), (7,), seen=True)
+    assert seen == IsolationVerdict(Isolation.CONTENDED, ("process 7 is on the device",), (7,), seen=True)
     many = verdict(dict.fromkeys((1, 2, 3, 4, 5), GIB))
     assert many.reasons == ("processes 1, 2, 3 and 2 more are on the device",)
 
@@ -58,31 +66,39 @@ def test_lists_without_us_attest_nothing() -> None:
     """Empty ones, and ones of others that have ended."""
     assert verdict({}).isolation == "unknown"
     assert "no process at all" in verdict({}).reasons[0]
-    assert verdict({7: GIB}, {7: Whose.ABSENT}).reasons == ("this worker's process is not in the driver's lists",)
+    assert verdict({7: GIB}, {7: ProcessOwner.ABSENT}).reasons == (
+        "this worker's process is not in the driver's lists",
+    )
 
 
 def test_in_a_container_memory_tells_whether_somebody_is_left_out() -> None:
     """Some drivers list the container's own processes only."""
-    assert verdict({ME: GIB}, every_pid=False, used=GIB + 8 * MIB).isolation == "exclusive"
-    hidden = verdict({ME: GIB}, every_pid=False, used=3 * GIB)
-    assert hidden == Company(
+    assert verdict({ME: GIB}, in_host_namespace=False, used=GIB + 8 * MIB).isolation == "exclusive"
+    hidden = verdict({ME: GIB}, in_host_namespace=False, used=3 * GIB)
+    assert hidden == IsolationVerdict(
         "unknown", ("2.0 GiB of the device are held by nobody that the driver lists in this container",), seen=True
     )
-    assert verdict({ME: GIB}, every_pid=False).isolation == "unknown"
-    assert verdict({ME: None}, every_pid=False, used=GIB).isolation == "unknown"
-    absent = verdict({ME: GIB, 7: GIB}, OURS | {7: Whose.ABSENT}, every_pid=False, used=2 * GIB)
+    assert verdict({ME: GIB}, in_host_namespace=False).isolation == "unknown"
+    assert verdict({ME: None}, in_host_namespace=False, used=GIB).isolation == "unknown"
+    absent = verdict({ME: GIB, 7: GIB}, OURS | {7: ProcessOwner.ABSENT}, in_host_namespace=False, used=2 * GIB)
     assert absent.isolation == "unknown"
-    assert verdict({ME: GIB, 7: GIB}, every_pid=False, used=2 * GIB).isolation == "contended"
+    assert verdict({ME: GIB, 7: GIB}, in_host_namespace=False, used=2 * GIB).isolation == "contended"
 
 
 def test_in_a_container_one_process_with_just_our_memory_is_ours() -> None:
     """By a pid of the machine's: it holds all that is in use, and we hold some of that."""
-    assert verdict({7: GIB}, {7: Whose.ABSENT}, every_pid=False, used=GIB, own=GIB // 2).isolation == "exclusive"
+    assert (
+        verdict({7: GIB}, {7: ProcessOwner.ABSENT}, in_host_namespace=False, used=GIB, own=GIB // 2).isolation
+        == "exclusive"
+    )
     for used, own in ((GIB, None), (GIB, 2 * GIB), (2 * GIB, GIB // 2), (GIB // 2, GIB // 4), (None, GIB // 2)):
-        assert verdict({7: GIB}, {7: Whose.ABSENT}, every_pid=False, used=used, own=own).isolation == "unknown"
-    two = verdict({7: GIB, 8: GIB}, {7: Whose.ABSENT}, every_pid=False, used=2 * GIB, own=MIB)
+        assert (
+            verdict({7: GIB}, {7: ProcessOwner.ABSENT}, in_host_namespace=False, used=used, own=own).isolation
+            == "unknown"
+        )
+    two = verdict({7: GIB, 8: GIB}, {7: ProcessOwner.ABSENT}, in_host_namespace=False, used=2 * GIB, own=MIB)
     assert two.isolation == "unknown", "8 may be another's pid here: nothing is concluded from it"
-    assert verdict({7: GIB}, {7: Whose.ABSENT}, used=GIB, own=MIB).isolation == "unknown", "not in a container"
+    assert verdict({7: GIB}, {7: ProcessOwner.ABSENT}, used=GIB, own=MIB).isolation == "unknown", "not in a container"
 
 
 @dataclass(frozen=True)
@@ -127,16 +143,16 @@ class Box:
         recognised = self.own_told if self.lists_machine_pids else True
         return not self.refused and self.lists_us and (not self.is_container or (told and recognised))
 
-    def judged(self) -> Company:
+    def judged(self) -> IsolationVerdict:
         """The verdict on what the driver tells before and after a timed section. What has ended is no longer listed
         then."""
         before, after = self.look(lists_ended=True), self.look(lists_ended=False)
         return before if before.isolation != "exclusive" else after
 
-    def look(self, *, lists_ended: bool) -> Company:
+    def look(self, *, lists_ended: bool) -> IsolationVerdict:
         """The verdict on one pass."""
         me = Process(ME, self.own_size)
-        owners: dict[int, Whose] = {}
+        owners: dict[int, ProcessOwner] = {}
         processes: dict[int, int | None] = {}
         used = self.overhead
         for each in (me, *self.others):
@@ -152,16 +168,16 @@ class Box:
                 processes[pid] = each.size if self.sizes_told else None
                 visible = pid == each.pid and (not self.is_container or each.is_inside)
                 if each is me and pid == ME:
-                    owners[pid] = Whose.OURS
+                    owners[pid] = ProcessOwner.OURS
                 elif not visible or each.has_ended:
-                    owners[pid] = Whose.ABSENT
+                    owners[pid] = ProcessOwner.ABSENT
                 else:
-                    owners[pid] = Whose.PARTNER if each.is_partner else Whose.STRANGER
+                    owners[pid] = ProcessOwner.PARTNER if each.is_partner else ProcessOwner.STRANGER
         if self.is_container and self.lists_machine_pids and ME in processes:
-            owners[ME] = Whose.OURS  # somebody's pid on the machine is ours in here
-        lists = Lists(processes, dict.fromkeys(self.refused, "no"), used if self.used_told else None)
+            owners[ME] = ProcessOwner.OURS  # somebody's pid on the machine is ours in here
+        lists = ProcessLists(processes, dict.fromkeys(self.refused, "no"), used if self.used_told else None)
         own = self.own_size - 100 * MIB if self.own_told else None
-        return judge(lists, owners.__getitem__, every_pid=not self.is_container, own_bytes=own)
+        return attest_isolation(lists, owners.__getitem__, in_host_namespace=not self.is_container, own_bytes=own)
 
 
 SIZES = st.integers(UNACCOUNTED_BYTES + 40 * MIB, 80 * GIB)
@@ -202,16 +218,16 @@ def boxes(draw: st.DrawFn) -> Box:
 
 def never_exclusive_in_company(box: Box) -> None:
     """What must hold of every box there can be."""
-    company = box.judged()
+    seen = box.judged()
     if box.has_company:
-        assert company.isolation != "exclusive", box
+        assert seen.isolation != "exclusive", box
     elif (
         box.can_be_seen
         and not any(each.has_ended for each in box.others)
         and not (box.is_container and box.lists_machine_pids and box.others)
     ):
-        assert company.isolation == "exclusive", (box, company)
-    assert (company.isolation == "exclusive") == (not company.reasons)
+        assert seen.isolation == "exclusive", (box, seen)
+    assert (seen.isolation == "exclusive") == (not seen.reasons)
 
 
 @settings(max_examples=1000, deadline=None)

@@ -6,19 +6,19 @@ from collections.abc import Iterable
 
 from boundd.core.model.events import AttemptUnkillable, Now
 from boundd.core.model.quarantines import StuckProcess
-from boundd.ports import Launcher, Unkillable
+from boundd.ports import Launcher, UnkillableProcess
 
 LOOK_S = 5.0
 PATIENCE_S = 15.0
 """A process that has many gigabytes to give back takes seconds to die; one that takes longer is said to be stuck."""
 
 
-class StuckWatch:
+class UnkillableWatch:
     """Remembers since when each process has been seen to live in spite of a KILL. It only looks: others kill."""
 
     def __init__(self, launcher: Launcher) -> None:
         self._launcher = launcher
-        self._since: dict[tuple[str, Unkillable], Now] = {}
+        self._since: dict[tuple[str, UnkillableProcess], Now] = {}
 
     def look(self, attempt_ids: Iterable[str], now: Now) -> list[AttemptUnkillable]:
         """Look at these attempts; those with a process that has been stuck for longer than the patience.
@@ -36,5 +36,5 @@ class StuckWatch:
         return [AttemptUnkillable(attempt_id, tuple(stuck)) for attempt_id, stuck in found.items()]
 
 
-def _stuck(process: Unkillable, since: Now) -> StuckProcess:
+def _stuck(process: UnkillableProcess, since: Now) -> StuckProcess:
     return StuckProcess(process.pid, process.name, process.state, process.waits_in, since.unix_s)

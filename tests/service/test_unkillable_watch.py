@@ -1,6 +1,6 @@
 """A process that KILL can't end, for real: one that a freezer cgroup (v1) keeps from running, and so from dying.
 
-Seen to fail: without `_look_out_for_stuck` in boundd/service/daemon.py nobody is told and the device stays in
+Seen to fail: without `_watch_for_unkillable` in boundd/service/daemon.py nobody is told and the device stays in
 service.
 """
 
@@ -26,8 +26,8 @@ from boundd.core.model.state import Rules, State
 from boundd.devices.cpu import CpuProbe
 from boundd.launch import shim
 from boundd.launch.local import LocalLauncher
-from boundd.ports import LaunchSpec, Unkillable
-from boundd.service import stuck
+from boundd.ports import LaunchSpec, UnkillableProcess
+from boundd.service import unkillable_watch
 from boundd.service.clock import SystemClock
 from boundd.service.daemon import Daemon, Hooks
 from boundd.store.sqlite import SqliteStore
@@ -98,8 +98,8 @@ def test_its_device_is_cordoned_until_it_has_ended(
     tmp_path: Path, freezer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cancelled and killed, it lives on: the attempt stays live, its device out of service, also over a restart."""
-    monkeypatch.setattr(stuck, "LOOK_S", 0.05)
-    monkeypatch.setattr(stuck, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(unkillable_watch, "LOOK_S", 0.05)
+    monkeypatch.setattr(unkillable_watch, "PATIENCE_S", 0.3)
     heard = Remembering()
 
     async def first_life(daemon: Daemon) -> None:
@@ -150,9 +150,9 @@ class Answers:
     """A launcher that answers what it is told to, for the one question that is asked."""
 
     def __init__(self) -> None:
-        self.now: frozenset[Unkillable] = frozenset()
+        self.now: frozenset[UnkillableProcess] = frozenset()
 
-    def unkillable(self, attempt_id: str) -> frozenset[Unkillable]:  # noqa: ARG002
+    def unkillable(self, attempt_id: str) -> frozenset[UnkillableProcess]:  # noqa: ARG002
         """What the test says."""
         return self.now
 
@@ -160,12 +160,12 @@ class Answers:
 def test_only_one_that_stays_is_said_to_be_stuck() -> None:
     """One that takes a while to die is not, nor is the next process that is dying just then."""
     answers = Answers()
-    watch = stuck.StuckWatch(answers)  # type: ignore[arg-type]
-    answers.now = frozenset({Unkillable(1, 10, "a", "R")})
+    watch = unkillable_watch.UnkillableWatch(answers)  # type: ignore[arg-type]
+    answers.now = frozenset({UnkillableProcess(1, 10, "a", "R")})
     assert watch.look(["x"], Now(0.0, 0.0)) == []
-    answers.now = frozenset({Unkillable(1, 11, "a", "D", "nvidia_ioctl")})
-    assert watch.look(["x"], Now(stuck.PATIENCE_S, 0.0)) == []
-    answers.now = frozenset({Unkillable(1, 11, "a", "R")})
-    (found,) = watch.look(["x"], Now(2 * stuck.PATIENCE_S, 0.0))
+    answers.now = frozenset({UnkillableProcess(1, 11, "a", "D", "nvidia_ioctl")})
+    assert watch.look(["x"], Now(unkillable_watch.PATIENCE_S, 0.0)) == []
+    answers.now = frozenset({UnkillableProcess(1, 11, "a", "R")})
+    (found,) = watch.look(["x"], Now(2 * unkillable_watch.PATIENCE_S, 0.0))
     assert found.attempt_id == "x"
     assert found.processes == (StuckProcess(1, "a", "R", "", 0.0),)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from boundd.ports import HeldError, StoreBusyError
+from boundd.ports import AlreadyRunningError, StoreBusyError
 from boundd.service.instance_lock import LOCK_NAME, hold
 
 HOLDS = """
@@ -46,7 +46,7 @@ def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 def refused(folder: Path) -> str:
     """Why the folder can't be held here."""
-    with pytest.raises(HeldError) as caught, hold(folder):
+    with pytest.raises(AlreadyRunningError) as caught, hold(folder):
         pass
     return str(caught.value)
 

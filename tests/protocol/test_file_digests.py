@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boundd.protocol import content
-from boundd.protocol.content import content_of, file_digest, text_digest
+from boundd.protocol import file_digests
+from boundd.protocol.file_digests import content_of, file_digest, text_digest
 
 TENSORS = {"a": 300_000, "b": 7, "c": 1_200_000, "d": 60_000}
 """Sizes in bytes."""
@@ -40,10 +40,10 @@ def test_small_files_are_read_to_the_end(tmp_path: Path) -> None:
 def test_another_tensor_in_a_large_file_is_seen(changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them, down to the smallest. Seen to fail with `_ranges` that reads blocks at fixed distances only, which
     miss a small tensor between two of them."""
-    monkeypatch.setattr(content, "WHOLE_BYTES", 1000)
-    monkeypatch.setattr(content, "HEAD_BYTES", 512)
-    monkeypatch.setattr(content, "STRIDE_BYTES", 200_000)
-    monkeypatch.setattr(content, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(file_digests, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(file_digests, "HEAD_BYTES", 512)
+    monkeypatch.setattr(file_digests, "STRIDE_BYTES", 200_000)
+    monkeypatch.setattr(file_digests, "BLOCK_BYTES", 64)
     safetensors(tmp_path / "before", {})
     safetensors(tmp_path / "after", {changed: b"\2"})
     assert file_digest(tmp_path / "before") != file_digest(tmp_path / "after")
@@ -55,7 +55,7 @@ def test_a_large_file_is_not_read_to_the_end(tmp_path: Path, monkeypatch: pytest
     with file.open("wb") as sparse:
         sparse.truncate(10 << 30)
     with file.open("rb") as descriptor:
-        read_bytes = sum(length for _, length in content._ranges(descriptor.fileno(), 10 << 30))
+        read_bytes = sum(length for _, length in file_digests._ranges(descriptor.fileno(), 10 << 30))
     assert read_bytes < (10 << 30) // 100
     assert file_digest(file)
 
@@ -64,11 +64,11 @@ def test_a_large_file_is_not_read_to_the_end(tmp_path: Path, monkeypatch: pytest
 def test_whatever_a_file_begins_with(head: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A large file that is none of ours has a digest all the same."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(content, "WHOLE_BYTES", 100)
-        patch.setattr(content, "HEAD_BYTES", 100)
+        patch.setattr(file_digests, "WHOLE_BYTES", 100)
+        patch.setattr(file_digests, "HEAD_BYTES", 100)
         file = tmp_path_factory.mktemp("any") / "file"
         file.write_bytes(head + bytes(1000))
-        assert len(file_digest(file)) == content.DIGEST_CHARACTERS
+        assert len(file_digest(file)) == file_digests.DIGEST_CHARACTERS
 
 
 def test_a_folder_by_its_files(tmp_path: Path) -> None:

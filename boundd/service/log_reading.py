@@ -12,16 +12,16 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from boundd.ports import Launcher
-from boundd.protocol import out_of_memory, printed
-from boundd.protocol.plain_file import NotAFileError
-from boundd.protocol.printed import Printed, PrintedReader
+from boundd.protocol import out_of_memory, script_output
+from boundd.protocol.regular_file import NotAFileError
+from boundd.protocol.script_output import ScriptOutputReader, ScriptResults
 
 CHUNK_BYTES = 256 * 1024
 LOG_HEAD_BYTES = 64 * 1024
 LOG_TAIL_BYTES = 192 * 1024
 """What a verdict looks at of a log: how it began, the last that was said, and in between what tells of a failure.
 `logs` shows all that was kept."""
-TOLD_BYTES = 64 * 1024
+FAILURE_LINES_BYTES = 64 * 1024
 """So much of what is in between, of each kind: the last of it."""
 _LEFT_OUT = "\n[boundd: of the middle only lines that tell of a failure are looked at]\n"
 _LINE_BYTES = 64 * 1024
@@ -41,7 +41,7 @@ def kept_lines(*, from_stdout: bool, pattern: str = "") -> tuple[Mapping[str, An
     if from_stdout and pattern:
         kinds.append({"pattern": pattern})
     elif from_stdout:
-        kinds.append({"needles": [printed.SPEEDUP, printed.SCORE_LOSS]})
+        kinds.append({"needles": [script_output.SPEEDUP, script_output.SCORE_LOSS]})
     kinds.append({"needles": list(out_of_memory.NEEDLES), "following": out_of_memory.FOLLOWING_LINES})
     kinds.append({"needles": [*out_of_memory.FAILURE_NEEDLES, *out_of_memory.LEVEL_NEEDLES], "following": 1})
     return tuple(kinds)
@@ -59,7 +59,7 @@ async def read_log(launcher: Launcher, attempt_id: str) -> str:
             return ""
         head = b"".join([data async for data in _chunks(launcher, attempt_id, 0, LOG_HEAD_BYTES)])
         start = max(len(head), size - LOG_TAIL_BYTES)
-        told = _ToldReader()
+        told = _FailureLineReader()
         async for data in _chunks(launcher, attempt_id, len(head), start):
             told.feed(data)
         tail = b"".join([data async for data in _chunks(launcher, attempt_id, start, start + LOG_TAIL_BYTES)])
@@ -70,7 +70,7 @@ async def read_log(launcher: Launcher, attempt_id: str) -> str:
     return _LEFT_OUT.join(part.decode(errors="replace") for part in (head, told.text(), tail) if part)
 
 
-async def read_printed(launcher: Launcher, attempt_id: str, pattern: str = "") -> Printed:
+async def read_script_results(launcher: Launcher, attempt_id: str, pattern: str = "") -> ScriptResults:
     """The results that somebody's own script has printed, in all of its log, by `speedup: X` or by a pattern.
 
     Raises:
@@ -81,15 +81,15 @@ async def read_printed(launcher: Launcher, attempt_id: str, pattern: str = "") -
         async for data in _chunks(launcher, attempt_id, 0, None):
             reader.feed(data)
     except NotAFileError:
-        return Printed()
+        return ScriptResults()
     return reader.finish()
 
 
 async def _chunks(launcher: Launcher, attempt_id: str, offset: int, until: int | None) -> AsyncIterator[bytes]:
     """A log from `offset` to `until`, or to its end."""
     while until is None or offset < until:
-        most_bytes = CHUNK_BYTES if until is None else min(CHUNK_BYTES, until - offset)
-        data = await launcher.read_log(attempt_id, offset, most_bytes)
+        max_bytes = CHUNK_BYTES if until is None else min(CHUNK_BYTES, until - offset)
+        data = await launcher.read_log(attempt_id, offset, max_bytes)
         if not data:
             return
         offset += len(data)
@@ -103,7 +103,7 @@ class LogReader:
     """
 
     def __init__(self, pattern: str = "") -> None:
-        self._reader = PrintedReader(pattern)
+        self._reader = ScriptOutputReader(pattern)
         self._pending = b""
         self._among_kept = False
         self._is_done = False
@@ -118,16 +118,16 @@ class LogReader:
                 # All that counts of the rest has been kept, whole lines of it.
                 self._is_done = True
                 if int(found[1]):
-                    self._reader.complain(
+                    self._reader.add_problem(
                         "its output is larger than its log, and lines that tell of results or failures found no room "
                         "in it: let the script print less"
                     )
                 break
-            self._reader.drop_line()
-            self._reader.pass_over(found.group().count(b"\n"))
+            self._reader.discard_line()
+            self._reader.skip_lines(found.group().count(b"\n"))
             self._among_kept = found[1] is not None
             if not self._among_kept:
-                self._reader.pass_over_line()
+                self._reader.skip_rest_of_line()
         if self._is_done:
             self._pending = b""
         elif len(self._pending) > _MARK_BYTES:
@@ -135,15 +135,15 @@ class LogReader:
             self._reader.feed(self._pending[:-_MARK_BYTES])
             self._pending = self._pending[-_MARK_BYTES:]
 
-    def finish(self) -> Printed:
+    def finish(self) -> ScriptResults:
         """The results; the log has ended."""
         if not self._is_done:
             self._reader.feed(self._pending)
         return self._reader.finish()
 
 
-class _Told:
-    """Lines that hold one of some texts: the last of them, TOLD_BYTES in all."""
+class _LineBuffer:
+    """Lines that hold one of some texts: the last of them, FAILURE_LINES_BYTES in all."""
 
     def __init__(self, needles: tuple[str, ...]) -> None:
         self._needles = tuple(needle.encode() for needle in needles)
@@ -163,17 +163,17 @@ class _Told:
         """Keep it, in the place of earlier ones where there are too many."""
         self.lines.append((number, line))
         self._bytes += len(line)
-        while self._bytes > TOLD_BYTES and len(self.lines) > 1:
+        while self._bytes > FAILURE_LINES_BYTES and len(self.lines) > 1:
             self._bytes -= len(self.lines.popleft()[1])
 
 
-class _ToldReader:
+class _FailureLineReader:
     """Picks the lines that tell of a failure out of what it is fed."""
 
     def __init__(self) -> None:
         self._kinds = (
-            _Told(out_of_memory.NEEDLES),
-            _Told(out_of_memory.FAILURE_NEEDLES + out_of_memory.LEVEL_NEEDLES),
+            _LineBuffer(out_of_memory.NEEDLES),
+            _LineBuffer(out_of_memory.FAILURE_NEEDLES + out_of_memory.LEVEL_NEEDLES),
         )
         self._rest = b""
         self._number = 0

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from boundd.protocol.printed import (
-    LARGEST_SPEEDUP,
-    SMALLEST_SPEEDUP,
-    Printed,
-    PrintedReader,
+from boundd.protocol.script_output import (
+    MAX_SPEEDUP,
+    MIN_SPEEDUP,
+    ScriptOutputReader,
+    ScriptResults,
     pattern_problem,
 )
 
@@ -70,7 +70,7 @@ FINAL = r"final speedup: (\S+)"
 )  # fmt: skip
 def test_a_whole_word_and_a_whole_number(text: str, value: float) -> None:
     """Anywhere in a line, coloured or not, behind a progress bar; the largest wins."""
-    found = Printed.of(text)
+    found = ScriptResults.of(text)
     assert (found.largest, found.malformed) == (value, "")
 
 
@@ -84,7 +84,7 @@ def test_a_whole_word_and_a_whole_number(text: str, value: float) -> None:
 )  # fmt: skip
 def test_what_is_no_result(text: str) -> None:
     """A longer name, another sign, no number: nothing is read, and that is no failure by itself."""
-    found = Printed.of(text)
+    found = ScriptResults.of(text)
     assert (found.largest, found.malformed) == (None, "")
 
 
@@ -101,7 +101,7 @@ MALFORMED = [
 @pytest.mark.parametrize("number", MALFORMED)
 def test_what_is_malformed(number: str) -> None:
     """Half of it would be another number: it is quoted, with the line, beside a result that is fine too."""
-    found = Printed.of(f"speedup: 1.31\nspeedup: {number}\n")
+    found = ScriptResults.of(f"speedup: 1.31\nspeedup: {number}\n")
     assert found.malformed.startswith("line 2 of its log: its speed-up ")
     assert ascii(number[:20])[1:3] in found.malformed
     assert found.malformed.isprintable()
@@ -109,33 +109,35 @@ def test_what_is_malformed(number: str) -> None:
 
 def test_the_line_is_told() -> None:
     """Which line the result is from, without colours, and how many there are."""
-    found = Printed.of("a\nspeedup: 1.2\n\x1b[32mspeedup: 2.31\x1b[0m, loss 0.1\nspeedup: 2.0\n")
+    found = ScriptResults.of("a\nspeedup: 1.2\n\x1b[32mspeedup: 2.31\x1b[0m, loss 0.1\nspeedup: 2.0\n")
     assert found.line is not None
     assert (found.line.number, found.line.text, found.count) == (3, "speedup: 2.31, loss 0.1", 3)
-    assert Printed.of("x\nspeedup: soon").unread == "line 2 of its log: 'speedup: soon'"
+    assert ScriptResults.of("x\nspeedup: soon").unread == "line 2 of its log: 'speedup: soon'"
 
 
 def test_score_loss_is_read_likewise() -> None:
     """On the line of its speed-up, or alone where there is one of each; and what is within a tolerance is known."""
-    found = Printed.of("speedup: 3.0, score_loss: 0.3\nspeedup: 2.0, score_loss: 1e-2\nspeedup: 1.5, score_loss: -0.01")
+    found = ScriptResults.of(
+        "speedup: 3.0, score_loss: 0.3\nspeedup: 2.0, score_loss: 1e-2\nspeedup: 1.5, score_loss: -0.01"
+    )
     assert found.largest == 3.0
     assert [found.fastest_within(tolerance) for tolerance in (0.5, 0.02, 0.0, -0.5)] == [3.0, 2.0, 1.5, None]
-    assert Printed.of("speedup: 2.0\nscore_loss: 0.01").scored == ((2.0, 0.01),)
-    assert Printed.of("speedup: 2.0\nspeedup: 3.0\nscore_loss: 0.01").scored == ()
-    assert Printed.of("speedup: 2.0, max_score_loss: 0.5").scored == ()
+    assert ScriptResults.of("speedup: 2.0\nscore_loss: 0.01").scored == ((2.0, 0.01),)
+    assert ScriptResults.of("speedup: 2.0\nspeedup: 3.0\nscore_loss: 0.01").scored == ()
+    assert ScriptResults.of("speedup: 2.0, max_score_loss: 0.5").scored == ()
     for wrong in ("nan", "1%", "30", "-3000", "0,01"):
-        assert "score loss" in Printed.of(f"speedup: 2.0, score_loss: {wrong}").malformed
+        assert "score loss" in ScriptResults.of(f"speedup: 2.0, score_loss: {wrong}").malformed
 
 
 def test_a_pattern_of_ones_own() -> None:
     """It finds the place, and the number there is read whole; a pattern that would halve it is malformed."""
     text = "theoretical max speedup: 8.00\nfinal speedup: 2.31e+01\n"
-    assert Printed.of(text, FINAL).largest == 23.1
-    assert "pattern found '2.31'" in Printed.of(text, r"final speedup: (\d+\.\d+)").malformed
+    assert ScriptResults.of(text, FINAL).largest == 23.1
+    assert "pattern found '2.31'" in ScriptResults.of(text, r"final speedup: (\d+\.\d+)").malformed
     both = r"x(?P<speedup>\S+) at (?P<score_loss>\S+)"
-    assert Printed.of("x2.31 at 0.01", both).scored == ((2.31, 0.01),)
-    assert "speed-up" in Printed.of("final speedup: soon", FINAL).malformed
-    assert Printed.of("speedup: 9.0", FINAL).largest is None
+    assert ScriptResults.of("x2.31 at 0.01", both).scored == ((2.31, 0.01),)
+    assert "speed-up" in ScriptResults.of("final speedup: soon", FINAL).malformed
+    assert ScriptResults.of("speedup: 9.0", FINAL).largest is None
 
 
 def test_what_can_be_wrong_with_a_pattern() -> None:
@@ -179,7 +181,7 @@ values = st.one_of(
 def results(draw: st.DrawFn) -> tuple[str, float]:
     """A line that reports a speed-up, and which."""
     number = draw(st.sampled_from(NUMBER_FORMATS)).format(draw(values))
-    if not SMALLEST_SPEEDUP <= float(number) <= LARGEST_SPEEDUP:
+    if not MIN_SPEEDUP <= float(number) <= MAX_SPEEDUP:
         number = "2.31"
     style, whole = draw(st.sampled_from(STYLES)), draw(st.sampled_from(STYLES))
     blank = draw(st.sampled_from((" ", "  ", "\t", "", " ")))
@@ -208,13 +210,13 @@ def check(good: list[tuple[str, float]], other: list[str], bad: list[str], order
     """Whatever it stands among and in whatever pieces it comes, the largest is read, or one is said to be malformed."""
     lines = [line for line, _ in good] + other + bad
     text = "\n".join(lines[i] for i in sorted(range(len(lines)), key=lambda i: order[i % len(order)] * (i + 7) % 97))
-    data, reader, at = text.encode(), PrintedReader(), 0
+    data, reader, at = text.encode(), ScriptOutputReader(), 0
     for cut in sorted(cut % (len(data) + 1) for cut in cuts):
         reader.feed(data[at:cut])
         at = cut
     reader.feed(data[at:])
     found = reader.finish()
-    assert found == Printed.of(text)
+    assert found == ScriptResults.of(text)
     if bad:
         assert found.malformed, text
     else:
@@ -262,7 +264,7 @@ def longest_number(text: str) -> tuple[float | None, str]:
 @given(st.text("0123456789.,eE+-_x%:/'^ \t\x1b\x00½√", min_size=1, max_size=12))
 def test_no_part_of_a_token_is_read(token: str) -> None:
     """What is read is as much as Python itself would read, and nothing behind it makes it another number."""
-    found = Printed.of(f"speedup: {token}")
+    found = ScriptResults.of(f"speedup: {token}")
     if found.largest is None:
         return
     value, rest = longest_number(token.strip().split(" ")[0].split("\t")[0])

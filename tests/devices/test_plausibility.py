@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from boundd.core.model.devices import DeviceReading
 from boundd.devices.nvml import NvmlProbe
-from boundd.devices.sense import Told, contradiction, told_by, without_twins
+from boundd.devices.plausibility import DeviceIdentity, contradiction, identity_of, without_duplicates
 from tests.fake_nvml import COMPUTE, GRAPHICS, MPS
 from tests.faults.campaign import drawn_seed, line, record, sizes
 
@@ -37,9 +37,9 @@ def put(device: Any, **fields: Any) -> dict[str, Any]:
 
 
 NONSENSE = {
-    "N/A memory": ({"memory_unknown": 1}, "N/A for its memory now, and told 80.0 GiB before"),
+    "N/A memory": ({"memory_unknown": 1}, "N/A for its memory now, and reported 80.0 GiB before"),
     "memory refused": ({"memory_error": NOT_SUPPORTED}, "N/A for its memory now"),
-    "another total": ({"total": 79 * GIB}, "84,825,604,096 bytes of memory now, and told 85,899,345,920 before"),
+    "another total": ({"total": 79 * GIB}, "84,825,604,096 bytes of memory now, and reported 85,899,345,920 before"),
     "no memory at all": ({"total": 0, "reserved": 0}, "0 free bytes of 0"),
     "more free than there is": ({"free_excess": 2 * GIB}, "free bytes of 85,899,345,920, which can't be true"),
     "a name that is no text": ({"name": b"Fake \xff\xfe"}, "name is no UTF-8 text, a bug of the driver's"),
@@ -94,7 +94,7 @@ async def test_shared_memory_that_becomes_the_devices_own_is_a_contradiction(fak
     fake.devices[1].memory_unknown = 1
     assert "the host's" in (await probe.read(processes=False))[1].remark
     fake.devices[1].memory_unknown = 0
-    assert "of its own now, and told none before" in (await probe.read(processes=False))[1].unavailable
+    assert "of its own now, and reported none before" in (await probe.read(processes=False))[1].unavailable
 
 
 @pytest.mark.anyio
@@ -206,9 +206,9 @@ ENTRIES = st.fixed_dictionaries(
 
 def makes_sense_or_is_out(passes: list[list[dict[str, Any]]]) -> None:
     """Walk through passes: each device keeps what it told first, is out for anything else, and for nothing else."""
-    told: dict[str, Told] = {}
+    told: dict[str, DeviceIdentity] = {}
     for entries in passes:
-        found = without_twins(entries)
+        found = without_duplicates(entries)
         uuids = [entry["uuid"] for entry in entries if entry["uuid"]]
         assert [e["uuid"] for e in found if e["uuid"]] == list(dict.fromkeys(uuids))
         assert sum(not entry["uuid"] for entry in found) == sum(not entry["uuid"] for entry in entries)
@@ -220,7 +220,7 @@ def makes_sense_or_is_out(passes: list[list[dict[str, Any]]]) -> None:
             if is_twin:
                 assert "total" not in entry
                 continue
-            known = told.setdefault(entry["uuid"], told_by(entry, "1"))
+            known = told.setdefault(entry["uuid"], identity_of(entry, "1"))
             same_memory = known.is_shared or entry["total"] == known.total_bytes
             fits = (entry["name"], entry["shared"]) == (known.name, known.is_shared) and same_memory
             assert bool(contradiction(entry, "1", known)) != fits

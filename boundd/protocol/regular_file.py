@@ -19,7 +19,7 @@ class NotAFileError(Exception):
     """The worker's: where a file is to be, there is something that can't be read as one."""
 
 
-def open_plain(path: Path) -> BinaryIO | None:
+def open_regular(path: Path) -> BinaryIO | None:
     """A regular file, to be read from its beginning and closed by the caller; None where there is none.
 
     Raises:
@@ -40,19 +40,19 @@ def open_plain(path: Path) -> BinaryIO | None:
     return os.fdopen(descriptor, "rb", buffering=0)
 
 
-def read_chunk(path: Path, offset: int, most_bytes: int) -> bytes:
+def read_chunk(path: Path, offset: int, max_bytes: int) -> bytes:
     """Up to so many bytes from `offset` on; empty where there are none, or no file yet.
 
     Raises:
         NotAFileError: it is a link, a pipe, a folder, a device.
         OSError: it can't be read now.
     """
-    file = open_plain(path)
+    file = open_regular(path)
     if file is None:
         return b""
     with file:
         file.seek(offset)
-        return file.read(max(0, most_bytes))
+        return file.read(max(0, max_bytes))
 
 
 def size_bytes(path: Path) -> int | None:
@@ -62,7 +62,7 @@ def size_bytes(path: Path) -> int | None:
         NotAFileError: it is a link, a pipe, a folder, a device.
         OSError: it can't be told now.
     """
-    file = open_plain(path)
+    file = open_regular(path)
     if file is None:
         return None
     with file:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 SPEEDUP = "speedup"
 SCORE_LOSS = "score_loss"
-SMALLEST_SPEEDUP, LARGEST_SPEEDUP = 1e-3, 1e3
+MIN_SPEEDUP, MAX_SPEEDUP = 1e-3, 1e3
 """What can be a speed-up. Leaving out all but one of the 1,000 steps that a model was trained with gives 1,000."""
-LARGEST_SCORE_LOSS = 1.0
+MAX_SCORE_LOSS = 1.0
 """(baseline - accelerated) / baseline of scores above 0 is at most 1; as much the other way is no loss of any use."""
 PIECE_BYTES = 64 * 1024
 """A line without an end is looked at in pieces of this size."""
@@ -76,7 +76,7 @@ class ResultLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Printed:
+class ScriptResults:
     """The results in an output.
 
     Attributes:
@@ -97,9 +97,9 @@ class Printed:
     unread: str = ""
 
     @classmethod
-    def of(cls, text: str, pattern: str = "") -> Printed:
+    def of(cls, text: str, pattern: str = "") -> ScriptResults:
         """Those of a text that is there whole."""
-        reader = PrintedReader(pattern)
+        reader = ScriptOutputReader(pattern)
         reader.feed(text.encode("utf-8", "surrogatepass"))
         return reader.finish()
 
@@ -108,7 +108,7 @@ class Printed:
         return max((speedup for speedup, loss in self.scored if loss <= tolerance), default=None)
 
 
-class PrintedReader:
+class ScriptOutputReader:
     """Reads an output, in whatever chunks it comes, with a memory that doesn't depend on its size."""
 
     def __init__(self, pattern: str = "") -> None:
@@ -146,32 +146,32 @@ class PrintedReader:
             self._rest = self._rest[PIECE_BYTES - _BEFORE_BYTES :]
             self._skip = _BEFORE_BYTES
 
-    def pass_over(self, lines: int) -> None:
+    def skip_lines(self, lines: int) -> None:
         """Count lines that are not the script's."""
         self._line += lines
 
-    def pass_over_line(self) -> None:
+    def skip_rest_of_line(self) -> None:
         """Read nothing up to the end of the line: its beginning is missing."""
         self._skips_line = True
 
-    def complain(self, problem: str) -> None:
+    def add_problem(self, problem: str) -> None:
         """Say that results are missing: the others are not all, and the largest may not be the largest."""
         self._malformed = self._malformed or problem
 
-    def drop_line(self) -> None:
+    def discard_line(self) -> None:
         """Forget what was read of a line that has not ended: the rest of it is missing."""
         self._rest, self._skip = b"", 0
 
-    def finish(self) -> Printed:
+    def finish(self) -> ScriptResults:
         """What was read; the output has ended."""
         self._piece(self._rest, self._skip, len(self._rest))
-        self.drop_line()
+        self.discard_line()
         speedup, loss, line = self._largest or (None, None, None)
         if self._count == 1 and speedup is not None and loss is None and len(self._lone_losses) == 1:
             # On a line of its own, but nobody else's it can be.
             loss = self._lone_losses[0]
             self._keep_pair(speedup, loss)
-        return Printed(self._count, speedup, line, loss, tuple(self._scored), self._malformed, self._unread)
+        return ScriptResults(self._count, speedup, line, loss, tuple(self._scored), self._malformed, self._unread)
 
     def _lines(self, whole: bytes) -> None:
         """Read lines that have ended, their last line's end left out; the first may have begun before."""
@@ -263,7 +263,7 @@ def parts_of(line: str) -> list[str]:
     return _BREAK.split(line)
 
 
-def plain(text: str) -> str:
+def without_terminal_codes(text: str) -> str:
     """A text of many lines without colours, and with a line's end for each carriage return."""
     return "\n".join(part for line in text.split("\n") for part in parts_of(line))
 
@@ -325,11 +325,9 @@ def read_number(text: str, at: int, name: str) -> tuple[float | None, int]:
 
 
 def _check(name: str, value: float) -> None:
-    if name == SPEEDUP and not SMALLEST_SPEEDUP <= value <= LARGEST_SPEEDUP:
-        raise MalformedNumberError(
-            f"its speed-up is {value:g}, and one is from {SMALLEST_SPEEDUP:g} to {LARGEST_SPEEDUP:g}"
-        )
-    if name == SCORE_LOSS and not -LARGEST_SCORE_LOSS <= value <= LARGEST_SCORE_LOSS:
+    if name == SPEEDUP and not MIN_SPEEDUP <= value <= MAX_SPEEDUP:
+        raise MalformedNumberError(f"its speed-up is {value:g}, and one is from {MIN_SPEEDUP:g} to {MAX_SPEEDUP:g}")
+    if name == SCORE_LOSS and not -MAX_SCORE_LOSS <= value <= MAX_SCORE_LOSS:
         raise MalformedNumberError(f"its score loss is {value:g}, and one is from -1 to 1")
 
 
@@ -394,7 +392,7 @@ def pattern_problem(pattern: str, sample: str = "") -> str:
         return rf"has {compiled.groups} groups: put one around the number, such as 'best: (\S+)'"
     if not sample:
         return ""
-    found = Printed.of(sample, pattern)
+    found = ScriptResults.of(sample, pattern)
     if found.malformed:
         return f"doesn't read the sample: {found.malformed}: change one of the two"
     if found.largest is None:

@@ -9,7 +9,7 @@ import pytest
 
 from boundd.core.model.effects import Action, Note
 from boundd.core.model.events import Now
-from boundd.telemetry.library import TRACEBACK_CHARACTERS, LibraryLog, listen
+from boundd.telemetry.library_log import TRACEBACK_CHARACTERS, LibraryLog, listen
 
 
 class Heard:

@@ -1,7 +1,7 @@
-"""What a worker may have put where its results and its log are to be.
+"""Logs and results that are huge, cut, or not regular files.
 
-Seen to fail: without O_NONBLOCK in boundd/protocol/plain_file.py the pipe is waited for; without O_NOFOLLOW the link is
-read; without the check for a regular file the folder is an error of the daemon's.
+Seen to fail: without O_NONBLOCK in boundd/protocol/regular_file.py the daemon waits for the pipe; without O_NOFOLLOW
+the link is read; without the check for a regular file the folder becomes an error of the daemon.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import pytest
 
 from boundd.launch.local import LocalLauncher
 from boundd.launch.shim import CappedLog
-from boundd.protocol.out_of_memory import ran_out
-from boundd.protocol.plain_file import NotAFileError
-from boundd.protocol.printed import Printed
-from boundd.service import reading
+from boundd.protocol.out_of_memory import out_of_memory_text
+from boundd.protocol.regular_file import NotAFileError
+from boundd.protocol.script_output import ScriptResults
+from boundd.service import log_reading
 from boundd.service.attempts import POINTS_LIMIT, RESULTS_LIMIT_BYTES, Collected
 
 MIB = 1024**2
@@ -45,8 +45,8 @@ async def test_only_a_regular_file_is_read(launcher: LocalLauncher, make: object
         await launcher.read_results("1", 0, 10)
     with pytest.raises(NotAFileError, match=r"^output.log "):
         await launcher.read_log("1", 0, 10)
-    assert await reading.read_log(launcher, "1") == ""
-    assert await reading.read_printed(launcher, "1") == Printed()
+    assert await log_reading.read_log(launcher, "1") == ""
+    assert await log_reading.read_script_results(launcher, "1") == ScriptResults()
 
 
 @pytest.mark.anyio
@@ -54,7 +54,7 @@ async def test_what_is_not_there_is_empty(launcher: LocalLauncher) -> None:
     """A worker that has said nothing yet has no file."""
     assert await launcher.read_results("1", 0, 10) == b""
     assert await launcher.log_size_bytes("1") is None
-    assert await reading.read_log(launcher, "1") == ""
+    assert await log_reading.read_log(launcher, "1") == ""
 
 
 @pytest.mark.anyio
@@ -63,15 +63,15 @@ async def test_a_log_is_read_by_its_head_and_its_tail(launcher: LocalLauncher) -
     path = launcher.log_path("1")
     for size in (
         1,
-        reading.LOG_HEAD_BYTES,
-        reading.LOG_HEAD_BYTES + 1,
-        reading.LOG_HEAD_BYTES + reading.LOG_TAIL_BYTES,
+        log_reading.LOG_HEAD_BYTES,
+        log_reading.LOG_HEAD_BYTES + 1,
+        log_reading.LOG_HEAD_BYTES + log_reading.LOG_TAIL_BYTES,
     ):
         path.write_bytes(b"x" * (size - 1) + b"\n")
-        assert await reading.read_log(launcher, "1") == "x" * (size - 1) + "\n"
+        assert await log_reading.read_log(launcher, "1") == "x" * (size - 1) + "\n"
     path.write_bytes(b"first\n" + b"x\n" * 8 * MIB + b"last\n")
     tracemalloc.start()
-    text = await reading.read_log(launcher, "1")
+    text = await log_reading.read_log(launcher, "1")
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert text.startswith("first\n")
@@ -85,10 +85,12 @@ async def test_a_log_is_read_by_its_head_and_its_tail(launcher: LocalLauncher) -
 async def test_speed_ups_are_found_wherever_they_are(launcher: LocalLauncher, gap: bytes) -> None:
     """On both sides of a chunk's end, in lines or one long one, each once."""
     path = launcher.log_path("1")
-    start = b"speedup: 1.5\n" + gap * (reading.CHUNK_BYTES // len(gap) - 10)
+    start = b"speedup: 1.5\n" + gap * (log_reading.CHUNK_BYTES // len(gap) - 10)
     for shift in range(24):
-        path.write_bytes(start + b" " * shift + b" speedup: 2.25\n" + gap * reading.CHUNK_BYTES + b"\nspeedup: 1.75")
-        found = await reading.read_printed(launcher, "1")
+        path.write_bytes(
+            start + b" " * shift + b" speedup: 2.25\n" + gap * log_reading.CHUNK_BYTES + b"\nspeedup: 1.75"
+        )
+        found = await log_reading.read_script_results(launcher, "1")
         assert (found.count, found.largest, found.malformed) == (3, 2.25, "")
 
 
@@ -98,10 +100,10 @@ async def test_what_tells_of_a_failure_is_found_in_the_middle(launcher: LocalLau
     path = launcher.log_path("1")
     gap = b"step 3 of 50\n" * 100_000
     path.write_bytes(gap + b"Traceback (most recent call last):\n  x\nRuntimeError: CUDA error: out of memory\n" + gap)
-    assert ran_out(await reading.read_log(launcher, "1")) == "RuntimeError: CUDA error: out of memory"
+    assert out_of_memory_text(await log_reading.read_log(launcher, "1")) == "RuntimeError: CUDA error: out of memory"
     path.write_bytes(gap + b"KeyError: 'a'\n" * 50_000 + b"RuntimeError: HIP error: out of memory\n" + gap)
-    text = await reading.read_log(launcher, "1")
-    assert ran_out(text) == "RuntimeError: HIP error: out of memory"
+    text = await log_reading.read_log(launcher, "1")
+    assert out_of_memory_text(text) == "RuntimeError: HIP error: out of memory"
     assert len(text) < 512 * 1024
 
 
@@ -110,7 +112,9 @@ LIMIT = 64 * 1024
 
 def write_log(path: Path, output: bytes, *, pattern: str = "", chunk: int = 4000) -> None:
     """Have a shim leave an output in a small log."""
-    log = CappedLog(str(path), LIMIT, [dict(kind) for kind in reading.kept_lines(from_stdout=True, pattern=pattern)])
+    log = CappedLog(
+        str(path), LIMIT, [dict(kind) for kind in log_reading.kept_lines(from_stdout=True, pattern=pattern)]
+    )
     for at in range(0, len(output), chunk):
         log.write(output[at : at + chunk])
     assert log.close()
@@ -125,21 +129,21 @@ async def test_a_cut_log_still_has_the_result(launcher: LocalLauncher, chunk: in
     gap, failure = b"step 3 of 50\n" * 8_000, b"RuntimeError: CUDA error: out of memory\n"
     output = gap + b"best: 2.31 speedup: 1.25\n" + gap + failure + gap + b"speedup: 1.5"
     write_log(path, output, chunk=chunk)
-    found = await reading.read_printed(launcher, "1")
+    found = await log_reading.read_script_results(launcher, "1")
     assert (found.count, found.largest, found.malformed) == (2, 1.5, "")
     assert found.line is not None
     assert path.read_bytes().split(b"\n")[found.line.number - 1] == b"speedup: 1.5"
-    assert ran_out(await reading.read_log(launcher, "1")) == "RuntimeError: CUDA error: out of memory"
+    assert out_of_memory_text(await log_reading.read_log(launcher, "1")) == "RuntimeError: CUDA error: out of memory"
     write_log(path, output, pattern=best, chunk=chunk)
-    assert (await reading.read_printed(launcher, "1", best)).largest == 2.31
+    assert (await log_reading.read_script_results(launcher, "1", best)).largest == 2.31
     bar = b"\r 10%|#" * 40_000
     write_log(path, bar + b"\rspeedup: 2.5" + bar, chunk=chunk)
-    assert (await reading.read_printed(launcher, "1")).largest == 2.5
+    assert (await log_reading.read_script_results(launcher, "1")).largest == 2.5
 
 
-def printed_in(content: bytes, chunk: int = 100) -> Printed:
+def printed_in(content: bytes, chunk: int = 100) -> ScriptResults:
     """The results in a log."""
-    reader = reading.LogReader()
+    reader = log_reading.LogReader()
     for at in range(0, len(content), chunk):
         reader.feed(content[at : at + chunk])
     return reader.finish()
@@ -172,7 +176,7 @@ def test_more_results_than_there_is_room_for_are_none(tmp_path: Path) -> None:
 @pytest.mark.anyio
 async def test_a_gigabyte_behind_the_cause(launcher: LocalLauncher, behind_bytes: int) -> None:
     """It hides neither the cause nor the result; 64 MiB are four times what the log holds."""
-    wanted = [dict(kind) for kind in reading.kept_lines(from_stdout=True)]
+    wanted = [dict(kind) for kind in log_reading.kept_lines(from_stdout=True)]
     log = CappedLog(str(launcher.log_path("1")), 16 * MIB, wanted)
     noise = b"[rank0]: step 3 of 50, loss 0.12345\n" * 1800
     for _ in range(200):
@@ -181,15 +185,17 @@ async def test_a_gigabyte_behind_the_cause(launcher: LocalLauncher, behind_bytes
     for _ in range(behind_bytes // len(noise)):
         log.write(noise)
     log.close()
-    assert (await reading.read_printed(launcher, "1")).largest == 2.5
-    assert ran_out(await reading.read_log(launcher, "1")).startswith("torch.OutOfMemoryError: CUDA out of memory")
+    assert (await log_reading.read_script_results(launcher, "1")).largest == 2.5
+    assert out_of_memory_text(await log_reading.read_log(launcher, "1")).startswith(
+        "torch.OutOfMemoryError: CUDA out of memory"
+    )
 
 
 def collect(data: bytes, *, times: int = 1) -> tuple[Collected, int]:
     """What so much of a results file makes, and of how many events."""
     collected, events = Collected(), 0
     for _ in range(times):
-        events += len(collected.take("1", data))
+        events += len(collected.add("1", data))
         if collected.malformed:
             break
     return collected, events
@@ -199,7 +205,7 @@ def test_a_result_has_limits() -> None:
     """Of points, of a line, of the file: past them it is malformed, and that is said with the number."""
     collected, events = collect(POINT * 1000, times=11)
     assert (collected.malformed, events) == (f"more than {POINTS_LIMIT:,} points", POINTS_LIMIT)
-    collected, _ = collect(b"x" * reading.CHUNK_BYTES, times=100)
+    collected, _ = collect(b"x" * log_reading.CHUNK_BYTES, times=100)
     assert collected.malformed.startswith("a line of more than 1,048,576 bytes")
     progress = b'{"type": "progress", "done": 1, "total": 2}\n' * 1000
     collected, events = collect(progress, times=RESULTS_LIMIT_BYTES // len(progress) // 100)

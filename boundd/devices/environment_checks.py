@@ -12,24 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from boundd.core.model.devices import DeviceReading
+from boundd.protocol.device_processes import is_in_host_pid_namespace
 from boundd.protocol.environment import CUDA_VISIBLE_DEVICES
-from boundd.protocol.seeing import sees_every_pid
 
 NODES = ("nvidiactl", "nvidia-uvm")
 """Device files without which CUDA finds no GPU, whatever NVML says."""
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class EnvironmentReport:
     """`remarks` is what people should know, `problems` what would not work; sentences, each with what to do."""
 
     remarks: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
 
-def surroundings(
+def check_environment(
     readings: Sequence[DeviceReading], environ: Mapping[str, str] = os.environ, root: Path = Path("/")
-) -> Surroundings:
+) -> EnvironmentReport:
     """What surrounds a daemon that has these devices, were it started as this process was."""
     gpus = [reading for reading in readings if reading.backend == "nvml"]
     remarks: list[str] = []
@@ -47,12 +47,12 @@ def surroundings(
         if CUDA_VISIBLE_DEVICES in environ:
             bound = environ[CUDA_VISIBLE_DEVICES]
             remarks.append(f"CUDA_VISIBLE_DEVICES={bound!r} is what the daemon may use at most; unset it to use all")
-    return Surroundings(tuple(remarks), tuple(problems))
+    return EnvironmentReport(tuple(remarks), tuple(problems))
 
 
 def _views(hiding: Iterable[str], root: Path) -> Iterable[str]:
     """What can be told of other processes from here."""
-    if not sees_every_pid(root / "proc"):
+    if not is_in_host_pid_namespace(root / "proc"):
         yield (
             "this process has a pid namespace of its own, as in a container: who else is on a GPU is told by memory "
             "there, and not at all for somebody's own script; start it with the machine's pids (--pid=host) to be sure"

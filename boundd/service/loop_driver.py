@@ -19,7 +19,7 @@ ALIVE = "alive"
 """The fact that is asked for to see whether the store answers; there is none of that name."""
 
 
-class Driver:
+class LoopDriver:
     """Submits events to a loop. `perform` does an effect, at once; `turned` is told that an event was handled."""
 
     def __init__(
@@ -91,7 +91,7 @@ class Driver:
         async with self._lock:
             await self._store.recall(ALIVE)
 
-    async def try_the_store(self) -> None:
+    async def retry_store(self) -> None:
         """While nothing could be stored, see whether it can be again: there may be nothing that wants to be."""
         while True:
             await self._refused.wait()

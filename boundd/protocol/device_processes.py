@@ -9,16 +9,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from boundd.protocol.company import Lists
+from boundd.protocol.attestation import ProcessLists
 from boundd.protocol.environment import LEASE
 
 INITIAL_PID_NAMESPACE = "pid:[4026531836]"
 """What /proc/self/ns/pid is in the machine's own pid namespace (PROC_PID_INIT_INO in Linux's proc_ns.h)."""
-MOST_PIDS = 4_194_304
+MAX_PID = 4_194_304
 """No pid is larger (PID_MAX_LIMIT in Linux's threads.h): a driver that writes one doesn't know whose it is."""
 
 
-def read_lists(nvml: Any, handle: Any) -> Lists:
+def read_process_lists(nvml: Any, handle: Any) -> ProcessLists:
     """All lists of processes that the driver keeps of a device or MIG instance, in one pass.
 
     A device without an MPS list can have no MPS clients that are not seen: their server is in the list of compute
@@ -54,7 +54,7 @@ def read_lists(nvml: Any, handle: Any) -> Lists:
             # Listed twice (a process that computes and draws), it holds what the longer entry says.
             before = processes.get(pid, 0)
             processes[pid] = None if size is None or before is None else max(before, size)
-    return Lists(processes, unreadable, _used_bytes(nvml, handle))
+    return ProcessLists(processes, unreadable, _used_bytes(nvml, handle))
 
 
 def describe(error: Any) -> str:
@@ -62,13 +62,13 @@ def describe(error: Any) -> str:
     return f"{str(error).rstrip('.')} (NVML error {error.value})"
 
 
-def is_here(pid: int, proc: Path = Path("/proc")) -> bool:
+def is_alive(pid: int, proc: Path = Path("/proc")) -> bool:
     """Whether a process of this pid lives where we are.
 
     The kernel is asked by a signal that does nothing, which tells of other users' processes too where /proc hides them
     (mounted with hidepid, or by systemd's ProtectProc=); kill(2).
     """
-    if not 0 < pid <= MOST_PIDS:
+    if not 0 < pid <= MAX_PID:
         return True  # nobody's pid is like that: whoever it is, it has not ended
     try:
         os.kill(pid, 0)
@@ -83,7 +83,7 @@ def is_here(pid: int, proc: Path = Path("/proc")) -> bool:
     return state not in ([b"Z"], [b"X"])
 
 
-def sees_every_pid(proc: Path = Path("/proc")) -> bool:
+def is_in_host_pid_namespace(proc: Path = Path("/proc")) -> bool:
     """Whether this process is in the machine's own pid namespace, where no process is without a pid that it knows."""
     try:
         return str((proc / "self" / "ns" / "pid").readlink()) == INITIAL_PID_NAMESPACE
@@ -91,7 +91,7 @@ def sees_every_pid(proc: Path = Path("/proc")) -> bool:
         return False
 
 
-def takes_lease(pid: int, folder: Path | None, proc: Path = Path("/proc")) -> bool:
+def uses_lease(pid: int, folder: Path | None, proc: Path = Path("/proc")) -> bool:
     """Whether a process was started with this lease folder; False where its environment can't be read."""
     try:
         environ = (proc / str(pid) / "environ").read_bytes()
