@@ -125,6 +125,8 @@ class Checker(NoChecks):
         """Whether somebody has what is held back tried at once."""
         self._compared: dict[int, tuple[object, object]] = {}
         self._in_force: ConfigLoaded | None = None
+        self._least_quick_s = rules.quick_s
+        """Of all configs that were in force: a problem may have passed by one that is no more."""
         names = Counter(device.name for device in world.devices)
         self._model = None if rules.mix_models else min(names, key=lambda name: (-names[name], name))
 
@@ -137,11 +139,13 @@ class Checker(NoChecks):
     def config_read(self, config: ConfigLoaded) -> None:
         """A daemon that starts has read this config, and begins with it."""
         self._in_force = config
+        self._least_quick_s = min(self._least_quick_s, config.rules.quick_s)
 
     def handled(self, state: State, event: Event, *, happened: bool) -> None:
         """An event was handled to its end. What is in force is one config as a whole, and no other than is said."""
         if happened and isinstance(event, ConfigLoaded):
             self._in_force = event
+            self._least_quick_s = min(self._least_quick_s, event.rules.quick_s)
         config = self._in_force
         if config is None or not state.order:
             return
@@ -310,7 +314,7 @@ class Checker(NoChecks):
         for what in self._needs(attempt) & set(self._away):
             away = self._away[what]
             probe = self._live.get(away.probe)
-            if probe is not None and now_s >= probe.started_boot_s + away.longest_s + self._rules.quick_s:
+            if probe is not None and now_s >= probe.started_boot_s + away.longest_s + self._least_quick_s:
                 del self._away[what]  # it runs for longer than it took the others to fail
                 continue
             if probe is not None:
