@@ -41,8 +41,13 @@ _CURE = "set daemon.state_dir to a folder on a local disk"
 
 
 def lacking(folder: Path) -> str:
-    """What a state folder there would lack, with what to do; empty where it lacks nothing, or that can't be tried."""
+    """What a state folder there would lack, with what to do; empty where it lacks nothing, or that can't be tried.
+
+    Where a file is in its way, it lacks its place.
+    """
     place = _nearest(folder)
+    if place.exists() and not place.is_dir():
+        return f"{folder} can't be a folder, since {place} is a file: choose another folder"
     where = f"{folder} is on a file system ({kind_of(place) or 'of an unknown kind'}) without"
     try:
         file = tempfile.TemporaryFile(dir=place)  # noqa: SIM115 - the with statement follows

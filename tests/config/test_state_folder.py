@@ -96,3 +96,12 @@ def test_xdg_folders(tmp_path: Path) -> None:
     )
     (tmp_path / "state/boundd").mkdir(parents=True)
     assert user_state_dir({**environ, "HOME": str(home)}) == tmp_path / "state/boundd"
+
+
+@pytest.mark.parametrize("below", ["", "state", "a/b"])
+def test_a_file_in_its_place_is_told_before_the_start(tmp_path: Path, below: str) -> None:
+    """Nobody's permissions matter for that, so it can be said to whoever asks."""
+    file = tmp_path / "notes"
+    file.write_text("mine")
+    assert lacking(file / below) == f"{file / below} can't be a folder, since {file} is a file: choose another folder"
+    assert lacking(tmp_path / "new" / below) == ""
