@@ -133,7 +133,9 @@ def stops_itself() -> None:
 
 
 def fills_the_disk() -> None:
-    """A small one, which the test made; and says so."""
+    """A small one, which the test made, and no other."""
+    disk = os.statvfs(os.environ["HOSTILE_DISK"])
+    assert disk.f_blocks * disk.f_frsize <= 64 * MIB, "the small disk is gone"
     with open(os.environ["HOSTILE_DISK"] + f"/{os.getpid()}", "wb", buffering=0) as file:  # noqa: PTH123
         while file.write(b"x" * MIB):
             pass
