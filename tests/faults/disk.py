@@ -663,7 +663,7 @@ def shims(disk: Disk, folder: Path, point: Point | None) -> None:
                             )
                         )
                     except LaunchError as error:
-                        if not error.passing:
+                        if not error.transient:
                             raise WrongError(f"unclear: {error}") from error
                         await anyio.sleep(0.05)
                         continue

@@ -6,7 +6,7 @@ its shims. A point that failed is run again by `--only SCENARIO,KIND,NTH,ERROR,L
 - `_mend` of boundd/store/sqlite.py made to do nothing: `resurrected` in `refused_commits`, and `wedged` where the file
   was opened for reading alone.
 - Without the checkpoint in `migrate._create`, a store is renamed into place without its log: `unclear` (damaged).
-- `LaunchError.passing` always False: `lost` (`not_started`) in `attempts_alone`.
+- `LaunchError.transient` always False: `lost` (`not_started`) in `attempts_alone`.
 - Without `CappedLog._unwritten` in boundd/launch/shim/log.py, the line with the result is lost: `lost` in `shims`.
 - `AttemptWatcher.adopt` without its `except OSError`: `unclear` (an internal error) in `adoption`.
 """
