@@ -49,7 +49,6 @@ def matrix_device_model(state: State) -> str | None:
     if state.rules.mix_models:
         return None
     # Ignore devices that never take a cell, such as one divided into MIG instances.
-    # wait for its like.
     readings = (device.reading for device in state.devices.values())
     names = Counter(one.name for one in readings if one.max_cells != 0 and one.name != UNKNOWN_NAME)
     return min(names, key=lambda name: (-names[name], name), default=None)
